@@ -1,0 +1,127 @@
+/**
+ * The Open Inference Protocol's verbs as a Thrift service: framed transport, binary protocol.
+ *
+ * Tensor bytes are little-endian and in C order; an element of a BYTES tensor is a 4-byte little-endian length and that many bytes.
+ * Every verb has one argument, `request`, and raises one exception, `ServingError`.
+ */
+namespace py inference
+namespace * inference
+
+/** code: one of docs/rpc.md's error codes. retry_after_ms: 0 where there is none. */
+exception ServingError {
+  1: string code,
+  2: string message,
+  3: i32 retry_after_ms,
+  4: string request_id
+}
+
+struct Tensor {
+  1: string name,
+  2: string datatype,
+  3: list<i64> shape,
+  4: binary data
+}
+
+/** outputs: names; empty means all. timeout_ms: what is left for this call; 0 means the server's default. */
+struct InferRequest {
+  1: string model_name,
+  2: string model_version,
+  3: string id,
+  4: list<Tensor> inputs,
+  5: list<string> outputs,
+  6: map<string, string> parameters,
+  7: i32 timeout_ms,
+  8: string token,
+  9: string traceparent
+}
+
+struct InferResponse {
+  1: string model_name,
+  2: string model_version,
+  3: string id,
+  4: list<Tensor> outputs,
+  5: map<string, string> parameters
+}
+
+struct ServerLiveRequest {}
+struct ServerLiveResponse { 1: bool live }
+
+struct ServerReadyRequest {}
+struct ServerReadyResponse { 1: bool ready }
+
+/** version: empty means the version that serves by default. */
+struct ModelReadyRequest { 1: string name, 2: string version }
+struct ModelReadyResponse { 1: bool ready }
+
+struct ServerMetadataRequest {}
+struct ServerMetadataResponse { 1: string name, 2: string version, 3: list<string> extensions }
+
+struct TensorMetadata { 1: string name, 2: string datatype, 3: list<i64> shape }
+
+struct ModelMetadataRequest { 1: string name, 2: string version }
+struct ModelMetadataResponse {
+  1: string name,
+  2: list<string> versions,
+  3: string platform,
+  4: list<TensorMetadata> inputs,
+  5: list<TensorMetadata> outputs
+}
+
+struct ModelConfigRequest { 1: string name, 2: string version }
+/** config_json: the model configuration in protobuf's JSON mapping, as `/v2/models/{model}/config` gives it. */
+struct ModelConfigResponse { 1: string config_json }
+
+struct StatisticDuration { 1: i64 count, 2: i64 ns }
+
+struct ModelStatistics {
+  1: string name,
+  2: string version,
+  3: i64 last_inference,
+  4: i64 inference_count,
+  5: i64 execution_count,
+  6: StatisticDuration success,
+  7: StatisticDuration fail,
+  8: StatisticDuration queue,
+  9: StatisticDuration compute_input,
+  10: StatisticDuration compute_infer,
+  11: StatisticDuration compute_output
+}
+
+/** name: empty means every model. */
+struct ModelStatisticsRequest { 1: string name, 2: string version }
+struct ModelStatisticsResponse { 1: list<ModelStatistics> model_stats }
+
+struct ModelIndex { 1: string name, 2: string version, 3: string state, 4: string reason }
+
+struct RepositoryIndexRequest { 1: string repository_name, 2: bool ready, 3: string token }
+struct RepositoryIndexResponse { 1: list<ModelIndex> models }
+
+struct RepositoryModelLoadRequest {
+  1: string repository_name,
+  2: string model_name,
+  3: map<string, string> parameters,
+  4: string token
+}
+struct RepositoryModelLoadResponse {}
+
+struct RepositoryModelUnloadRequest {
+  1: string repository_name,
+  2: string model_name,
+  3: map<string, string> parameters,
+  4: string token
+}
+struct RepositoryModelUnloadResponse {}
+
+service Inference {
+  ServerLiveResponse ServerLive(1: ServerLiveRequest request) throws (1: ServingError error),
+  ServerReadyResponse ServerReady(1: ServerReadyRequest request) throws (1: ServingError error),
+  ModelReadyResponse ModelReady(1: ModelReadyRequest request) throws (1: ServingError error),
+  ServerMetadataResponse ServerMetadata(1: ServerMetadataRequest request) throws (1: ServingError error),
+  ModelMetadataResponse ModelMetadata(1: ModelMetadataRequest request) throws (1: ServingError error),
+  InferResponse ModelInfer(1: InferRequest request) throws (1: ServingError error),
+  ModelConfigResponse ModelConfig(1: ModelConfigRequest request) throws (1: ServingError error),
+  ModelStatisticsResponse ModelStatistics(1: ModelStatisticsRequest request) throws (1: ServingError error),
+  RepositoryIndexResponse RepositoryIndex(1: RepositoryIndexRequest request) throws (1: ServingError error),
+  RepositoryModelLoadResponse RepositoryModelLoad(1: RepositoryModelLoadRequest request) throws (1: ServingError error),
+  RepositoryModelUnloadResponse RepositoryModelUnload(1: RepositoryModelUnloadRequest request) throws (1: ServingError error)
+}

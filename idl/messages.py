@@ -1,0 +1,126 @@
+"""The contract's messages as plain values: what transports decode into and what clients are given.
+
+gRPC and Thrift are two spellings of these. Shapes are in elements, -1 in a specification means any size. Durations say their unit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor with its raw contents (see `idl.tensors` for the layout)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """`outputs` empty: all of them. `deadline` is in seconds of `time.monotonic()` on this machine, None without one."""
+
+    model_name: str
+    inputs: tuple[Tensor, ...]
+    model_version: str = ""
+    id: str = ""
+    outputs: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """`parameters` holds, besides a backend's own, `queue_us` and `compute_us`: microseconds waited and computed (integers)."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """`versions` are the ones that are ready, ascending."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIndex:
+    """`state` is UNAVAILABLE, LOADING, READY, UNLOADING or UNKNOWN; `reason` says why where it is not READY."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How often, and how many nanoseconds in all."""
+
+    count: int = 0
+    ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """`last_inference`: milliseconds since the epoch, 0 for never."""
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+@dataclass(frozen=True, slots=True)
+class HostModel:
+    """One loaded version on a model host; `memory_bytes` is resident and private."""
+
+    name: str
+    version: str
+    state: str
+    memory_bytes: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a model host has and what is loaded there."""
+
+    cpus: float
+    memory_bytes: int
+    memory_available_bytes: int
+    disk_available_bytes: int
+    execution_providers: tuple[str, ...]
+    models: tuple[HostModel, ...]
