@@ -58,7 +58,7 @@ struct ServerMetadataResponse { 1: string name, 2: string version, 3: list<strin
 
 struct TensorMetadata { 1: string name, 2: string datatype, 3: list<i64> shape }
 
-struct ModelMetadataRequest { 1: string name, 2: string version }
+struct ModelMetadataRequest { 1: string name, 2: string version, 3: string token }
 struct ModelMetadataResponse {
   1: string name,
   2: list<string> versions,
@@ -67,7 +67,7 @@ struct ModelMetadataResponse {
   5: list<TensorMetadata> outputs
 }
 
-struct ModelConfigRequest { 1: string name, 2: string version }
+struct ModelConfigRequest { 1: string name, 2: string version, 3: string token }
 /** config_json: the model configuration in protobuf's JSON mapping, as `/v2/models/{model}/config` gives it. */
 struct ModelConfigResponse { 1: string config_json }
 
@@ -88,7 +88,7 @@ struct ModelStatistics {
 }
 
 /** name: empty means every model. */
-struct ModelStatisticsRequest { 1: string name, 2: string version }
+struct ModelStatisticsRequest { 1: string name, 2: string version, 3: string token }
 struct ModelStatisticsResponse { 1: list<ModelStatistics> model_stats }
 
 struct ModelIndex { 1: string name, 2: string version, 3: string state, 4: string reason }

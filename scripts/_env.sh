@@ -27,7 +27,7 @@ ensure_venv() {
         rm -rf "$dir"
         "$python" -m venv "$dir"
       fi
-      "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$lock" 2> >(grep -v '^WARNING: Location' >&2)
+      "$dir/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -r "$lock"
       if [ "$lock" = "$1" ]; then
         "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable "$root"
       fi

@@ -1,0 +1,38 @@
+"""Constructors for the refusals and failures that the server raises; `ServingError` is the contract's."""
+
+from idl.codes import Code, ServingError
+
+RETRY_LOADING_MS = 500
+"""What a caller is told to wait while a model loads or drains."""
+
+
+def invalid_input(message: str) -> ServingError:
+    return ServingError(Code.INVALID_INPUT, message)
+
+
+def model_not_found(name: str) -> ServingError:
+    return ServingError(Code.MODEL_NOT_FOUND, f"model {name!r} is not in the repository")
+
+
+def version_not_found(name: str, version: str) -> ServingError:
+    return ServingError(Code.VERSION_NOT_FOUND, f"model {name!r} has no version {version!r}")
+
+
+def not_ready(message: str) -> ServingError:
+    return ServingError(Code.NOT_READY, message, retry_after_ms=RETRY_LOADING_MS)
+
+
+def invalid_model(name: str, reason: str) -> ServingError:
+    return ServingError(Code.INVALID_MODEL, f"model {name!r}: {reason}")
+
+
+def model_failed(message: str) -> ServingError:
+    return ServingError(Code.MODEL_FAILED, message)
+
+
+def deadline_exceeded(message: str) -> ServingError:
+    return ServingError(Code.DEADLINE_EXCEEDED, message)
+
+
+def unsupported(message: str) -> ServingError:
+    return ServingError(Code.UNSUPPORTED, message)

@@ -1,0 +1,83 @@
+"""Values that cross the server's rooms, and the Protocol that transports are written against."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model file itself says. `batch_axis` is 0 where the first dimension of every input and output is dynamic, else None."""
+
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch_axis: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """What a pushed file is to become: `<model>/<version>/<file_name>`, version 0 meaning `<model>/<file_name>`."""
+
+    model_name: str
+    version: int
+    file_name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """`existed`: the same bytes were there already."""
+
+    size: int
+    sha256: str
+    existed: bool
+
+
+class Inference(Protocol):
+    """The verbs of the open protocol, in its order; every one raises `ServingError` and nothing else. All are thread-safe."""
+
+    def server_live(self) -> bool: ...
+
+    def server_ready(self) -> bool: ...
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """False, not an error, for a model or version that is not there."""
+        ...
+
+    def server_metadata(self) -> ServerMetadata: ...
+
+    def model_metadata(self, name: str, version: str) -> ModelMetadata: ...
+
+    def model_infer(self, request: InferRequest) -> InferResponse:
+        """Blocks until the answer, the deadline, or a refusal."""
+        ...
+
+    def model_config(self, name: str, version: str) -> dict[str, Any]:
+        """The model configuration, as protobuf's JSON mapping of `inference.ModelConfig`."""
+        ...
+
+    def model_statistics(self, name: str, version: str) -> tuple[ModelStatistics, ...]: ...
+
+    def repository_index(self, ready: bool) -> tuple[ModelIndex, ...]: ...
+
+    def repository_model_load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Loads what the repository holds now, or reloads; returns when it serves. A failure leaves what served before serving."""
+        ...
+
+    def repository_model_unload(self, name: str, parameters: Mapping[str, Any]) -> None: ...
+
+
+class Operations(Protocol):
+    """The verbs of `outboard.Control`; every one raises `ServingError` and nothing else."""
+
+    def put_file(self, header: FileHeader, chunks: Iterator[bytes]) -> StoredFile: ...
+
+    def capacity(self) -> Capacity: ...
+
+    def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
+        """(nothing is in flight, how many are)."""
+        ...
