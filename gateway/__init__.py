@@ -1,0 +1,38 @@
+"""The web side: a Flask application that authenticates, validates and asks the model hosts. `create_app` wires it."""
+
+from flask import Flask
+
+from gateway.blueprints import errors, health, metrics, requests, tokens, users
+from gateway.context import EXTENSION, Models, Services
+from gateway.metrics import Metrics
+from gateway.operations.tokens import Tokens
+from gateway.operations.users import Users
+from gateway.settings import Settings
+from gateway.storage import Storage
+
+
+def build_services(settings: Settings, models: Models, metrics: Metrics | None = None) -> Services:
+    """What one process owns; whoever builds it closes it."""
+    storage = Storage(settings.state_dir)
+    users = Users(storage, settings)
+    return Services(settings, storage, models, users, Tokens(storage, users, settings), metrics or Metrics())
+
+
+def create_app(settings: Settings, *, services: Services) -> Flask:
+    """The application over `services`."""
+    app = Flask("gateway", static_folder=None)
+    app.config.update(
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
+        # An exception must never become a traceback in the answer, whatever FLASK_DEBUG says.
+        DEBUG=False,
+        TESTING=False,
+        PROPAGATE_EXCEPTIONS=False,
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions[EXTENSION] = services
+    requests.watch(app)
+    errors.handle(app)
+    for module in (errors, health, metrics, tokens, users):
+        app.register_blueprint(module.blueprint)
+    return app

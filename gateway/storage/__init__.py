@@ -1,0 +1,34 @@
+"""What the gateway remembers. Every SQL statement of the package is in this folder.
+
+`Storage` owns the process's database connections and hands out one store per noun; nothing touches the disk before the first use.
+"""
+
+from pathlib import Path
+
+from gateway.storage import secret
+from gateway.storage.attempts import Attempts
+from gateway.storage.database import Database
+from gateway.storage.sessions import Sessions
+from gateway.storage.signups import Signups
+from gateway.storage.users import Users
+
+__all__ = ["Storage"]
+
+
+class Storage:
+    """The state under `folder`. Thread-safe; belongs to the process that made it; `close` may be called again."""
+
+    def __init__(self, folder: Path, *, busy_timeout_s: float = 5.0) -> None:
+        self.database = Database(folder / "outboard.db", busy_timeout_s=busy_timeout_s)
+        self.users = Users(self.database)
+        self.signups = Signups(self.database)
+        self.sessions = Sessions(self.database)
+        self.attempts = Attempts(self.database)
+        self._secret = folder / "secret"
+
+    def secret(self) -> str:
+        """The key that signs tokens, made on first use."""
+        return secret.load_or_create(self._secret)
+
+    def close(self) -> None:
+        self.database.close()

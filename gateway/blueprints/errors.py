@@ -1,0 +1,58 @@
+"""Turns whatever a request ended in into an answer, and lists the codes at `GET /v1/errors`."""
+
+import logging
+
+from flask import Blueprint, Flask, request
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+from werkzeug.wrappers import Response
+
+from gateway.context import request_id
+from gateway.error_texts import TEXTS
+from gateway.errors import STATUS, http_problem, problem
+from idl.codes import Code, ServingError
+
+blueprint = Blueprint("errors", __name__)
+_log = logging.getLogger(__name__)
+
+
+def handle(app: Flask) -> None:
+    """Every exception of `app` is answered here, in one of the two shapes of `gateway.errors`."""
+    app.register_error_handler(ServingError, _serving_error)
+    app.register_error_handler(HTTPException, _http_exception)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _serving_error(error: ServingError) -> Response:
+    return problem(error, request.path, request_id())
+
+
+def _http_exception(error: HTTPException) -> Response | HTTPException:
+    if isinstance(error, RequestRedirect) or error.response is not None:
+        return error
+    return http_problem(error, request.path, request_id())
+
+
+def _unexpected(error: Exception) -> Response:
+    facts = {"request_id": request_id(), "method": request.method, "path": request.path}
+    _log.error("internal_error", exc_info=error, extra=facts)
+    message = f"the server made a mistake; its log names it {request_id()}"
+    return problem(ServingError(Code.INTERNAL, message), request.path, request_id())
+
+
+@blueprint.get("/v1/errors")
+def list_errors() -> ResponseReturnValue:
+    """Every error code with its status, its meaning and what to do, in English and Chinese."""
+    return {"errors": [_entry(code) for code in Code]}
+
+
+def _entry(code: Code) -> dict[str, object]:
+    text = TEXTS[code]
+    return {
+        "code": code.value,
+        "status": STATUS[code],
+        "title": text.title,
+        "description": {"en": text.description, "zh": text.description_zh},
+        "hint": {"en": text.hint, "zh": text.hint_zh},
+    }

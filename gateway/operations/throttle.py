@@ -1,0 +1,71 @@
+"""How often a sign-in may fail: per user and address, and per address whatever the user."""
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass
+from datetime import datetime
+
+from gateway.settings import Settings
+from gateway.storage import Storage
+from idl.codes import Code, ServingError
+
+_ADDRESS_FACTOR = 10
+"""How many times more may fail from one address over all users: an address may stand for a whole office."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    key: str
+    burst: int
+    interval_s: float
+
+
+class Throttle:
+    """Attempts are counted before the password is looked at, so that many at once cannot slip through, and uncounted on success."""
+
+    def __init__(self, storage: Storage, settings: Settings) -> None:
+        self._attempts = storage.attempts
+        self._burst = settings.sign_in_failures
+        self._interval_s = settings.sign_in_failure_interval_s
+
+    def take(self, user: str, address: str, now: datetime) -> None:
+        """Counts an attempt. Raises overloaded, with the time to wait, where too many failed before."""
+        taken: list[_Bucket] = []
+        for bucket in self._buckets(user, address):
+            wait_s = self._attempts.take(bucket.key, now.timestamp(), burst=bucket.burst, interval_s=bucket.interval_s)
+            if wait_s > 0:
+                for other in taken:
+                    self._attempts.give_back(other.key, other.interval_s)
+                raise ServingError(Code.OVERLOADED, "too many attempts", retry_after_ms=int(wait_s * 1000) + 1)
+            taken.append(bucket)
+
+    def succeeded(self, user: str, address: str) -> None:
+        """The password was right: this user's failures from this address are forgiven, the address's other ones are not."""
+        own, shared = self._buckets(user, address)
+        self._attempts.forgive(own.key)
+        self._attempts.give_back(shared.key, shared.interval_s)
+
+    def _buckets(self, user: str, address: str) -> tuple[_Bucket, _Bucket]:
+        network = _network(address)
+        return (
+            _Bucket(_key("user", user.lower(), network), self._burst, self._interval_s),
+            _Bucket(_key("address", network), self._burst * _ADDRESS_FACTOR, self._interval_s / _ADDRESS_FACTOR),
+        )
+
+
+def _key(*parts: str) -> str:
+    # hashed: people type passwords into the name field
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _network(address: str) -> str:
+    """One customer's addresses: a single IPv4 address, or the /64 that an IPv6 host can choose from."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 6:
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((int(parsed), 64), strict=False))
+    return str(parsed)

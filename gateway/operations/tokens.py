@@ -1,0 +1,101 @@
+"""Signing in and out: short-lived access tokens (JWT) and refresh tokens that change with every use."""
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import jwt
+
+from gateway import clock
+from gateway.operations.users import Users, token_hash
+from gateway.settings import Settings
+from gateway.storage import Storage
+from gateway.storage.sessions import Rotation
+from gateway.types import Principal
+from idl.codes import Code, ServingError
+
+ISSUER = "outboard"
+AUDIENCE = "outboard-gateway"
+_ALGORITHM = "HS256"
+_CLAIMS = ["sub", "sid", "exp", "iat", "jti"]
+_MAX_TOKEN = 4096
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Issued:
+    """What a caller gets at sign-in; `expires_in` is the access token's life in seconds."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+
+
+class Tokens:
+    """The verbs on tokens. Thread-safe."""
+
+    def __init__(self, storage: Storage, users: Users, settings: Settings, now: clock.Clock = clock.now) -> None:
+        self._sessions = storage.sessions
+        self._users = users
+        self._key = settings.secret_key or storage.secret()
+        self._access_ttl = timedelta(seconds=settings.access_token_ttl_s)
+        self._refresh_ttl = timedelta(seconds=settings.refresh_token_ttl_s)
+        self._now = now
+
+    def sign_in(self, login: str, password: str, address: str) -> Issued:
+        """A new session for whoever knows the password. Raises what `Users.verify` raises."""
+        user = self._users.verify(login, password, address)
+        principal = Principal(user.id, user.name, user.role, secrets.token_hex(16))
+        refresh_token, now = secrets.token_urlsafe(32), self._now()
+        self._sessions.begin(principal.session, user.id, token_hash(refresh_token), now, now + self._refresh_ttl)
+        return self._issued(principal, refresh_token)
+
+    def refresh(self, refresh_token: str) -> Issued:
+        """The next pair of tokens. Raises unauthenticated; a refresh token that was used before also ends its session."""
+        successor, now = secrets.token_urlsafe(32), self._now()
+        rotated = self._sessions.rotate(token_hash(refresh_token), token_hash(successor), now, now + self._refresh_ttl)
+        if rotated.outcome is Rotation.REUSED:
+            raise ServingError(Code.UNAUTHENTICATED, "the refresh token was used before: the session is ended, sign in again")
+        if rotated.principal is None:
+            raise ServingError(Code.UNAUTHENTICATED, "the refresh token is not valid, or has expired: sign in again")
+        return self._issued(rotated.principal, successor)
+
+    def sign_out(self, principal: Principal) -> None:
+        """Ends the session: its refresh token and every access token of it are refused from now on."""
+        self._sessions.revoke(principal.session, self._now())
+
+    def authenticate(self, access_token: str) -> Principal:
+        """Who holds the token, with the role of this moment. Raises unauthenticated."""
+        claims = self._claims(access_token)
+        if claims["exp"] <= self._now().timestamp():
+            raise ServingError(Code.UNAUTHENTICATED, "the access token has expired: refresh it")
+        principal = self._sessions.principal(str(claims["sid"]))
+        if principal is None or str(principal.user_id) != claims["sub"]:
+            raise ServingError(Code.UNAUTHENTICATED, "the session has ended: sign in again")
+        return principal
+
+    def _claims(self, access_token: str) -> dict[str, Any]:
+        # the expiry is checked by the caller against this object's clock
+        options: Any = {"require": _CLAIMS, "verify_exp": False, "verify_iat": False}
+        try:
+            if len(access_token) > _MAX_TOKEN:
+                raise jwt.InvalidTokenError
+            claims = jwt.decode(access_token, self._key, [_ALGORITHM], options, issuer=ISSUER, audience=AUDIENCE)
+            if not isinstance(claims["exp"], int):
+                raise jwt.InvalidTokenError
+        except jwt.InvalidTokenError:
+            raise ServingError(Code.UNAUTHENTICATED, "the access token is not valid") from None
+        return claims
+
+    def _issued(self, principal: Principal, refresh_token: str) -> Issued:
+        now = self._now()
+        claims = {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": str(principal.user_id),
+            "sid": principal.session,
+            "iat": int(now.timestamp()),
+            "exp": int((now + self._access_ttl).timestamp()),
+            "jti": secrets.token_hex(8),
+        }
+        return Issued(jwt.encode(claims, self._key, _ALGORITHM), refresh_token, int(self._access_ttl.total_seconds()))

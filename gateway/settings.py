@@ -1,0 +1,127 @@
+"""The gateway's configuration: one frozen value, read from the environment in one function."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "OUTBOARD_GATEWAY_"
+MAX_SOCKET_PATH = 107
+"""Bytes in a unix socket's path: `sun_path` has 108 with its closing NUL."""
+_MIB = 1 << 20
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or has a value that cannot be used; the message names the environment variable."""
+
+
+def _setting(default: Any, text: str, *, low: float | None = None, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    """A field; `text` is what the documentation says about it."""
+    return field(default=default, metadata={"text": text, "low": low, "secret": secret, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """Everything that can be configured; each field is the environment variable OUTBOARD_GATEWAY_<NAME>."""
+
+    data_dir: Path = _setting(Path("data"), "folder of the database, the secret and the run files")  # noqa: RUF009
+    model_hosts: tuple[str, ...] = _setting(("thrift://127.0.0.1:9090",), "addresses of the model hosts, separated by commas")
+    model_host_token: str = _setting("", "token sent to the model hosts", secret=True)
+    secret_key: str = _setting("", "signs access tokens; 32 characters or more; empty: made once, kept in the data folder", secret=True)
+    admin_password: str = _setting("", "first password of the user `admin`, used once, while there is no administrator", secret=True)
+    public_url: str = _setting("", "the address that people use, for links; empty: the address that the gateway listens on")
+    socket: str = _setting("", "unix socket for the uwsgi protocol, with nginx in front; empty: HTTP on http_host and http_port")
+    http_host: str = _setting("127.0.0.1", "address for HTTP without nginx")
+    http_port: int = _setting(8080, "port for HTTP without nginx", low=1)
+    processes: int = _setting(2, "uWSGI worker processes", low=1)
+    threads: int = _setting(8, "threads of each worker process", low=1)
+    listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
+    max_body_bytes: int = _setting(64 * _MIB, "largest request body", low=1024)
+    request_timeout_s: float = _setting(30.0, "longest time that a request may take", low=0.1)
+    drain_timeout_s: float = _setting(30.0, "how long requests in flight may go on after a stop was asked for", low=0.0)
+    ready_timeout_s: float = _setting(2.0, "longest wait for a model host in a readiness check", low=0.1)
+    max_image_pixels: int = _setting(50_000_000, "most pixels that a picture may have", low=1)
+    access_token_ttl_s: int = _setting(900, "life of an access token", low=1)
+    refresh_token_ttl_s: int = _setting(30 * 86_400, "life of a refresh token that is not used", low=1)
+    sign_in_failures: int = _setting(5, "failed sign-ins at once for one user from one address", low=1)
+    sign_in_failure_interval_s: float = _setting(30.0, "after which one more failed sign-in is allowed", low=0.001)
+    log_level: str = _setting("info", "debug adds one line a request", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            _check(spec, getattr(self, spec.name))
+        if self.socket and len(str(self.socket_path).encode()) > MAX_SOCKET_PATH:
+            raise SettingsError(f"{PREFIX}SOCKET is longer than the {MAX_SOCKET_PATH} bytes that a unix socket's path may have")
+        if self.secret_key and len(self.secret_key) < 32:
+            raise SettingsError(f"{PREFIX}SECRET_KEY has {len(self.secret_key)} characters, at least 32 are needed")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Raises SettingsError that names the variable, also for a variable with the prefix that is no setting."""
+        by_key = {PREFIX + spec.name.upper(): spec for spec in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, text in environ.items():
+            if not key.startswith(PREFIX):
+                continue
+            spec = by_key.get(key)
+            if spec is None:
+                raise SettingsError(f"{key} is not a setting")
+            values[spec.name] = _parse(key, spec, text)
+        return cls(**values)
+
+    def to_env(self) -> dict[str, str]:
+        """The variables that `from_env` reads this value from, the ones with a default left out."""
+        changed = [spec for spec in fields(self) if getattr(self, spec.name) != spec.default]
+        return {PREFIX + spec.name.upper(): _text(getattr(self, spec.name)) for spec in changed}
+
+    @property
+    def state_dir(self) -> Path:
+        """What must survive: the database and the secret."""
+        return self.data_dir.absolute() / "gateway"
+
+    @property
+    def run_dir(self) -> Path:
+        """What is made anew at every start."""
+        return self.data_dir.absolute() / "run"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """Where the workers' counters meet."""
+        return self.run_dir / "gateway-metrics"
+
+    @property
+    def socket_path(self) -> Path:
+        return Path(self.socket).absolute()
+
+    def __repr__(self) -> str:
+        pairs = ((spec.name, getattr(self, spec.name), spec.metadata["secret"]) for spec in fields(self))
+        return "Settings(" + ", ".join(f"{name}={'***' if secret and value else repr(value)}" for name, value, secret in pairs) + ")"
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+_PARSERS: dict[type, Callable[[str], Any]] = {str: str, int: int, float: float, type(Path()): Path, tuple: _hosts}
+
+
+def _parse(key: str, spec: "Field[Any]", text: str) -> Any:
+    assert spec.default is not MISSING
+    try:
+        return _PARSERS[type(spec.default)](text)
+    except ValueError:
+        raise SettingsError(f"{key} is {text!r}, not a number") from None
+
+
+def _check(spec: "Field[Any]", value: Any) -> None:
+    key, low, choices = PREFIX + spec.name.upper(), spec.metadata["low"], spec.metadata["choices"]
+    if low is not None and not low <= value < float("inf"):
+        raise SettingsError(f"{key} is {value}, it must be at least {low}")
+    if choices and value not in choices:
+        raise SettingsError(f"{key} is {value!r}, it must be one of {', '.join(choices)}")
+    if isinstance(value, tuple) and not value:
+        raise SettingsError(f"{key} names no address")

@@ -1,0 +1,100 @@
+"""Sign-ins and their refresh tokens, of which only the SHA-256 is kept."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from sqlite_utils import Database as SqliteDatabase
+
+from gateway.clock import to_text
+from gateway.storage.database import Database
+from gateway.types import Principal, Role
+
+_SWEEP = 100
+"""Most expired sessions that one new sign-in clears away: no request pays for a long backlog."""
+
+
+class Rotation(Enum):
+    """What became of a refresh token that was shown."""
+
+    DONE = "done"
+    INVALID = "invalid"
+    REUSED = "reused"
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """`principal` is there where the rotation was done."""
+
+    outcome: Rotation
+    principal: Principal | None = None
+
+
+class Sessions:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, session_id: str, user_id: int, token_hash: str, now: datetime, expires_at: datetime) -> None:
+        """A sign-in, with its first refresh token."""
+        with self._database.write() as db:
+            _forget_expired(db, now)
+            db.execute(
+                "insert into sessions (id, user_id, created_at, expires_at) values (?, ?, ?, ?)",
+                [session_id, user_id, to_text(now), to_text(expires_at)],
+            )
+            _add_token(db, session_id, token_hash, now, expires_at)
+
+    def rotate(self, old_hash: str, new_hash: str, now: datetime, expires_at: datetime) -> Rotated:
+        """Replaces a refresh token by the next one. A token that was replaced before ends the session: somebody holds a copy."""
+        with self._database.write() as db:
+            row = db.execute(
+                "select t.id, t.session_id, t.expires_at, t.replaced_by, s.revoked_at, u.id as user_id, u.name, u.role, u.deleted_at"
+                " from refresh_tokens t join sessions s on s.id = t.session_id join users u on u.id = s.user_id where t.token_hash = ?",
+                [old_hash],
+            ).fetchone()
+            if row is None or row["revoked_at"] is not None or row["deleted_at"] is not None or row["expires_at"] <= to_text(now):
+                return Rotated(Rotation.INVALID)
+            if row["replaced_by"] is not None:
+                _revoke(db, row["session_id"], now)
+                return Rotated(Rotation.REUSED)
+            db.execute("delete from refresh_tokens where session_id = ? and expires_at <= ?", [row["session_id"], to_text(now)])
+            successor = _add_token(db, row["session_id"], new_hash, now, expires_at)
+            db.execute("update refresh_tokens set replaced_by = ? where id = ?", [successor, row["id"]])
+            db.execute("update sessions set expires_at = ? where id = ?", [to_text(expires_at), row["session_id"]])
+            return Rotated(Rotation.DONE, _principal(row))
+
+    def revoke(self, session_id: str, now: datetime) -> None:
+        with self._database.write() as db:
+            _revoke(db, session_id, now)
+
+    def principal(self, session_id: str) -> Principal | None:
+        """Who is behind a session, with the role of this moment; None where it was revoked or its user deleted."""
+        with self._database.read() as db:
+            row = db.execute(
+                "select s.id as session_id, u.id as user_id, u.name, u.role from sessions s join users u on u.id = s.user_id"
+                " where s.id = ? and s.revoked_at is null and u.deleted_at is null",
+                [session_id],
+            ).fetchone()
+        return None if row is None else _principal(row)
+
+
+def _add_token(db: SqliteDatabase, session_id: str, token_hash: str, now: datetime, expires_at: datetime) -> int:
+    row = db.execute(
+        "insert into refresh_tokens (session_id, token_hash, created_at, expires_at) values (?, ?, ?, ?) returning id",
+        [session_id, token_hash, to_text(now), to_text(expires_at)],
+    ).fetchone()
+    return int(row["id"])
+
+
+def _revoke(db: SqliteDatabase, session_id: str, now: datetime) -> None:
+    db.execute("update sessions set revoked_at = ? where id = ? and revoked_at is null", [to_text(now), session_id])
+
+
+def _forget_expired(db: SqliteDatabase, now: datetime) -> None:
+    old = "select id from sessions where expires_at <= ? limit ?"
+    db.execute(f"delete from sessions where id in ({old})", [to_text(now), _SWEEP])
+
+
+def _principal(row: Any) -> Principal:
+    return Principal(row["user_id"], row["name"], Role(row["role"]), row["session_id"])

@@ -1,0 +1,21 @@
+"""One-time invitations. Only their SHA-256 is kept."""
+
+from datetime import datetime
+
+from gateway.clock import to_text
+from gateway.storage.database import Database
+from gateway.types import Role
+
+
+class Signups:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def replace(self, token_hash: str, role: Role, now: datetime, expires_at: datetime) -> None:
+        """Adds an invitation; the unused ones for the same role are void from now on."""
+        with self._database.write() as db:
+            db.execute("delete from signups where role = ? and used_by is null", [role.value])
+            db.execute(
+                "insert into signups (token_hash, role, created_at, expires_at) values (?, ?, ?, ?)",
+                [token_hash, role.value, to_text(now), to_text(expires_at)],
+            )
