@@ -1,0 +1,274 @@
+"""The inference server's composition root: reads the settings, wires, serves, drains, exits.
+
+Exit status: 0 after a drain, 1 where it could not start (the reason on standard error), 2 for settings that cannot be used, 130 where a
+second signal cut the drain short.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
+
+from inference_server import logs
+from inference_server.engine import Engine
+from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
+from inference_server.metrics import Metrics
+from inference_server.repository import Repository, RepositoryModel
+from inference_server.served import ServedVersion
+from inference_server.settings import InvalidSettings, Settings
+from inference_server.transports.grpc_server import GrpcServer
+from inference_server.transports.thrift_server import ThriftServer
+
+log = logging.getLogger("outboard.server")
+
+TRIM_EVERY_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `outboard serve`; every option is a setting as well."""
+    parser.add_argument("--models", metavar="DIR", action="append", type=Path, help="a model repository; may be given more than once")
+    parser.add_argument("--push-dir", metavar="DIR", type=Path, help="where pushed models go that no repository has (default: the first)")
+    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="where the executors' sockets lie (default: a temporary folder)")
+    parser.add_argument("--host", help="the address to listen on (default 127.0.0.1)")
+    for name, default in (("grpc", 8001), ("thrift", 9090), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"default {default}; 0: a free one; -1: none")
+    for name in ("grpc", "thrift"):
+        parser.add_argument(f"--{name}-socket", type=Path, metavar="PATH", help=f"a unix socket that speaks {name}, besides the port")
+    parser.add_argument("--insecure", action="store_true", default=None, help="serve other machines without a token")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status."""
+    names = ("push_dir", "run_dir", "host", "grpc_port", "thrift_port", "metrics_port", "grpc_socket", "thrift_socket", "insecure", "log_level")
+    overrides = {name: getattr(arguments, name) for name in names}
+    try:
+        settings = Settings.from_env(os.environ, models=tuple(arguments.models) if arguments.models else None, **overrides)
+    except InvalidSettings as error:
+        print(f"outboard serve: {error}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level)
+    _raise_descriptor_limit()
+    temporary = None if settings.run_dir else Path(tempfile.mkdtemp(prefix="outboard-"))
+    try:
+        return Server(settings, settings.run_dir or temporary or Path()).serve()
+    except (OSError, ValueError) as error:
+        print(f"outboard serve: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Server:
+    """Everything of one server process; must be made and served in the main thread."""
+
+    def __init__(self, settings: Settings, run_dir: Path) -> None:
+        self._settings = settings
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._guard = _only_one(run_dir)
+        self._stopping = threading.Event()
+        self._closers = contextlib.ExitStack()
+        try:
+            self._listeners = self._listen()
+            self._zygote = Zygote(run_dir, settings.max_message_bytes)
+            self._closers.callback(self._zygote.close)
+            self._watcher = Watcher()
+            self._closers.callback(self._watcher.close)
+            self._wire()
+        except BaseException:
+            self._closers.close()
+            raise
+
+    def _wire(self) -> None:
+        settings, self.metrics = self._settings, Metrics()
+        self.engine = Engine(
+            Repository(settings.models, settings.push_dir),
+            self._start,
+            self.metrics,
+            version=_version(),
+            max_message_bytes=settings.max_message_bytes,
+            drain_timeout_s=settings.drain_timeout_s,
+        )
+        self._closers.callback(self.engine.close)
+        self._grpc = GrpcServer(
+            self.engine,
+            self.engine,
+            addresses=self._grpc_addresses(),
+            max_message_bytes=settings.max_message_bytes,
+            threads=settings.grpc_threads,
+            token=settings.token,
+            default_timeout_s=settings.request_timeout_s,
+        )
+        self._thrift = ThriftServer(
+            self.engine,
+            listeners=self._listeners,
+            max_frame_bytes=settings.max_message_bytes,
+            threads=settings.thrift_threads,
+            token=settings.token,
+            default_timeout_s=settings.request_timeout_s,
+            idle_timeout_s=settings.thrift_idle_timeout_s,
+            max_connections=settings.max_connections,
+        )
+
+    def _start(self, model: RepositoryModel, number: int) -> ServedVersion:
+        settings = self._settings
+        threads = max(1, round(model.settings.cpus)) if model.settings.cpus else settings.model_threads
+        wanted = LoadRequest(model.name, model.file(number), threads, settings.execution_providers)
+        limit = settings.max_message_bytes
+
+        def start() -> ProcessExecutor:
+            return ProcessExecutor(self._zygote, self._watcher, wanted, limit)
+
+        return ServedVersion(model.name, number, model.settings, start, self.metrics.model(model.name, str(number)))
+
+    def _grpc_addresses(self) -> list[str]:
+        made = [f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"] if self._settings.grpc_port >= 0 else []
+        if path := self._settings.grpc_socket:
+            path.unlink(missing_ok=True)
+            made.append(f"unix:{path}")
+        return made
+
+    def _listen(self) -> list[socket.socket]:
+        made = []
+        if self._settings.thrift_port >= 0:
+            made.append(_tcp_listener(self._settings.host, self._settings.thrift_port))
+        if path := self._settings.thrift_socket:
+            made.append(_unix_listener(path))
+        for sock in made:
+            self._closers.callback(sock.close)
+        return made
+
+    def serve(self) -> int:
+        """Until a signal: then drains and returns 0. A second signal ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        with self._closers:
+            self._grpc.start()
+            self._thrift.start()
+            addresses = {"grpc": self._grpc_address(), "thrift": self._thrift_address(), "metrics": self._serve_metrics()}
+            log.info("listening", extra={"fields": addresses})
+            loader = threading.Thread(target=self._load, args=(addresses,), name="first-load", daemon=True)
+            loader.start()
+            while not self._stopping.wait(TRIM_EVERY_S):
+                self.engine.trim()
+            self._drain()
+        return 0
+
+    def _load(self, addresses: dict[str, str]) -> None:
+        self.engine.load_all()
+        log.info("ready" if self.engine.server_ready() else "not ready: see the models that failed", extra={"fields": addresses})
+        if not self._stopping.is_set():
+            print("ready " + " ".join(f"{name}={address}" for name, address in addresses.items() if address), flush=True)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if self._stopping.is_set():
+            os._exit(130)  # executors end with the zygote, and that with us
+        self._stopping.set()
+
+    def _drain(self) -> None:
+        grace = self._settings.drain_timeout_s
+        self.engine.drain(resume=False, timeout_s=0)
+        stops = [threading.Thread(target=transport.stop, args=(grace,), daemon=True) for transport in (self._grpc, self._thrift)]
+        for stop in stops:
+            stop.start()
+        for stop in stops:
+            stop.join()
+        for path in (self._settings.grpc_socket, self._settings.thrift_socket):
+            if path:
+                path.unlink(missing_ok=True)
+        log.info("stopped", extra={"fields": {"in_flight": self.engine.in_flight()}})
+
+    def _serve_metrics(self) -> str:
+        if self._settings.metrics_port < 0:
+            return ""
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, GCCollector):
+            collector(registry=registry)
+        registry.register(self.metrics)  # type: ignore[arg-type]  # a collector by shape, not by base class
+        server, _ = start_http_server(self._settings.metrics_port, self._settings.host, registry)
+        self._closers.callback(server.server_close)
+        self._closers.callback(server.shutdown)
+        return f"http://{_bracketed(self._settings.host)}:{server.server_address[1]}/metrics"
+
+    def _grpc_address(self) -> str:
+        ports = self._grpc.ports
+        return f"{_bracketed(self._settings.host)}:{ports[0]}" if ports else ""
+
+    def _thrift_address(self) -> str:
+        tcp = [sock for sock in self._listeners if sock.family != socket.AF_UNIX]
+        return f"{_bracketed(self._settings.host)}:{tcp[0].getsockname()[1]}" if tcp else ""
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _tcp_listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(f"port {port} of {host} for Thrift: {error.strerror}") from error
+
+
+def _unix_listener(path: Path) -> socket.socket:
+    """Takes the place of a socket file that a killed server left. The caller holds the run folder, so nobody serves it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        sock.bind(str(path))
+        path.chmod(0o660)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise OSError(f"socket {path}: {error.strerror or error}") from error
+    return sock
+
+
+def _only_one(run_dir: Path) -> int:
+    """Holds the run folder for this process: two servers in one would take each other's sockets away."""
+    descriptor = os.open(run_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise OSError(f"another server uses the run folder {run_dir}") from None
+    return descriptor
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16) if hard != resource.RLIM_INFINITY else 1 << 16, hard))
+
+
+def _version() -> str:
+    try:
+        return version("outboard")
+    except PackageNotFoundError:
+        return "0"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m inference_server", description="Serves ONNX models over gRPC and Thrift.")
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""ONNX models through onnxruntime. Runs inside an executor process; nothing here knows of processes, wires or queues."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from idl import tensors
+from idl.messages import TensorSpec
+from idl.tensors import Array
+from inference_server import errors
+from inference_server.types import Signature
+
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
+    "tensor(string)": "BYTES",
+}
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """`threads`: of one model run, 0 for as many as there are cores. `providers`: onnxruntime's names, the preferred one first."""
+
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+
+class OnnxModel:
+    """One session. `run` must not be called by two threads at once. Raises invalid_model from the constructor."""
+
+    def __init__(self, path: Path, name: str, options: OnnxOptions) -> None:
+        session_options = ort.SessionOptions()
+        session_options.intra_op_num_threads = options.threads
+        session_options.inter_op_num_threads = 1
+        session_options.log_severity_level = 3
+        # idle worker threads that spin take the cores that the transports of this host need
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(str(path), session_options, providers=list(options.providers))
+        except Exception as error:
+            raise errors.invalid_model(name, _reason(error, path)) from error
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self.signature = _signature(self._session, name)
+        self._datatypes = {spec.name: spec.datatype for spec in self.signature.inputs}
+        self._outputs = {spec.name: spec.datatype for spec in self.signature.outputs}
+        self._bfloat = "BF16" in (*self._datatypes.values(), *self._outputs.values())
+
+    def run(self, inputs: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        """The wanted outputs, in that order. BF16 is uint16 bit patterns, BYTES object arrays of bytes (in) and text (out).
+
+        Raises invalid_input where the model refuses the inputs, model_failed where it fails on them.
+        """
+        feed = {name: self._as_text(name, value) if self._datatypes[name] == "BYTES" else value for name, value in inputs.items()}
+        try:
+            return self._run_bound(feed, wanted) if self._bfloat else self._session.run(list(wanted), feed)
+        except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            raise errors.invalid_input(f"the model refuses its input: {_reason(error)}") from error
+        except UnicodeDecodeError as error:
+            raise errors.model_failed("the model gave a string that is not UTF-8") from error
+        except Exception as error:
+            raise errors.model_failed(f"the model failed: {_reason(error)}") from error
+
+    @staticmethod
+    def _as_text(name: str, array: Array) -> Array:
+        """onnxruntime's strings are text: anything else would reach the model as Python's spelling of the bytes."""
+        text = np.empty(array.size, object)
+        for index, item in enumerate(array.ravel().tolist()):
+            try:
+                text[index] = item.decode()
+            except UnicodeDecodeError:
+                raise errors.invalid_input(f"tensor {name!r}: element {index} is not UTF-8, and the model takes text") from None
+        return text.reshape(array.shape)
+
+    def _run_bound(self, feed: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        """BF16 has no numpy type, so its tensors pass as onnxruntime's own values and are read from their memory."""
+        values = {name: self._value(name, array) for name, array in feed.items()}
+        results = self._session.run_with_ort_values(list(wanted), values)
+        return [
+            _from_bfloat16(value) if self._outputs[name] == "BF16" else value.numpy() for name, value in zip(wanted, results, strict=True)
+        ]
+
+    def _value(self, name: str, array: Array) -> Any:
+        if self._datatypes[name] == "BF16":
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BFLOAT16)
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _from_bfloat16(value: Any) -> Array:
+    shape = tuple(value.shape())
+    count = int(np.prod(shape, dtype=np.int64))
+    data = ctypes.string_at(value.data_ptr(), 2 * count) if count else b""
+    return np.frombuffer(data, np.uint16).reshape(shape)
+
+
+def _signature(session: Any, name: str) -> Signature:
+    inputs, outputs = tuple(_spec(node, name) for node in session.get_inputs()), tuple(_spec(node, name) for node in session.get_outputs())
+    return Signature("onnxruntime_onnx", inputs, outputs, _batch_axis(inputs + outputs))
+
+
+def _spec(node: Any, model: str) -> TensorSpec:
+    datatype = _DATATYPES.get(node.type)
+    if datatype is None:
+        hint = "; convert it with zipmap turned off" if node.type.startswith(("seq(", "map(")) else ""
+        raise errors.invalid_model(model, f"{node.name!r} is a {node.type}, which the protocol cannot carry{hint}")
+    return TensorSpec(node.name, datatype, tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape))
+
+
+def _batch_axis(specs: Sequence[TensorSpec]) -> int | None:
+    return 0 if specs and all(spec.shape and spec.shape[0] == -1 for spec in specs) else None
+
+
+def _reason(error: Exception, path: Path | None = None) -> str:
+    """onnxruntime's words without its prefix and without paths of this host."""
+    text = str(error).split(" : ", 2)[-1].strip()
+    if path is not None:
+        text = text.replace(str(path), path.name).replace(f"{path.parent}/", "")
+    return text.splitlines()[0][:500] if text else type(error).__name__
+
+
+def sample_inputs(signature: Signature) -> dict[str, Array]:
+    """One zero-filled input per specification, every open dimension 1: what a warm-up runs on."""
+    made: dict[str, Array] = {}
+    for spec in signature.inputs:
+        shape = tuple(1 if size < 0 else size for size in spec.shape)
+        array: Array = np.zeros(shape, tensors.DTYPES[spec.datatype])
+        if spec.datatype == "BYTES":
+            array = np.full(shape, b"", object)
+        made[spec.name] = array
+    return made

@@ -1,0 +1,383 @@
+"""The owner of loaded models: the verbs of the protocol and of control, behind one lock.
+
+What serves is an immutable table, replaced whole: a request reads one pointer, a reload swaps it, and the version that is no longer in
+it drains beside. Loads of one model run one after the other; loads of different models side by side.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from idl.codes import Code, ServingError
+from idl.messages import (
+    Capacity,
+    HostModel,
+    InferRequest,
+    InferResponse,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+)
+from inference_server import errors, host
+from inference_server.metrics import Gauges, Metrics
+from inference_server.model_config import model_config
+from inference_server.repository import Repository, RepositoryModel
+from inference_server.request_checks import check
+from inference_server.served import Closing, ServedVersion
+from inference_server.types import FileHeader, StoredFile
+
+log = logging.getLogger("outboard.server")
+
+SERVER_NAME = "outboard"
+EXTENSIONS = ("model_repository", "model_configuration", "statistics", "binary_tensor_data")
+IDLE_LANE_S = 30.0
+
+Start = Callable[[RepositoryModel, int], ServedVersion]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What serves of one model. `default`: the version that a request without one gets."""
+
+    versions: Mapping[int, ServedVersion]
+    default: int
+
+
+class Engine:
+    """Satisfies `types.Inference` and `types.Operations`. Thread-safe; `close` is idempotent.
+
+    `start` loads one version and returns it ready, or raises ServingError. Sizes are bytes, times seconds.
+    """
+
+    def __init__(self, repository: Repository, start: Start, metrics: Metrics, *, version: str, max_message_bytes: int, drain_timeout_s: float) -> None:
+        self._repository = repository
+        self._start = start
+        self._metrics = metrics
+        self._version = version
+        self._max_message_bytes = max_message_bytes
+        self._drain_timeout_s = drain_timeout_s
+        self._lock = threading.Lock()
+        self._served: Mapping[str, ServedModel] = {}
+        self._loading_locks: dict[str, threading.Lock] = {}
+        self._loading: set[tuple[str, int]] = set()
+        self._leaving: set[ServedVersion] = set()
+        self._failures: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._started = False
+        self._draining = False
+        metrics.gauges = self._gauges
+
+    # health ----------------------------------------------------------------------------------------------------------------------
+
+    def server_live(self) -> bool:
+        return True
+
+    def server_ready(self) -> bool:
+        """Everything that should be loaded is ready, and requests are taken."""
+        served = self._served
+        all_ready = all(version.ready for model in served.values() for version in model.versions.values())
+        return self._started and not self._draining and not self._failures.keys() - served.keys() and all_ready
+
+    def model_ready(self, name: str, version: str) -> bool:
+        try:
+            return not self._draining and self._route(name, version).ready
+        except ServingError:
+            return False
+
+    # metadata --------------------------------------------------------------------------------------------------------------------
+
+    def server_metadata(self) -> ServerMetadata:
+        return ServerMetadata(SERVER_NAME, self._version, EXTENSIONS)
+
+    def model_metadata(self, name: str, version: str) -> ModelMetadata:
+        signature = self._route(name, version).signature
+        versions = tuple(str(number) for number in sorted(self._served[name].versions))
+        return ModelMetadata(name, versions, signature.platform, signature.inputs, signature.outputs)
+
+    # inference -------------------------------------------------------------------------------------------------------------------
+
+    def model_infer(self, request: InferRequest) -> InferResponse:
+        """Blocks until the answer. Raises ServingError; the request's id stands in the error and in the log."""
+        begun = time.monotonic_ns()
+        served: ServedVersion | None = None
+        try:
+            while True:
+                served = self._admit(request)
+                try:
+                    answer = served.call(request)
+                    break
+                except Closing:
+                    continue  # swapped out between the look-up and the call: the table has its successor, or nothing
+        except ServingError as error:
+            error.request_id = error.request_id or request.id
+            self._count_failure(request, served, error, time.monotonic_ns() - begun)
+            raise
+        total = time.monotonic_ns() - begun
+        served.stats.succeeded(total, answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request", extra={"fields": _request_fields(request, served.stats.version, "ok", total)})
+        parameters = {**answer.parameters, "queue_us": answer.queue_ns // 1000, "compute_us": answer.compute_ns // 1000}
+        return InferResponse(served.name, served.stats.version, request.id, answer.outputs, parameters)
+
+    def _admit(self, request: InferRequest) -> ServedVersion:
+        if self._draining:
+            raise errors.not_ready("the server is draining")
+        served = self._route(request.model_name, request.model_version)
+        check(served.signature, request)
+        size = sum(len(tensor.data) for tensor in request.inputs)
+        if size > self._max_message_bytes:
+            raise ServingError(Code.TOO_LARGE, f"the request has {size} bytes of tensors, at most {self._max_message_bytes} are taken")
+        if request.deadline is not None and time.monotonic() > request.deadline:
+            raise errors.deadline_exceeded("the deadline had passed when the request arrived")
+        return served
+
+    def _route(self, name: str, version: str) -> ServedVersion:
+        model = self._served.get(name)
+        if model is None:
+            raise self._why_not(name)
+        if not version:
+            return model.versions[model.default]
+        served = model.versions.get(int(version)) if version.isascii() and version.isdigit() and len(version) < 19 else None
+        if served is None:
+            raise self._why_not(name, version)
+        return served
+
+    def _why_not(self, name: str, version: str = "") -> ServingError:
+        """The refusal for what does not serve: never heard of, failed, or not loaded."""
+        model = self._repository.read(name)
+        if model is None:
+            return errors.model_not_found(_short(name))
+        if version and version not in map(str, model.versions):
+            return errors.version_not_found(name, _short(version))
+        failure = self._failures.get(name)
+        what = f"model {name!r}" + (f" version {version}" if version else "")
+        if any(loading == name for loading, _ in self._loading):
+            return errors.not_ready(f"{what} is loading")
+        return errors.not_ready(f"{what} failed to load: {failure[1]}" if failure else f"{what} is not loaded")
+
+    def _count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, total_ns: int) -> None:
+        if served is None:
+            model = self._served.get(request.model_name)
+            served = model.versions[model.default] if model is not None and not request.model_version else None
+        if served is None:
+            self._metrics.refused(error.code.value)
+        else:
+            served.stats.failed(error.code.value, total_ns)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request", extra={"fields": _request_fields(request, request.model_version, error.code.value, total_ns)})
+
+    # configuration and statistics ------------------------------------------------------------------------------------------------
+
+    def model_config(self, name: str, version: str) -> dict[str, Any]:
+        served = self._route(name, version)
+        return model_config(name, served.settings, served.signature, served.providers)
+
+    def model_statistics(self, name: str, version: str) -> tuple[ModelStatistics, ...]:
+        """Of one version, of every loaded version of a model, or of all. Raises as a request to that model would."""
+        if name:
+            self._route(name, version)
+        wanted = [
+            served
+            for model_name, model in sorted(self._served.items())
+            for number, served in sorted(model.versions.items())
+            if (not name or model_name == name) and (not version or str(number) == version)
+        ]
+        return tuple(served.stats.statistics() for served in wanted)
+
+    # repository ------------------------------------------------------------------------------------------------------------------
+
+    def repository_index(self, ready: bool) -> tuple[ModelIndex, ...]:
+        served = self._served
+        found: list[ModelIndex] = []
+        for name in sorted({*self._repository.names(), *served}):
+            model = self._repository.read(name)
+            loaded = served[name].versions if name in served else {}
+            for version in sorted({*(model.versions if model else ()), *loaded}):
+                found.append(ModelIndex(name, str(version), *self._state(name, version, loaded.get(version))))
+            if not loaded and (model is None or not model.versions):
+                found.append(ModelIndex(name, "", "UNAVAILABLE", model.problem if model else "gone from the repository"))
+        return tuple(index for index in found if index.state == "READY" or not ready)
+
+    def _state(self, name: str, version: int, served: ServedVersion | None) -> tuple[str, str]:
+        if served is not None:
+            return ("READY", "") if served.ready and not self._draining else ("UNAVAILABLE", served.failure or "its process is starting again")
+        if (name, version) in self._loading:
+            return "LOADING", ""
+        if any(leaving.name == name and leaving.version == version for leaving in tuple(self._leaving)):
+            return "UNLOADING", ""
+        versions, reason = self._failures.get(name, ((), ""))
+        return "UNAVAILABLE", reason if version in versions else "not loaded"
+
+    def repository_model_load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Loads or reloads what the repository holds now. Parameter `version`: exactly that one, and it becomes the default.
+
+        The versions are loaded and warm beside the old ones before the swap; where one fails, nothing changes. Raises invalid_input
+        (a parameter), unsupported, model_not_found, version_not_found, invalid_model, not_ready (the server is closing).
+        """
+        with self._loading_lock(name):
+            model = self._repository.read(name)
+            if model is None:
+                raise errors.model_not_found(_short(name))
+            wanted = _wanted_versions(model, parameters)
+            try:
+                if model.problem or not wanted:
+                    raise errors.invalid_model(name, model.problem or "its version policy chooses none of its versions")
+                fresh = self._start_all(model, wanted)
+            except ServingError as error:
+                self._failures[name] = (wanted, error.message)
+                self._metrics.loaded(name, "failed")
+                log.warning("load failed", extra={"fields": {"model": name, "versions": wanted, "code": error.code.value, "reason": error.message}})
+                raise
+            for old in self._swap(name, ServedModel(fresh, max(fresh))):
+                threading.Thread(target=self._retire, args=(old,), name=f"retire-{name}", daemon=True).start()
+            self._metrics.loaded(name, "ok")
+            log.info("loaded", extra={"fields": {"model": name, "versions": wanted, "unused_settings": model.settings.not_used_yet()}})
+
+    def _start_all(self, model: RepositoryModel, versions: tuple[int, ...]) -> dict[int, ServedVersion]:
+        fresh: dict[int, ServedVersion] = {}
+        keys = {(model.name, version) for version in versions}
+        with self._lock:
+            self._loading |= keys
+        try:
+            for version in versions:
+                fresh[version] = self._start(model, version)
+            return fresh
+        except BaseException:
+            for served in fresh.values():
+                served.close(0.0)
+            raise
+        finally:
+            with self._lock:
+                self._loading -= keys
+
+    def _swap(self, name: str, model: ServedModel | None) -> list[ServedVersion]:
+        """Puts `model` into the table, or takes `name` out; returns what stood there before, to be retired."""
+        with self._lock:
+            old = self._served.get(name)
+            table = {key: value for key, value in self._served.items() if key != name}
+            if model is not None:
+                table[name] = model
+                self._failures.pop(name, None)
+            self._served = table
+            leaving = list(old.versions.values()) if old else []
+            self._leaving.update(leaving)
+        for served in model.versions.values() if model else ():
+            served.on_death = lambda: self._metrics.died(name)
+            served.watch()
+        return leaving
+
+    def _retire(self, served: ServedVersion) -> None:
+        drained = served.close(self._drain_timeout_s)
+        with self._lock:
+            self._leaving.discard(served)
+        log.info("unloaded", extra={"fields": {"model": served.name, "version": served.version, "drained": drained}})
+
+    def repository_model_unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Returns when the requests inside have finished (or the drain time-out passed) and its processes are gone."""
+        with self._loading_lock(name):
+            model = self._served.get(name)
+            if model is None:
+                if self._repository.read(name) is None:
+                    raise errors.model_not_found(_short(name))
+                self._failures.pop(name, None)
+                return
+            for served in self._swap(name, None):
+                self._retire(served)
+
+    def _loading_lock(self, name: str) -> threading.Lock:
+        with self._lock:
+            return self._loading_locks.setdefault(name, threading.Lock())
+
+    # control ---------------------------------------------------------------------------------------------------------------------
+
+    def put_file(self, header: FileHeader, chunks: Iterator[bytes]) -> StoredFile:
+        stored = self._repository.put_file(header, chunks)
+        log.info("file stored", extra={"fields": {"model": header.model_name, "version": header.version, "file": header.file_name, "size": stored.size}})
+        return stored
+
+    def capacity(self) -> Capacity:
+        total, available = host.memory()
+        versions = [served for model in self._served.values() for served in model.versions.values()]
+        models = tuple(HostModel(s.name, s.stats.version, "READY" if s.ready else "UNAVAILABLE", s.memory_bytes(), s.in_flight) for s in versions)
+        providers = tuple(sorted({provider for served in versions for provider in served.providers}))
+        return Capacity(host.cpus(), total, available, host.disk_available(self._repository.push_root), providers, models)
+
+    def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
+        self._draining = not resume
+        log.info("taking requests again" if resume else "draining")
+        deadline = time.monotonic() + timeout_s
+        while not resume and self.in_flight() and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        return self.in_flight() == 0, self.in_flight()
+
+    def in_flight(self) -> int:
+        """Requests inside the server, those in versions on their way out included."""
+        serving = [version for model in self._served.values() for version in model.versions.values()]
+        return sum(version.in_flight for version in (*serving, *tuple(self._leaving)))
+
+    # life ------------------------------------------------------------------------------------------------------------------------
+
+    def load_all(self) -> None:
+        """Loads every model of the repository; a model that fails is logged and named by the index, and the others serve."""
+
+        def load(name: str) -> None:
+            try:
+                self.repository_model_load(name, {})
+            except ServingError:
+                return  # logged, counted and kept in the index by the load itself
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="load") as pool:
+            list(pool.map(load, self._repository.names()))
+        self._started = True
+
+    def trim(self) -> None:
+        """Gives idle memory of the lanes back; to be called every few seconds."""
+        for model in self._served.values():
+            for served in model.versions.values():
+                served.trim(time.monotonic() - IDLE_LANE_S)
+
+    def close(self) -> None:
+        """Ends every executor; the requests inside fail. Drain first."""
+        self._draining = True
+        with self._lock:
+            versions = [version for model in self._served.values() for version in model.versions.values()] + list(self._leaving)
+            self._served = {}
+        for served in versions:
+            served.close(0.0)
+
+    def _gauges(self) -> Gauges:
+        versions = {(s.name, s.stats.version): s for model in self._served.values() for s in model.versions.values()}
+        return Gauges(
+            {key: served.ready for key, served in versions.items()},
+            {key: served.in_flight for key, served in versions.items()},
+            {key: served.memory_bytes() for key, served in versions.items()},
+            not self._draining,
+        )
+
+
+def _wanted_versions(model: RepositoryModel, parameters: Mapping[str, Any]) -> tuple[int, ...]:
+    for key in parameters:
+        if key == "config" or key.startswith("file:"):
+            raise errors.unsupported(f"load parameter {_short(key)!r} is not supported")
+        if key != "version":
+            raise errors.invalid_input(f"load parameter {_short(key)!r} is not known")
+    if "version" not in parameters:
+        return model.settings.version_policy.choose(model.versions)
+    asked = str(parameters["version"])
+    if asked not in map(str, model.versions):
+        raise errors.version_not_found(model.name, _short(asked))
+    return (int(asked),)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 128 else text[:128] + "..."
+
+
+def _request_fields(request: InferRequest, version: str, code: str, total_ns: int) -> dict[str, Any]:
+    fields = {"model": _short(request.model_name), "version": _short(version), "request_id": request.id, "code": code, "ms": round(total_ns / 1e6, 3)}
+    return fields | ({"traceparent": request.traceparent} if request.traceparent else {})

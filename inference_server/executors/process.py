@@ -1,0 +1,235 @@
+"""The supervisor's side of executors: asks the zygote for one, loads a model in it, calls it, notices its death, ends it."""
+
+import array
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idl.codes import Code, ServingError
+from idl.lane import LaneError
+from idl.lane_calls import ExecutorGone, LaneAnswer, LanePool
+from idl.messages import InferRequest, TensorSpec
+from inference_server import errors
+from inference_server.types import Signature
+
+_LONGEST_SOCKET_PATH = 107
+LOAD_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What an executor is to load. `threads`: of one model run, 0 for as many as there are cores."""
+
+    name: str
+    path: Path
+    threads: int
+    providers: tuple[str, ...]
+
+
+class Zygote:
+    """The process that executors are forked from; restarted when it dies. One owner, thread-safe, `close` is idempotent.
+
+    Start it from the main thread: the parent-death signal fires when the thread that created the process ends.
+    """
+
+    def __init__(self, run_dir: Path, memory_limit: int) -> None:
+        self._run_dir = run_dir
+        self._memory_limit = memory_limit
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        longest = len(os.fsencode(self._socket_path(10**7)))
+        if longest > _LONGEST_SOCKET_PATH:
+            raise ValueError(
+                f"run directory {run_dir} is too long a path for unix sockets: {longest} bytes, at most {_LONGEST_SOCKET_PATH}"
+            )
+        for left_over in run_dir.glob("x*.lane"):
+            left_over.unlink(missing_ok=True)
+        self._start()
+
+    def _socket_path(self, number: int) -> Path:
+        return self._run_dir / f"x{number}.lane"
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "inference_server.executors.zygote", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._channel = ours
+
+    def spawn(self, name: str) -> tuple[Path, socket.socket, int, int]:
+        """(lane socket path, control socket, pid, pidfd) of a fresh executor; pidfd is -1 where it is dead already."""
+        path = self._socket_path(next(self._numbers))
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with listener, theirs:
+            try:
+                listener.bind(str(path))
+                path.chmod(0o600)
+                listener.listen(4096)
+                with self._lock:
+                    pid, pidfd = self._ask(name, listener.fileno(), theirs.fileno())
+            except BaseException:
+                control.close()
+                path.unlink(missing_ok=True)
+                raise
+        return path, control, pid, pidfd
+
+    def _ask(self, name: str, *descriptors: int) -> tuple[int, int]:
+        if self._process.poll() is not None:
+            self._channel.close()
+            self._start()
+        message = json.dumps({"name": f"outboard:{name}", "memory_limit": self._memory_limit}).encode()
+        self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
+        text, ancillary, _, _ = self._channel.recvmsg(4096, 64)
+        if not text:
+            raise errors.model_failed("the process that executors are forked from has died")
+        received = array.array("i")
+        for _, _, data in ancillary:
+            received.frombytes(data)
+        return int(json.loads(text)["pid"]), received[0] if received else -1
+
+    def close(self) -> None:
+        with self._lock:
+            self._channel.close()
+            self._process.wait()
+
+
+class ProcessExecutor:
+    """One model instance in a process of its own. Thread-safe.
+
+    The constructor returns when the model is loaded and warm, or raises what the loader said. `on_death` is called once, from the
+    watcher's thread, when the process ends without having been asked to.
+    """
+
+    def __init__(self, zygote: Zygote, watcher: "Watcher", wanted: LoadRequest, memory_limit: int) -> None:
+        self.path, self._control, self.pid, self._pidfd = zygote.spawn(wanted.name)
+        self._watcher = watcher
+        self._pool = LanePool(str(self.path), memory_limit)
+        self._closed = False
+        self._lock = threading.Lock()
+        try:
+            self.signature, self.providers = self._load(wanted)
+        except BaseException:
+            self.close()
+            raise
+
+    def watch(self, on_death: Callable[[], None]) -> None:
+        """Calls `on_death` when the process ends unasked; at once if it has."""
+        self._watcher.add(self._control.fileno(), on_death)
+
+    def _load(self, wanted: LoadRequest) -> tuple[Signature, tuple[str, ...]]:
+        asked = {"name": wanted.name, "path": str(wanted.path), "threads": wanted.threads, "providers": wanted.providers}
+        self._control.settimeout(LOAD_TIMEOUT_S)
+        try:
+            self._control.send(json.dumps(asked).encode())
+            text = self._control.recv(1 << 20)
+        except TimeoutError:
+            raise errors.invalid_model(wanted.name, f"not loaded after {LOAD_TIMEOUT_S:.0f} s") from None
+        except OSError:
+            text = b""
+        if not text:
+            raise errors.invalid_model(wanted.name, "its process died while loading it")
+        reply = json.loads(text)
+        if "failed" in reply:
+            raise ServingError(Code(reply["failed"]), reply["message"])
+        return _signature(reply["ready"]), tuple(reply["providers"])
+
+    def call(self, request: InferRequest) -> LaneAnswer:
+        """Raises ServingError: the executor's own, model_failed when it died with the request, deadline_exceeded."""
+        try:
+            return self._pool.call(request)
+        except ExecutorGone as gone:
+            if not gone.sent:
+                raise errors.not_ready(f"model {request.model_name!r} is starting again") from gone
+            raise errors.model_failed(f"the process of model {request.model_name!r} died while it had the request") from gone
+        except LaneError as error:
+            raise ServingError(Code.INTERNAL, f"the lane to model {request.model_name!r} broke: {error}") from error
+
+    def trim(self, idle_since: float) -> None:
+        """Gives the memory of idle connections back."""
+        self._pool.trim(idle_since)
+
+    def memory_bytes(self) -> int:
+        """Resident private memory of the process in bytes, 0 when it is gone."""
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+            return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+        return 0
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing, and waits for its end. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._watcher.remove(self._control.fileno())
+        self._pool.close()
+        self.path.unlink(missing_ok=True)
+        self._control.close()
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            select.select([self._pidfd], [], [], 10.0)
+            os.close(self._pidfd)
+
+
+def _signature(said: dict[str, Any]) -> Signature:
+    def specs(many: list[list[Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in many)
+
+    return Signature(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"])
+
+
+class Watcher:
+    """One thread that notices the death of executors by the end of file on their control sockets."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._lock = threading.Lock()
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._wake, self._waker = socket.socketpair()
+        self._poll.register(self._wake.fileno(), select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="executor-watcher", daemon=True)
+        self._thread.start()
+
+    def add(self, descriptor: int, on_death: Callable[[], None]) -> None:
+        with self._lock:
+            self._watched[descriptor] = on_death
+            self._poll.register(descriptor, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def remove(self, descriptor: int) -> None:
+        """To be called before the descriptor is closed."""
+        with self._lock:
+            if self._watched.pop(descriptor, None) is not None:
+                self._poll.unregister(descriptor)
+
+    def _run(self) -> None:
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._wake.fileno():
+                    return
+                with self._lock:
+                    on_death = self._watched.pop(descriptor, None)
+                    if on_death is not None:
+                        self._poll.unregister(descriptor)
+                if on_death is not None:
+                    on_death()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._thread.is_alive():
+            self._waker.send(b"x")
+            self._thread.join()
+            for resource in (self._poll, self._wake, self._waker):
+                resource.close()

@@ -1,0 +1,85 @@
+"""The process that executors are forked from: it has imported numpy and onnxruntime, and nothing else.
+
+It holds no session, no CUDA context and as few threads as the imports leave, so a fork is ready in milliseconds and shares the
+libraries' memory. The supervisor talks to it over a SOCK_SEQPACKET pair: one JSON message {"name", "memory_limit"} with two
+descriptors (the listening lane socket, the executor's end of its control socket), one answer {"pid"} with a pidfd. End of file on
+that socket ends the zygote, and with it, by the parent-death signal, every executor.
+"""
+
+import array
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+
+# before numpy: threads that its BLAS starts would not survive a fork
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_variable] = "1"
+
+import numpy  # noqa: F401
+import onnxruntime
+
+from inference_server.backends import onnx  # noqa: F401
+from inference_server.executors.serving import Executor, be_an_executor, load_onnx
+
+
+def main(descriptor: int) -> None:
+    """Serves fork requests on `descriptor` until end of file."""
+    onnxruntime.set_default_logger_severity(3)
+    channel = socket.socket(fileno=descriptor)
+    be_an_executor("outboard-zygote")
+    signal.signal(signal.SIGCHLD, _reap)
+    gc.collect()
+    gc.freeze()
+    while True:
+        text, ancillary, _, _ = channel.recvmsg(4096, 64)
+        if not text:
+            return
+        descriptors = array.array("i")
+        for _, _, data in ancillary:
+            descriptors.frombytes(data)
+        asked = json.loads(text)
+        pid = os.fork()
+        if pid == 0:
+            channel.close()
+            _run(asked, *descriptors)
+        _answer(channel, pid)
+        for received in descriptors:
+            os.close(received)
+
+
+def _answer(channel: socket.socket, pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:  # dead and reaped already: its control socket says so
+        channel.send(json.dumps({"pid": pid}).encode())
+        return
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))
+    channel.sendmsg([json.dumps({"pid": pid}).encode()], [rights])
+    os.close(pidfd)
+
+
+def _run(asked: dict[str, object], listener: int, control: int) -> None:
+    """The child's whole life; never returns."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        be_an_executor(str(asked["name"]))
+        Executor(socket.socket(fileno=listener), socket.socket(fileno=control), int(str(asked["memory_limit"]))).serve(load_onnx)
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _reap(*_: object) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

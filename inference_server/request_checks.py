@@ -1,0 +1,54 @@
+"""Whether a request fits a model's signature: decided before it is queued, so that a wrong one costs the model nothing."""
+
+from collections.abc import Sequence
+
+from idl import tensors
+from idl.messages import InferRequest, Tensor, TensorSpec
+from inference_server import errors
+from inference_server.types import Signature
+
+
+def check(signature: Signature, request: InferRequest) -> None:
+    """Raises invalid_input naming the tensor and both values."""
+    specs = {spec.name: spec for spec in signature.inputs}
+    seen: set[str] = set()
+    for tensor in request.inputs:
+        spec = specs.get(tensor.name)
+        if spec is None:
+            raise errors.invalid_input(f"model {request.model_name!r} has no input {_short(tensor.name)}; it has {_names(signature.inputs)}")
+        if tensor.name in seen:
+            raise errors.invalid_input(f"input {tensor.name!r} stands twice in the request")
+        seen.add(tensor.name)
+        _check_tensor(spec, tensor)
+    if len(seen) != len(specs):
+        missing = ", ".join(repr(name) for name in specs if name not in seen)
+        raise errors.invalid_input(f"model {request.model_name!r}: input {missing} is missing")
+    _check_outputs(signature, request)
+
+
+def _check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
+    if tensor.datatype != spec.datatype:
+        raise errors.invalid_input(f"input {spec.name!r} is {spec.datatype}, got {_short(tensor.datatype)}")
+    tensors.element_count(tensor.name, tensor.shape)
+    if len(tensor.shape) != len(spec.shape) or any(want not in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)):
+        raise errors.invalid_input(f"input {spec.name!r} has shape {list(spec.shape)}, got {list(tensor.shape)}")
+    tensors.check_size(tensor.name, tensor.datatype, tensor.shape, len(tensor.data))
+
+
+def _check_outputs(signature: Signature, request: InferRequest) -> None:
+    if not request.outputs:
+        return
+    have = {spec.name for spec in signature.outputs}
+    for name in request.outputs:
+        if name not in have:
+            raise errors.invalid_input(f"model {request.model_name!r} has no output {_short(name)}; it has {_names(signature.outputs)}")
+    if len(set(request.outputs)) != len(request.outputs):
+        raise errors.invalid_input("an output stands twice in the request")
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(repr(spec.name) for spec in specs) or "none"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:100] + "...")

@@ -1,0 +1,108 @@
+"""Everything that can be set about the server, in one frozen value. Nothing else reads the environment."""
+
+import dataclasses
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "OUTBOARD_SERVER_"
+
+
+class InvalidSettings(ValueError):
+    """A setting cannot be used; the message names it and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Ports: 0 takes a free one, -1 opens none. Sizes are bytes, times seconds. Empty socket paths open none.
+
+    `models`: repository roots, the first one wins where two hold the same model. `push_dir`: where pushed models go that no root has;
+    empty means the first root. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files.
+    """
+
+    models: tuple[Path, ...] = ()
+    push_dir: Path | None = None
+    run_dir: Path | None = None
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    thrift_port: int = 9090
+    metrics_port: int = 8002
+    grpc_socket: Path | None = None
+    thrift_socket: Path | None = None
+    token: str = dataclasses.field(default="", repr=False)
+    insecure: bool = False
+    max_message_bytes: int = 64 * 2**20
+    grpc_threads: int = 16
+    thrift_threads: int = 16
+    thrift_idle_timeout_s: float = 600.0
+    max_connections: int = 4096
+    request_timeout_s: float = 30.0
+    drain_timeout_s: float = 30.0
+    model_threads: int = 0
+    execution_providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    log_level: str = "info"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> "Settings":
+        """Reads `OUTBOARD_SERVER_*`; `overrides` (a command line's, None for not given) win. Raises InvalidSettings."""
+        known = {PREFIX + field.name.upper(): field for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, text in environ.items():
+            if not key.startswith(PREFIX):
+                continue
+            if key not in known:
+                raise InvalidSettings(f"{key} is not a setting; known are {', '.join(sorted(known))}")
+            values[known[key].name] = _parse(key, known[key].type, text)
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        settings = cls(**values)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if not self.models:
+            raise InvalidSettings("no model repository is named: give --models DIR or OUTBOARD_SERVER_MODELS")
+        for port in (self.grpc_port, self.thrift_port, self.metrics_port):
+            if not -1 <= port <= 65535:
+                raise InvalidSettings(f"port {port} is not a port")
+        for name in ("max_message_bytes", "grpc_threads", "thrift_threads", "max_connections"):
+            if getattr(self, name) < 1:
+                raise InvalidSettings(f"{PREFIX}{name.upper()} = {getattr(self, name)} is below 1")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise InvalidSettings(f"{PREFIX}LOG_LEVEL = {self.log_level!r} is none of debug, info, warning, error")
+        if not is_loopback(self.host) and not self.token and not self.insecure:
+            raise InvalidSettings(
+                f"host {self.host} can be reached from other machines and no token is set: set {PREFIX}TOKEN, or say --insecure to serve everybody"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parse(key: str, kind: Any, text: str) -> Any:
+    """`kind` is the field's annotation."""
+    try:
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(text)
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+    except (ValueError, KeyError):
+        raise InvalidSettings(f"{key} = {text!r} is not a {kind.__name__}") from None
+    if kind is str:
+        return text
+    if kind == tuple[Path, ...]:
+        return tuple(Path(part) for part in text.split(os.pathsep) if part)
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return Path(text) if text else None

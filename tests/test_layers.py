@@ -1,0 +1,82 @@
+"""The layer law: imports point down. The table is the law; a package that is not in it may not exist."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PACKAGES = {
+    "idl": set(),
+    "inference_client": {"idl"},
+    "inference_server": {"idl"},
+    "gateway": {"idl", "inference_client"},
+    "outboard": {"idl", "inference_client", "inference_server", "gateway", "nginx"},
+}
+"""Package -> the packages of ours that it may import."""
+
+ROOMS = {
+    "inference_server": [
+        ["__main__"],
+        ["transports"],
+        ["engine"],
+        ["served"],
+        ["executors"],
+        ["backends"],
+        ["model_config", "request_checks"],
+        ["repository"],
+        ["metrics", "settings", "model_settings", "logs", "host"],
+        ["types"],
+        ["errors"],
+    ],
+}
+"""Package -> its rooms, top row first: a module imports only from rows below its own, or its own room."""
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) if "generated" not in path.parts]
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names that a file imports, `from a import b` as `a.b`. Relative imports are refused outright."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            found += [f"{node.module}.{name.name}" for name in node.names]
+    return found
+
+
+def row(package: str, room: str) -> int:
+    for number, rooms in enumerate(ROOMS[package]):
+        if room in rooms:
+            return number
+    raise AssertionError(f"{package}.{room} has no row in the layer table")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    package, *rest = path.relative_to(ROOT).with_suffix("").parts
+    room = rest[0]
+    for name in imports(path):
+        target, _, inner = name.partition(".")
+        if target not in PACKAGES:
+            continue
+        assert target == package or target in PACKAGES[package], f"{package} must not import {target}"
+        if target != package or package not in ROOMS or room == "__init__":
+            continue
+        other = inner.split(".")[0]
+        if other and other != room and (ROOT / package / other).with_suffix(".py").exists() | (ROOT / package / other).is_dir():
+            assert row(package, room) < row(package, other), f"{package}.{room} imports {package}.{other}: upward or sideways"
+
+
+def test_gateway_and_server_meet_only_in_the_contract() -> None:
+    assert "inference_server" not in PACKAGES["gateway"] and "gateway" not in PACKAGES["inference_server"]
+
+
+def test_every_package_is_in_the_table() -> None:
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert found == set(PACKAGES), found ^ set(PACKAGES)
