@@ -1,0 +1,210 @@
+"""The Open Inference Protocol and `outboard.Control` over gRPC: decode, call, encode."""
+
+import errno
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from idl.generated import control_pb2 as control
+from idl.generated import inference_pb2 as pb
+from inference_server.transports import grpc_codec as codec
+from inference_server.transports.grpc_calls import Call, Handlers, Receiving, Workers
+from inference_server.transports.grpc_probes import OWN, Probes
+from inference_server.transports.guard import PUBLIC, Token
+from inference_server.types import Inference, Operations
+
+log = logging.getLogger("outboard.server")
+
+_SLOW = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "PutFile", "Drain"})
+"""Verbs that may take minutes: they have threads of their own, so that neither inference nor a health check waits behind them."""
+_QUICK_THREADS, _SLOW_THREADS, _STREAMS = 4, 4, 16
+_SWEEP_S = 1.0
+
+
+class Verbs:
+    """The methods of both services, in the order of the IDL."""
+
+    def __init__(self, inference: Inference, operations: Operations) -> None:
+        self._inference = inference
+        self._operations = operations
+
+    def server_live(self, request: Any, call: Call) -> Any:
+        return pb.ServerLiveResponse(live=self._inference.server_live())
+
+    def server_ready(self, request: Any, call: Call) -> Any:
+        return pb.ServerReadyResponse(ready=self._inference.server_ready())
+
+    def model_ready(self, request: Any, call: Call) -> Any:
+        return pb.ModelReadyResponse(ready=self._inference.model_ready(request.name, request.version))
+
+    def server_metadata(self, request: Any, call: Call) -> Any:
+        return codec.server_metadata(self._inference.server_metadata())
+
+    def model_metadata(self, request: Any, call: Call) -> Any:
+        return codec.model_metadata(self._inference.model_metadata(request.name, request.version))
+
+    def model_infer(self, request: Any, call: Call) -> Any:
+        asked = codec.infer_request(request, call.request_id, call.deadline, call.traceparent)
+        return codec.infer_response(self._inference.model_infer(asked), request.id)
+
+    def model_config(self, request: Any, call: Call) -> Any:
+        return codec.model_config(self._inference.model_config(request.name, request.version))
+
+    def model_statistics(self, request: Any, call: Call) -> Any:
+        return codec.model_statistics(self._inference.model_statistics(request.name, request.version))
+
+    def repository_index(self, request: Any, call: Call) -> Any:
+        return codec.repository_index(self._inference.repository_index(request.ready))
+
+    def repository_model_load(self, request: Any, call: Call) -> Any:
+        self._inference.repository_model_load(request.model_name, codec.parameters(request.parameters))
+        return pb.RepositoryModelLoadResponse()
+
+    def repository_model_unload(self, request: Any, call: Call) -> Any:
+        self._inference.repository_model_unload(request.model_name, codec.parameters(request.parameters))
+        return pb.RepositoryModelUnloadResponse()
+
+    def put_file(self, parts: Iterator[Any], call: Call) -> Any:
+        header = codec.file_header(next(parts, control.PutFileRequest()))
+        return codec.put_file(self._operations.put_file(header, map(codec.file_chunk, parts)))
+
+    def capacity(self, request: Any, call: Call) -> Any:
+        return codec.capacity(self._operations.capacity())
+
+    def drain(self, request: Any, call: Call) -> Any:
+        return codec.drain(*self._operations.drain(request.resume, request.timeout_ms / 1000))
+
+
+class GrpcServer:
+    """A gRPC server on several addresses, "host:port" or "unix:/path". `threads` bounds the inference calls that run at once,
+    `waiting` those that wait for one: more are refused with overloaded.
+
+    A call without a deadline gets `default_timeout_s`, and so does the wait for a call's message. A message of more than
+    `max_message_bytes` is refused by gRPC's core itself (RESOURCE_EXHAUSTED, without our metadata).
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        operations: Operations,
+        *,
+        addresses: Sequence[str],
+        max_message_bytes: int,
+        threads: int,
+        token: str,
+        default_timeout_s: float,
+        waiting: int = 1024,
+    ) -> None:
+        self._addresses = tuple(addresses)
+        self._infer = Workers("grpc-infer", threads, waiting)
+        self._quick = Workers("grpc-quick", _QUICK_THREADS, waiting)
+        self._slow = Workers("grpc-slow", _SLOW_THREADS, _SLOW_THREADS)
+        self._streams = Workers("grpc-stream", _STREAMS, 0)
+        self._receiving = Receiving(default_timeout_s)
+        self._probes = Probes(inference, self._receiving)
+        self._handlers = Handlers(
+            Token(token), self._receiving, default_timeout_s=default_timeout_s, max_message_bytes=max_message_bytes, refusing=self._quick
+        )
+        self._register(Verbs(inference, operations))
+        self._server = grpc.server(self._infer.executor, handlers=(self._handlers,), options=_options(max_message_bytes))
+        self._ports: tuple[int, ...] = ()
+        self._ending = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name="grpc-sweep", daemon=True)
+        self._stopping = threading.Lock()
+        self._started = self._stopped = False
+
+    def _register(self, verbs: Verbs) -> None:
+        for service in OWN:
+            for method in service.methods:
+                workers = self._infer if method.name == "ModelInfer" else self._slow if method.name in _SLOW else self._quick
+                self._handlers.add(method, _verb(verbs, method.name), workers, public=method.name in PUBLIC)
+        self._probes.add_to(self._handlers, self._quick, self._streams)
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The TCP ports, in the order of the addresses; what a port 0 became."""
+        return self._ports
+
+    def start(self) -> None:
+        """Listens and serves. Raises OSError, with the address in it, where one cannot be had; then nothing listens."""
+        for address in self._addresses:
+            _check_free(address)
+        try:
+            bound = [(address, self._server.add_insecure_port(address)) for address in self._addresses]
+        except RuntimeError as error:
+            self.stop(0)
+            raise OSError(errno.EADDRINUSE, f"gRPC cannot listen: {error}") from error
+        self._ports = tuple(port for address, port in bound if not address.startswith("unix:"))
+        self._server.start()
+        self._sweeper.start()
+        self._started = True
+
+    def stop(self, grace_s: float) -> None:
+        """Accepts nothing more, lets calls in flight finish for `grace_s` seconds, then cancels them. A second call waits for the first."""
+        with self._stopping:
+            if self._stopped:
+                return
+            if not self._started:
+                self._server.start()  # grpcio gives a bound port back only where the server has run
+            finished = self._server.stop(grace_s)
+            self._probes.close()
+            finished.wait()
+            self._ending.set()
+            running = sum(workers.close() for workers in (self._infer, self._quick, self._slow, self._streams))
+            if running:
+                log.warning("gRPC calls cut off", extra={"fields": {"running": running, "grace_s": grace_s}})
+            if self._started:
+                self._sweeper.join()
+            self._stopped = True
+
+    def _sweep(self) -> None:
+        while not self._ending.wait(_SWEEP_S):
+            self._receiving.sweep(time.monotonic())
+
+
+def _verb(verbs: Verbs, method: str) -> Callable[[Any, Call], Any]:
+    """`ModelInfer` -> the bound method `model_infer`."""
+    verb: Callable[[Any, Call], Any] = getattr(verbs, re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower())
+    return verb
+
+
+def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # on by default: a second server would take the same port in silence
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_concurrent_streams", 1024),
+        ("grpc.keepalive_time_ms", 60_000),  # finds peers that vanished without a word
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # what clients' own keepalive may do
+    ]
+
+
+def _check_free(address: str) -> None:
+    """Raises OSError with the real reason where `address` cannot be bound.
+
+    grpcio says only that it failed; and a unix socket that another server listens on it removes and takes.
+    """
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) == 0:
+                raise OSError(errno.EADDRINUSE, f"gRPC cannot listen on {address}: another server does")
+        return
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        raise OSError(errno.EINVAL, f"gRPC cannot listen on {address!r}: neither host:port nor unix:/path")
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise OSError(error.errno, f"gRPC cannot listen on {address}: {error.strerror}") from error

@@ -1,0 +1,100 @@
+"""An engine over a repository in a temporary folder, with real executor processes."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from idl.messages import InferRequest, InferResponse, Tensor
+from inference_server.engine import Engine
+from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
+from inference_server.metrics import Metrics
+from inference_server.repository import Repository, RepositoryModel
+from inference_server.served import ServedVersion
+
+LIMIT = 8 * 2**20
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def watcher() -> Iterator[Watcher]:
+    made = Watcher()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def engine(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engine]:
+    metrics = Metrics()
+
+    def start(model: RepositoryModel, number: int) -> ServedVersion:
+        wanted = LoadRequest(model.name, model.file(number), 1, ("CPUExecutionProvider",))
+        stats = metrics.model(model.name, str(number))
+        return ServedVersion(model.name, number, model.settings, lambda: ProcessExecutor(zygote, watcher, wanted, LIMIT), stats)
+
+    made = Engine(Repository([repository]), start, metrics, version="test", max_message_bytes=LIMIT, drain_timeout_s=10)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(zygote: Zygote, watcher: Watcher) -> Iterator[None]:
+    """Fails the test that leaves a thread, a descriptor or an executor process behind."""
+    before = threads(), descriptors(), children(zygote)
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith(("retire-", "mend-")):
+            thread.join(10)
+    deadline = time.monotonic() + 5
+    while not children(zygote) <= before[2] and time.monotonic() < deadline:
+        time.sleep(0.001)  # dead, but not yet reaped by the zygote
+    after = threads(), descriptors(), children(zygote)
+    assert after[0] <= before[0], f"threads left over: {after[0] - before[0]}"
+    assert after[1] <= before[1], f"{after[1]} descriptors, {before[1]} before"
+    assert after[2] <= before[2], "executor processes left over"
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("ThreadPool")}
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def children(zygote: Zygote) -> set[str]:
+    pid = zygote._process.pid
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def request(model: str, values: object, *, name: str = "x", version: str = "", deadline: float | None = None, id: str = "") -> InferRequest:
+    array = np.asarray(values, np.float32)
+    return InferRequest(model, (Tensor(name, "FP32", array.shape, array.tobytes()),), version, id, deadline=deadline)
+
+
+def floats(response: InferResponse) -> list[float]:
+    return np.frombuffer(response.outputs[0].data, np.float32).tolist()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -1,0 +1,122 @@
+"""A small engine that runs in the test's own process: what transports are tested with where no model is needed."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from idl.codes import Code, ServingError
+from idl.messages import (
+    Capacity,
+    Duration,
+    HostModel,
+    InferRequest,
+    InferResponse,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    TensorSpec,
+)
+from inference_server.errors import model_not_found
+from inference_server.types import FileHeader, StoredFile
+
+SPECS = (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("text", "BYTES", (-1,)))
+CONFIG = {
+    "name": "echo",
+    "platform": "onnxruntime_onnx",
+    "maxBatchSize": 4,
+    "input": [{"name": "x", "dataType": "TYPE_FP32", "dims": ["3"]}],
+    "versionPolicy": {"latest": {"numVersions": 1}},
+}
+STATISTICS = ModelStatistics(
+    "echo", "1", 1_700_000_000_000, 7, 5, Duration(7, 70), Duration(1, 10), Duration(7, 1), Duration(7, 2), Duration(7, 3), Duration(7, 4)
+)
+CAPACITY = Capacity(2.0, 8 << 30, 4 << 30, 100 << 30, ("CPUExecutionProvider",), (HostModel("echo", "1", "READY", 1 << 20, 0),))
+
+
+class EchoEngine:
+    """Models: `echo` gives its inputs back; `wait` does so once `release` is set; `refuse` raises the code that its parameter
+    `code` names; `broken` raises what is not ours; `large` answers with `size` bytes. `seen` holds every request that was executed.
+    """
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.seen: list[InferRequest] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.entered = threading.Semaphore(0)
+        self.release = threading.Event()
+        self.files: dict[str, bytes] = {}
+
+    def server_live(self) -> bool:
+        return True
+
+    def server_ready(self) -> bool:
+        return self.ready
+
+    def model_ready(self, name: str, version: str) -> bool:
+        return self.ready and name == "echo" and version in ("", "1")
+
+    def server_metadata(self) -> ServerMetadata:
+        return ServerMetadata("echo-server", "1.2", ("statistics", "model_repository"))
+
+    def model_metadata(self, name: str, version: str) -> ModelMetadata:
+        if name != "echo":
+            raise model_not_found(name)
+        return ModelMetadata("echo", ("1", "2"), "onnxruntime_onnx", SPECS, SPECS[:1])
+
+    def model_infer(self, request: InferRequest) -> InferResponse:
+        self.seen.append(request)
+        if request.deadline is not None and request.deadline <= time.monotonic():
+            raise ServingError(Code.DEADLINE_EXCEEDED, "too late", request_id=request.id)
+        outputs = request.inputs
+        match request.model_name:
+            case "wait":
+                self.entered.release()
+                assert self.release.wait(30)
+            case "refuse":
+                wait = int(request.parameters.get("retry_after_ms", 0))
+                raise ServingError(Code(request.parameters["code"]), "refused as asked", retry_after_ms=wait, request_id=request.id)
+            case "broken":
+                raise ZeroDivisionError("secret detail in /some/path")
+            case "large":
+                size = int(request.parameters["size"])
+                outputs = (replace(request.inputs[0], datatype="UINT8", shape=(size,), data=bytes(size)),)
+            case "echo":
+                pass
+            case other:
+                raise model_not_found(other)
+        return InferResponse(request.model_name, "1", request.id, outputs, {"queue_us": 5, **request.parameters})
+
+    def model_config(self, name: str, version: str) -> dict[str, Any]:
+        if name != "echo":
+            raise model_not_found(name)
+        return CONFIG
+
+    def model_statistics(self, name: str, version: str) -> tuple[ModelStatistics, ...]:
+        return (STATISTICS,) if name in ("", "echo") else ()
+
+    def repository_index(self, ready: bool) -> tuple[ModelIndex, ...]:
+        both = (ModelIndex("echo", "1", "READY", ""), ModelIndex("sleepy", "2", "UNAVAILABLE", "not loaded"))
+        return both[:1] if ready else both
+
+    def repository_model_load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        self.calls.append(("load", name, dict(parameters)))
+
+    def repository_model_unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        self.calls.append(("unload", name, dict(parameters)))
+
+    def put_file(self, header: FileHeader, chunks: Iterator[bytes]) -> StoredFile:
+        data = b"".join(chunks)
+        existed = header.file_name in self.files
+        self.files[header.file_name] = data
+        return StoredFile(len(data), hashlib.sha256(data).hexdigest(), existed)
+
+    def capacity(self) -> Capacity:
+        return CAPACITY
+
+    def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
+        self.calls.append(("drain", resume, timeout_s))
+        return True, 0
