@@ -1,0 +1,200 @@
+"""`/v2`: the Open Inference Protocol over HTTP, with the model repository, configuration, statistics and binary data extensions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Blueprint, Response, request
+from flask.typing import ResponseReturnValue
+
+from gateway.blueprints.calls import current_call, read_body
+from gateway.context import services
+from gateway.operations import compression, inference, tensor_json, v2_messages
+from gateway.operations.v2_messages import HEADER_LENGTH, InferBody
+from idl.codes import Code, ServingError
+from idl.messages import Duration, InferResponse, ModelStatistics, TensorSpec
+from idl.tensors import invalid
+
+blueprint = Blueprint("v2", __name__)
+_INT64_FIELDS = frozenset({"dims", "versions", "max_queue_delay_microseconds"})
+
+
+@blueprint.get("/v2")
+def server_metadata() -> ResponseReturnValue:
+    """The server's name, version and extensions."""
+    metadata = services().models.server_metadata()
+    extensions = list(dict.fromkeys((*metadata.extensions, "binary_tensor_data")))
+    return {"name": metadata.name, "version": metadata.version, "extensions": extensions}
+
+
+@blueprint.get("/v2/health/live")
+def server_live() -> ResponseReturnValue:
+    """200 while the model host answers."""
+    live = services().models.server_live()
+    return {"live": live}, 200 if live else 503
+
+
+@blueprint.get("/v2/health/ready")
+def server_ready() -> ResponseReturnValue:
+    """200 while every model that should be loaded is ready, else 503."""
+    ready = services().models.server_ready()
+    return {"ready": ready}, 200 if ready else 503
+
+
+@blueprint.get("/v2/models/<model>")
+@blueprint.get("/v2/models/<model>/versions/<version>")
+def model_metadata(model: str, version: str = "") -> ResponseReturnValue:
+    """Names, datatypes and shapes of a model's inputs and outputs."""
+    models = services().models
+    inference.require_callable(models, current_call(), model, version)
+    metadata = models.metadata(model, version)
+    return {
+        "name": metadata.name,
+        "versions": metadata.versions,
+        "platform": metadata.platform,
+        "inputs": [_spec(spec) for spec in metadata.inputs],
+        "outputs": [_spec(spec) for spec in metadata.outputs],
+    }
+
+
+def _spec(spec: TensorSpec) -> dict[str, object]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+@blueprint.get("/v2/models/<model>/ready")
+@blueprint.get("/v2/models/<model>/versions/<version>/ready")
+def model_ready(model: str, version: str = "") -> ResponseReturnValue:
+    """200 for a model that takes requests; 503, or 404 for one that is not there, with the reason."""
+    models, call = services().models, current_call()
+    if not models.model_ready(model, version):
+        models.metadata(model, version)  # raises the reason
+        raise ServingError(Code.NOT_READY, f"model {model!r} is not ready")
+    inference.require_callable(models, call, model, version)
+    return {"name": model, "ready": True}
+
+
+@blueprint.get("/v2/models/<model>/config")
+@blueprint.get("/v2/models/<model>/versions/<version>/config")
+def model_config(model: str, version: str = "") -> ResponseReturnValue:
+    """The model configuration extension."""
+    models = services().models
+    inference.require_callable(models, current_call(), model, version)
+    return dict(_with_numbers(models.config(model, version)))
+
+
+def _with_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """protobuf's JSON mapping writes 64-bit integers as strings; the protocol's HTTP form has numbers there."""
+    return {name: _number(value) if name in _INT64_FIELDS else _inner(name, value) for name, value in config.items()}
+
+
+def _inner(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value if name == "parameters" else _with_numbers(value)  # parameters have names of the owner's
+    return [_inner(name, item) for item in value] if isinstance(value, list) else value
+
+
+def _number(value: Any) -> Any:
+    return [int(item) for item in value] if isinstance(value, list) else int(value)
+
+
+@blueprint.get("/v2/models/<model>/stats")
+@blueprint.get("/v2/models/<model>/versions/<version>/stats")
+def model_statistics(model: str, version: str = "") -> ResponseReturnValue:
+    """The statistics extension for one model."""
+    models = services().models
+    inference.require_callable(models, current_call(), model, version)
+    return {"model_stats": [_statistics(entry) for entry in models.statistics(model, version)]}
+
+
+@blueprint.get("/v2/models/stats")
+def all_statistics() -> ResponseReturnValue:
+    """The statistics of every model that the caller may see."""
+    return {"model_stats": [_statistics(entry) for entry in inference.visible_statistics(services().models, current_call())]}
+
+
+def _statistics(entry: ModelStatistics) -> dict[str, object]:
+    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    return {
+        "name": entry.name,
+        "version": entry.version,
+        "last_inference": entry.last_inference,
+        "inference_count": entry.inference_count,
+        "execution_count": entry.execution_count,
+        "inference_stats": {part: _duration(getattr(entry, part)) for part in parts},
+        "batch_stats": [],
+    }
+
+
+def _duration(duration: Duration) -> dict[str, int]:
+    return {"count": duration.count, "ns": duration.ns}
+
+
+@blueprint.post("/v2/models/<model>/infer")
+@blueprint.post("/v2/models/<model>/versions/<version>/infer")
+def infer(model: str, version: str = "") -> ResponseReturnValue:
+    """One inference; tensors as JSON or binary data, body and answer compressed or not."""
+    models, call = services().models, current_call()
+    inference.require_callable(models, call, model, version)
+    body = read_body()
+    json_size = v2_messages.header_length(request.headers.get(HEADER_LENGTH), len(body))
+    is_raw = json_size == 0 and HEADER_LENGTH in request.headers
+    asked = v2_messages.decode_raw(body, models.metadata(model, version)) if is_raw else v2_messages.decode(body, json_size)
+    return _answer(inference.infer(models, call, model, version, asked), asked)
+
+
+def _answer(response: InferResponse, asked: InferBody) -> Response:
+    parts, json_size = v2_messages.encode(response, asked)
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    answer = Response(content_type=v2_messages.JSON_TYPE if json_size is None else v2_messages.BINARY_TYPE)
+    if json_size is not None:
+        answer.headers[HEADER_LENGTH] = str(json_size)
+    coding = compression.choose(request.headers.get("Accept-Encoding", "")) if len(body) >= compression.MIN_SIZE else ""
+    if coding:
+        body = compression.compress(bytes(body), coding)
+        answer.headers["Content-Encoding"] = coding
+    answer.headers["Vary"] = "Accept-Encoding"
+    answer.set_data(bytes(body))
+    return answer
+
+
+@blueprint.post("/v2/repository/index")
+def repository_index() -> ResponseReturnValue:
+    """Every model of the repository that the caller may see, or with {"ready": true} those that are ready."""
+    ready = _optional_json().get("ready", False)
+    if not isinstance(ready, bool):
+        raise invalid("ready is not true or false")
+    entries = inference.visible_index(services().models, current_call(), ready=ready)
+    return [{"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason} for entry in entries]
+
+
+@blueprint.post("/v2/repository/models/<model>/load")
+def load(model: str) -> ResponseReturnValue:
+    """Loads or reloads a model; operators only."""
+    inference.require_operator(current_call())
+    services().models.load(model, _parameters())
+    return {}
+
+
+@blueprint.post("/v2/repository/models/<model>/unload")
+def unload(model: str) -> ResponseReturnValue:
+    """Unloads a model; operators only."""
+    inference.require_operator(current_call())
+    services().models.unload(model, _parameters())
+    return {}
+
+
+def _parameters() -> dict[str, Any]:
+    given = _optional_json().get("parameters", {})
+    if not isinstance(given, dict):
+        raise invalid("parameters is not an object")
+    for name, value in given.items():
+        if not isinstance(value, (str, int, bool)):
+            raise invalid(f"parameter {name[:40]!r} is not a text, a whole number, or true or false")
+    return given
+
+
+def _optional_json() -> dict[str, Any]:
+    body = read_body()
+    given = tensor_json.parse(body) if body else {}
+    if not isinstance(given, dict):
+        raise invalid("the body is not a JSON object")
+    return given

@@ -1,0 +1,151 @@
+"""The way to the model hosts: owns the RPC client and remembers for a moment what models look like.
+
+A prediction needs the model's declaration and metadata besides the inference itself; asking for them anew with each request would
+triple the calls. They are kept for CACHE_S seconds, so a reload that changes them shows here after at most that long.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from gateway import model_declaration
+from gateway.model_declaration import Declaration
+from idl.codes import Code, ServingError
+from idl.messages import InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
+
+if TYPE_CHECKING:
+    from inference_client import Client
+
+CACHE_S = 2.0
+_MAX_CACHED = 4096
+
+Value = TypeVar("Value")
+Connect = Callable[[Sequence[str]], "Client"]
+
+
+class Models:
+    """The verbs that operations need of the model hosts. Thread-safe; opens nothing before the first call, `close` is idempotent.
+
+    `connect` makes a client for a list of addresses. It is called at the first use and not in the constructor, so that a process that
+    forks afterwards shares no connection with its children. Every method raises `ServingError` and nothing else; times are seconds.
+    """
+
+    def __init__(self, addresses: Sequence[str], connect: Connect, clock: Callable[[], float] = time.monotonic) -> None:
+        self._addresses = tuple(addresses)
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str, ...], Client] = {}
+        self._closed = False
+        self._metadata: _Fresh[ModelMetadata] = _Fresh(clock)
+        self._configs: _Fresh[Mapping[str, Any]] = _Fresh(clock)
+        self._declarations: _Fresh[Declaration] = _Fresh(clock)
+
+    def infer(self, request: InferRequest) -> InferResponse:
+        """Blocks until the answer, a refusal, or the request's deadline."""
+        return self._client().infer_raw(request)
+
+    def metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """Names, types and shapes; up to CACHE_S old."""
+        return self._metadata.get((name, version), lambda: self._client().model_metadata(name, version))
+
+    def config(self, name: str, version: str = "") -> Mapping[str, Any]:
+        """The model configuration in protobuf's JSON mapping; up to CACHE_S old."""
+        return self._configs.get((name, version), lambda: self._client().model_config(name, version))
+
+    def declaration(self, name: str, version: str = "") -> Declaration:
+        """What the owner declares; up to CACHE_S old."""
+        return self._declarations.get((name, version), lambda: model_declaration.read(name, self.config(name, version)))
+
+    def server_live(self) -> bool:
+        return bool(self._client().server_live())
+
+    def server_ready(self) -> bool:
+        return bool(self._client().server_ready())
+
+    def model_ready(self, name: str, version: str = "") -> bool:
+        return bool(self._client().model_ready(name, version))
+
+    def server_metadata(self) -> ServerMetadata:
+        return self._client().server_metadata()
+
+    def statistics(self, name: str = "", version: str = "") -> Sequence[ModelStatistics]:
+        """Of one model, or of every one where `name` is empty."""
+        return self._client().model_statistics(name, version)
+
+    def index(self, *, ready: bool = False) -> Sequence[ModelIndex]:
+        return self._client().repository_index(ready=ready)
+
+    def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Returns when the model serves; what is remembered of it is forgotten."""
+        try:
+            self._client().load_model(name, parameters)
+        finally:
+            self._forget(name)
+
+    def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        try:
+            self._client().unload_model(name, parameters)
+        finally:
+            self._forget(name)
+
+    def ready(self, timeout_s: float) -> Sequence[tuple[str, bool, str]]:
+        """(address, ready, reason) of each host, asked side by side; raises nothing."""
+        with ThreadPoolExecutor(len(self._addresses)) as pool:
+            return tuple(pool.map(lambda address: (address, *self._is_ready(address, timeout_s)), self._addresses))
+
+    def _is_ready(self, address: str, timeout_s: float) -> tuple[bool, str]:
+        try:
+            is_ready = self._client((address,)).server_ready(timeout_s=timeout_s)
+        except ServingError as error:
+            return False, error.message
+        return is_ready, "" if is_ready else "not all of its models are ready"
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.close()
+
+    def _forget(self, name: str) -> None:
+        for cache in (self._metadata, self._configs, self._declarations):
+            cache.forget(name)
+
+    def _client(self, addresses: tuple[str, ...] = ()) -> "Client":
+        client = self._clients.get(addresses)
+        if client is not None:
+            return client
+        with self._lock:
+            if self._closed:
+                raise ServingError(Code.UNAVAILABLE, "the gateway is stopping")
+            if addresses not in self._clients:
+                self._clients[addresses] = self._connect(addresses or self._addresses)
+            return self._clients[addresses]
+
+
+class _Fresh(Generic[Value]):
+    """Values by (model, version) for CACHE_S seconds. Failures are not kept: a model that appears is seen at once."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[tuple[str, str], tuple[float, Value]] = {}
+
+    def get(self, key: tuple[str, str], fetch: Callable[[], Value]) -> Value:
+        now = self._clock()
+        entry = self._entries.get(key)
+        if entry is not None and now < entry[0]:
+            return entry[1]
+        value = fetch()  # outside the lock: it waits for the network
+        with self._lock:
+            if len(self._entries) >= _MAX_CACHED:
+                self._entries.clear()
+            self._entries[key] = (now + CACHE_S, value)
+        return value
+
+    def forget(self, name: str) -> None:
+        with self._lock:
+            for key in [key for key in self._entries if key[0] == name]:
+                del self._entries[key]

@@ -1,0 +1,87 @@
+"""Who may call which model, and the calls themselves. Knows neither Flask nor a wire."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gateway.models_rpc import Models
+from gateway.operations.v2_messages import InferBody
+from gateway.types import Principal
+from idl.codes import Code, ServingError
+from idl.messages import InferRequest, InferResponse, ModelIndex, ModelStatistics, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who asks and until when. `deadline` is in seconds of `time.monotonic()`; `traceparent` as in W3C Trace Context, or ""."""
+
+    principal: Principal | None
+    request_id: str
+    deadline: float
+    traceparent: str = ""
+
+
+def require_callable(models: Models, call: Call, model: str, version: str = "") -> None:
+    """Raises unauthenticated for a private model and nobody signed in, and what the host says of a model that it does not serve."""
+    if call.principal is None and not models.declaration(model, version).public:
+        raise ServingError(Code.UNAUTHENTICATED, f"model {model!r} is private: sign in to use it")
+
+
+def require_operator(call: Call) -> None:
+    """Raises unauthenticated or forbidden unless an operator or an administrator asks."""
+    if call.principal is None:
+        raise ServingError(Code.UNAUTHENTICATED, "loading and unloading models needs an operator's token")
+    if not call.principal.may_operate:
+        raise ServingError(Code.FORBIDDEN, "loading and unloading models needs the role operator or administrator")
+
+
+def infer(models: Models, call: Call, model: str, version: str, body: InferBody) -> InferResponse:
+    """The open protocol's inference; `require_callable` comes first. The response has the caller's own id, or "" where it gave none."""
+    deadline = call.deadline
+    if body.timeout_us:
+        deadline = min(deadline, time.monotonic() + body.timeout_us / 1e6)
+    request = InferRequest(
+        model_name=model,
+        model_version=version,
+        id=body.id or call.request_id,
+        inputs=body.inputs,
+        outputs=tuple(body.outputs),
+        parameters=body.parameters,
+        deadline=deadline,
+        traceparent=call.traceparent,
+    )
+    return replace(models.infer(request), id=body.id)
+
+
+def predict(models: Models, call: Call, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]) -> InferResponse:
+    """The same for tensors that the gateway made; `outputs` empty for all."""
+    return models.infer(
+        InferRequest(model, tuple(inputs), version, call.request_id, tuple(outputs), deadline=call.deadline, traceparent=call.traceparent)
+    )
+
+
+def visible_index(models: Models, call: Call, *, ready: bool) -> list[ModelIndex]:
+    """The repository as the caller may see it: without a token, the public models only."""
+    entries = models.index(ready=ready)
+    if call.principal is not None:
+        return list(entries)
+    public = {name for name in {entry.name for entry in entries} if _is_public(models, name)}
+    return [entry for entry in entries if entry.name in public]
+
+
+def visible_statistics(models: Models, call: Call) -> list[ModelStatistics]:
+    """The statistics of every model that the caller may see."""
+    statistics = models.statistics()
+    if call.principal is not None:
+        return list(statistics)
+    return [entry for entry in statistics if _is_public(models, entry.name)]
+
+
+def _is_public(models: Models, name: str) -> bool:
+    """False also for a model whose declaration cannot be read now: who may know of it is not guessed."""
+    try:
+        return models.declaration(name).public
+    except ServingError as error:
+        if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+            raise
+        return False

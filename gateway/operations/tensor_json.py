@@ -1,0 +1,214 @@
+"""Numbers and texts of a JSON document <-> tensors.
+
+Nothing is converted in silence: a fraction for an integer tensor, a number outside the datatype, a ragged list and a wrong type are
+refused with the tensor's name. Lists are walked level by level, never by recursion: how deep a caller nests must not matter.
+"""
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from idl import tensors
+from idl.codes import Code, ServingError
+from idl.messages import Tensor
+from idl.tensors import Array, invalid
+
+MAX_CONTAINERS = 1_000_000
+"""Lists and objects in one document. Python spends about 60 bytes on each `[]`, so 64 MiB of brackets would take over a gigabyte."""
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""How numbers that JSON cannot write are spelled as strings."""
+
+_INTEGERS = frozenset({"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"})
+_FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
+_B64 = frozenset({"b64"})
+
+
+def parse(body: bytes | memoryview) -> Any:
+    """The document's value. Raises invalid_input for what is not JSON, too_large for one with more than MAX_CONTAINERS brackets.
+
+    The numbers NaN, Infinity and -Infinity are taken, as the reference implementation of the open protocol does.
+    """
+    data = bytes(body)
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise ServingError(Code.TOO_LARGE, f"the JSON has over {MAX_CONTAINERS} lists and objects; send large tensors as binary data")
+    try:
+        return json.loads(data.decode())
+    except RecursionError:
+        raise invalid("the JSON is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise invalid(f"the JSON is not UTF-8: byte {error.start}") from None
+    except ValueError as error:
+        raise invalid(f"the body is not JSON: {error}") from None
+
+
+def flatten(name: str, data: Any) -> tuple[list[Any], tuple[int, ...]]:
+    """Nested lists -> their elements in C order and their shape; a value that is no list has the shape (). Raises invalid_input."""
+    level, shape = [data], []
+    while level and _is_level_of_lists(name, level):
+        if len(shape) == tensors.MAX_RANK:
+            raise invalid(f"input {name!r} is nested deeper than {tensors.MAX_RANK} lists")
+        sizes = set(map(len, level))
+        if len(sizes) > 1:
+            raise invalid(f"input {name!r} is ragged: lists at depth {len(shape) + 1} have {min(sizes)} to {max(sizes)} elements")
+        shape.append(sizes.pop())
+        level = list(chain.from_iterable(level))
+    return level, tuple(shape)
+
+
+def _is_level_of_lists(name: str, level: Sequence[Any]) -> bool:
+    types = set(map(type, level))
+    if list not in types:
+        return False
+    if len(types) > 1:
+        raise invalid(f"input {name!r} is ragged: a list and {_kind(types - {list})} stand side by side")
+    return True
+
+
+def _kind(types: set[type]) -> str:
+    return next(name for kind, name in _KINDS.items() if kind in types)
+
+
+_KINDS: Mapping[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+    dict: "an object",
+    list: "a list",
+}
+
+
+def to_tensor(name: str, datatype: str, flat: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
+    """JSON values, as many as `shape` holds, -> tensor. Raises invalid_input."""
+    if datatype == "BYTES":
+        array = _texts(name, flat)
+    elif datatype == "BOOL":
+        _only(name, datatype, flat, {bool})
+        array = np.array(flat, np.bool_)
+    elif datatype in _INTEGERS:
+        _only(name, datatype, flat, {int})
+        array = _integers(name, datatype, flat)
+    elif datatype in _FLOATS:
+        array = _floats(name, datatype, flat)
+    else:
+        raise invalid(f"input {name!r} has datatype {datatype!r}, which is none of the protocol's")
+    return Tensor(name, datatype, shape, tensors.encode(array, datatype))
+
+
+def _only(name: str, datatype: str, flat: Sequence[Any], allowed: set[type]) -> None:
+    wrong = set(map(type, flat)) - allowed
+    if wrong:
+        detail = "a fraction" if wrong == {float} and datatype in _INTEGERS else _kind(wrong)
+        raise invalid(f"input {name!r} is {datatype} and has an element that is {detail}")
+
+
+def _integers(name: str, datatype: str, flat: Sequence[Any]) -> Array:
+    limits = np.iinfo(tensors.DTYPES[datatype])
+    # asked here, not left to numpy: before 2.0 it wraps a number that does not fit
+    if flat and (min(flat) < limits.min or max(flat) > limits.max):
+        raise invalid(f"input {name!r} is {datatype} and has a number outside {limits.min} to {limits.max}")
+    return np.array(flat, tensors.DTYPES[datatype])
+
+
+def _floats(name: str, datatype: str, flat: Sequence[Any]) -> Array:
+    if str in set(map(type, flat)):
+        flat = [NON_FINITE.get(item, item) if type(item) is str else item for item in flat]
+    _only(name, datatype, flat, {int, float})
+    try:
+        exact = np.array(flat, np.float64)
+    except OverflowError:
+        raise invalid(f"input {name!r} is {datatype} and has a number that is too large for it") from None
+    if datatype == "FP64":
+        return exact
+    with np.errstate(over="ignore"):
+        array = exact.astype(np.float32 if datatype == "BF16" else tensors.DTYPES[datatype])
+    if np.isinf(array).sum() != np.isinf(exact).sum():
+        raise invalid(f"input {name!r} is {datatype} and has a number that is too large for it")
+    return to_bfloat16(array) if datatype == "BF16" else array
+
+
+def to_bfloat16(array: Array) -> Array:
+    """FP32 -> BF16 bit patterns, rounded to the nearest, ties to even; a NaN stays one."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    return np.where(np.isnan(array), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _texts(name: str, flat: Sequence[Any]) -> Array:
+    array = np.empty(len(flat), object)
+    for index, item in enumerate(flat):
+        if isinstance(item, str):
+            array[index] = encode_text(f"input {name!r}", item)
+        elif isinstance(item, dict) and item.keys() == _B64:
+            array[index] = decode_base64(f"input {name!r}", item["b64"])
+        else:
+            raise invalid(f"input {name!r} is BYTES and has an element that is {_kind({type(item)})}, not a text")
+    return array
+
+
+def encode_text(where: str, text: str) -> bytes:
+    """UTF-8. Raises invalid_input for half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise invalid(f"{where} has a text that is not Unicode: half of a surrogate pair") from None
+
+
+def is_base64(value: Any) -> bool:
+    """True for {"b64": ...}."""
+    return isinstance(value, dict) and value.keys() == _B64
+
+
+def decode_base64(where: str, text: Any) -> bytes:
+    """The bytes of a base64 text (RFC 4648, padded). Raises invalid_input."""
+    if not isinstance(text, str):
+        raise invalid(f"{where}: b64 is {_kind({type(text)})}, not a text")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid(f"{where}: b64 is not base64") from None
+
+
+def to_array(tensor: Tensor) -> Array:
+    """The tensor with elements that JSON has a type for: BF16 becomes FP32."""
+    array = tensors.decode(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+    if tensor.datatype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def to_nested(tensor: Tensor) -> Any:
+    """Nested lists; numbers that JSON cannot write are their names as strings, bytes that are no text are {"b64": ...}."""
+    array = to_array(tensor)
+    if tensor.datatype == "BYTES":
+        return _spelled(array, [_text_or_base64(item) for item in array.ravel().tolist()])
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return _spelled(array, [finite_or_name(item) for item in array.ravel().tolist()])
+    return array.tolist()
+
+
+def _spelled(array: Array, items: Sequence[Any]) -> Any:
+    spelled = np.empty(len(items), object)
+    spelled[:] = items
+    return spelled.reshape(array.shape).tolist()
+
+
+def finite_or_name(number: float) -> float | str:
+    """The number, or its name where JSON has no spelling for it."""
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _text_or_base64(item: bytes) -> str | dict[str, str]:
+    try:
+        return item.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(item).decode("ascii")}
