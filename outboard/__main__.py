@@ -1,0 +1,68 @@
+"""The `outboard` command. Each verb imports what it needs, so that `outboard models` works where no server is installed."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+Verb = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
+
+
+def _serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    server = import_module("inference_server.__main__")
+    server.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = server.run
+    return run
+
+
+def _gateway(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    gateway = import_module("gateway.__main__")
+    gateway.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = gateway.run
+    return run
+
+
+def _up(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    up = import_module("outboard.up")
+    up.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = up.run
+    return run
+
+
+def _models(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    models = import_module("outboard.models")
+    models.register(parser.add_subparsers(dest="models_verb", required=True, metavar="VERB"))
+    return lambda arguments: int(arguments.run(arguments))
+
+
+VERBS: dict[str, tuple[Verb, str]] = {
+    "up": (_up, "everything on this machine: model server, gateway, web server, demo model"),
+    "serve": (_serve, "the inference server alone"),
+    "gateway": (_gateway, "the web gateway alone"),
+    "models": (_models, "push, reload, roll back, list and test the models of a host"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="outboard", description="A model server: models out of the web application, behind a typed contract.")
+    parser.add_argument("--version", action="version", version=f"outboard {version('outboard')}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    run: Callable[[argparse.Namespace], int] | None = None
+    for name, (build, text) in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        if given and given[0] == name:
+            try:
+                run = build(verb)
+            except ModuleNotFoundError as missing:
+                print(f"outboard {name}: {missing.name} is not installed (pip install 'outboard[server,gateway,demo]')", file=sys.stderr)
+                return 1
+    parsed = parser.parse_args(given)
+    assert run is not None  # argparse has refused every other verb
+    return run(parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

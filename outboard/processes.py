@@ -1,0 +1,116 @@
+"""Child processes of `outboard up`: started so that they end with it, watched, stopped in order."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+_TAIL_BYTES = 4000
+
+
+def _end_with_parent() -> None:
+    """In the child, before exec: SIGTERM when the thread that started it ends, however it ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Child:
+    """One part of the product. `stop_signal` asks it to finish what it has and end."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    stop_signal: signal.Signals = signal.SIGTERM
+
+    def tail(self) -> str:
+        """The end of its log: what to show when it failed."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
+                return file.read().decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+
+class Children:
+    """Everything that was started, in order. Start from the main thread: the parent-death signal follows the thread."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir = log_dir
+        self._children: list[Child] = []
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Child:
+        """Its standard error goes to `<log_dir>/<name>.log`; so does its standard output, or its lines go to `on_line`.
+
+        In a session of its own: a Ctrl-C reaches only us, and the parts stop in order.
+        """
+        log = self._log_dir / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if on_line else output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - one thread so far, and prctl is safe after a fork
+            )
+        child = Child(name, process, log, stop_signal)
+        self._children.append(child)
+        if on_line:
+            threading.Thread(target=_lines, args=(process, on_line), name=f"{name}-output", daemon=True).start()
+        return child
+
+    def ended(self) -> Child | None:
+        """A child that is not running any more, None while all are."""
+        return next((child for child in self._children if child.process.poll() is not None), None)
+
+    def stop(self, timeout_s: float) -> None:
+        """Last started, first stopped; each gets `timeout_s`, then it and what it started is killed. Idempotent."""
+        while self._children:
+            child = self._children.pop()
+            if child.process.poll() is None:
+                child.process.send_signal(child.stop_signal)
+                try:
+                    child.process.wait(timeout_s)
+                except subprocess.TimeoutExpired:
+                    _kill_session(child.process.pid)
+                    child.process.wait()
+
+    def kill(self) -> None:
+        """Ends everything at once."""
+        for child in self._children:
+            if child.process.poll() is None:
+                _kill_session(child.process.pid)
+        for child in self._children:
+            child.process.wait()
+        self._children.clear()
+
+
+def _kill_session(pid: int) -> None:
+    """The child leads its process group."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _lines(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
+    assert process.stdout is not None
+    with process.stdout as output:
+        for line in output:
+            on_line(line.decode(errors="replace").rstrip("\n"))
