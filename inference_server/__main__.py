@@ -53,7 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status."""
-    names = ("push_dir", "run_dir", "host", "grpc_port", "thrift_port", "metrics_port", "grpc_socket", "thrift_socket", "insecure", "log_level")
+    names = (
+        "push_dir",
+        "run_dir",
+        "host",
+        "grpc_port",
+        "thrift_port",
+        "metrics_port",
+        "grpc_socket",
+        "thrift_socket",
+        "insecure",
+        "log_level",
+    )
     overrides = {name: getattr(arguments, name) for name in names}
     try:
         settings = Settings.from_env(os.environ, models=tuple(arguments.models) if arguments.models else None, **overrides)

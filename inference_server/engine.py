@@ -55,7 +55,9 @@ class Engine:
     `start` loads one version and returns it ready, or raises ServingError. Sizes are bytes, times seconds.
     """
 
-    def __init__(self, repository: Repository, start: Start, metrics: Metrics, *, version: str, max_message_bytes: int, drain_timeout_s: float) -> None:
+    def __init__(
+        self, repository: Repository, start: Start, metrics: Metrics, *, version: str, max_message_bytes: int, drain_timeout_s: float
+    ) -> None:
         self._repository = repository
         self._start = start
         self._metrics = metrics
@@ -205,7 +207,9 @@ class Engine:
 
     def _state(self, name: str, version: int, served: ServedVersion | None) -> tuple[str, str]:
         if served is not None:
-            return ("READY", "") if served.ready and not self._draining else ("UNAVAILABLE", served.failure or "its process is starting again")
+            return (
+                ("READY", "") if served.ready and not self._draining else ("UNAVAILABLE", served.failure or "its process is starting again")
+            )
         if (name, version) in self._loading:
             return "LOADING", ""
         if any(leaving.name == name and leaving.version == version for leaving in tuple(self._leaving)):
@@ -231,7 +235,9 @@ class Engine:
             except ServingError as error:
                 self._failures[name] = (wanted, error.message)
                 self._metrics.loaded(name, "failed")
-                log.warning("load failed", extra={"fields": {"model": name, "versions": wanted, "code": error.code.value, "reason": error.message}})
+                log.warning(
+                    "load failed", extra={"fields": {"model": name, "versions": wanted, "code": error.code.value, "reason": error.message}}
+                )
                 raise
             for old in self._swap(name, ServedModel(fresh, max(fresh))):
                 threading.Thread(target=self._retire, args=(old,), name=f"retire-{name}", daemon=True).start()
@@ -297,13 +303,18 @@ class Engine:
 
     def put_file(self, header: FileHeader, chunks: Iterator[bytes]) -> StoredFile:
         stored = self._repository.put_file(header, chunks)
-        log.info("file stored", extra={"fields": {"model": header.model_name, "version": header.version, "file": header.file_name, "size": stored.size}})
+        log.info(
+            "file stored",
+            extra={"fields": {"model": header.model_name, "version": header.version, "file": header.file_name, "size": stored.size}},
+        )
         return stored
 
     def capacity(self) -> Capacity:
         total, available = host.memory()
         versions = [served for model in self._served.values() for served in model.versions.values()]
-        models = tuple(HostModel(s.name, s.stats.version, "READY" if s.ready else "UNAVAILABLE", s.memory_bytes(), s.in_flight) for s in versions)
+        models = tuple(
+            HostModel(s.name, s.stats.version, "READY" if s.ready else "UNAVAILABLE", s.memory_bytes(), s.in_flight) for s in versions
+        )
         providers = tuple(sorted({provider for served in versions for provider in served.providers}))
         return Capacity(host.cpus(), total, available, host.disk_available(self._repository.push_root), providers, models)
 
@@ -379,5 +390,11 @@ def _short(text: str) -> str:
 
 
 def _request_fields(request: InferRequest, version: str, code: str, total_ns: int) -> dict[str, Any]:
-    fields = {"model": _short(request.model_name), "version": _short(version), "request_id": request.id, "code": code, "ms": round(total_ns / 1e6, 3)}
+    fields = {
+        "model": _short(request.model_name),
+        "version": _short(version),
+        "request_id": request.id,
+        "code": code,
+        "ms": round(total_ns / 1e6, 3),
+    }
     return fields | ({"traceparent": request.traceparent} if request.traceparent else {})

@@ -15,7 +15,9 @@ def check(signature: Signature, request: InferRequest) -> None:
     for tensor in request.inputs:
         spec = specs.get(tensor.name)
         if spec is None:
-            raise errors.invalid_input(f"model {request.model_name!r} has no input {_short(tensor.name)}; it has {_names(signature.inputs)}")
+            raise errors.invalid_input(
+                f"model {request.model_name!r} has no input {_short(tensor.name)}; it has {_names(signature.inputs)}"
+            )
         if tensor.name in seen:
             raise errors.invalid_input(f"input {tensor.name!r} stands twice in the request")
         seen.add(tensor.name)

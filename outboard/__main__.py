@@ -47,7 +47,9 @@ VERBS: dict[str, tuple[Verb, str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="outboard", description="A model server: models out of the web application, behind a typed contract.")
+    parser = argparse.ArgumentParser(
+        prog="outboard", description="A model server: models out of the web application, behind a typed contract."
+    )
     parser.add_argument("--version", action="version", version=f"outboard {version('outboard')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     run: Callable[[argparse.Namespace], int] | None = None

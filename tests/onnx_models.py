@@ -44,7 +44,10 @@ def slow(path: Path, rounds: int) -> Path:
             helper.make_tensor_value_info("go", TensorProto.BOOL, ()),
             helper.make_tensor_value_info("m_in", TensorProto.FLOAT, (256, 256)),
         ],
-        [helper.make_tensor_value_info("go_out", TensorProto.BOOL, ()), helper.make_tensor_value_info("m_out", TensorProto.FLOAT, (256, 256))],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("m_out", TensorProto.FLOAT, (256, 256)),
+        ],
     )
     zero = numpy_helper.from_array(np.array(0.0, np.float32), "zero")
     nodes = [
