@@ -1,14 +1,22 @@
 """The web side: a Flask application that authenticates, validates and asks the model hosts. `create_app` wires it."""
 
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
 from flask import Flask
 
 from gateway.blueprints import errors, health, metrics, requests, tokens, users
-from gateway.context import EXTENSION, Models, Services
+from gateway.context import EXTENSION, Services
 from gateway.metrics import Metrics
+from gateway.models_rpc import Models
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
 from gateway.storage import Storage
+
+if TYPE_CHECKING:
+    from inference_client import Client
 
 
 def build_services(settings: Settings, models: Models, metrics: Metrics | None = None) -> Services:
@@ -18,8 +26,19 @@ def build_services(settings: Settings, models: Models, metrics: Metrics | None =
     return Services(settings, storage, models, users, Tokens(storage, users, settings), metrics or Metrics())
 
 
-def create_app(settings: Settings, *, services: Services) -> Flask:
-    """The application over `services`."""
+def default_services(settings: Settings, metrics: Metrics | None = None) -> Services:
+    """The same with a way to the model hosts that the settings name."""
+    return build_services(settings, Models(settings.model_hosts, partial(_connect, settings)), metrics)
+
+
+def _connect(settings: Settings, addresses: Sequence[str]) -> "Client":
+    from inference_client import Client
+
+    return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s)
+
+
+def create_app(settings: Settings, *, services: Services | None = None) -> Flask:
+    """The application over `services`, or over its own."""
     app = Flask("gateway", static_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
@@ -30,7 +49,7 @@ def create_app(settings: Settings, *, services: Services) -> Flask:
         PROPAGATE_EXCEPTIONS=False,
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions[EXTENSION] = services
+    app.extensions[EXTENSION] = services or default_services(settings)
     requests.watch(app)
     errors.handle(app)
     for module in (errors, health, metrics, tokens, users):

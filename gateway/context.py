@@ -2,13 +2,13 @@
 
 import re
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 from flask import current_app, g, request
 
 from gateway.metrics import Metrics
+from gateway.models_rpc import Models
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
@@ -32,16 +32,6 @@ __all__ = [
 EXTENSION = "outboard"
 REQUEST_ID_HEADER = "X-Request-Id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-
-
-class Models(Protocol):
-    """What readiness and the composition root need of the way to the models."""
-
-    def ready(self, timeout_s: float) -> Sequence[tuple[str, bool, str]]:
-        """One (address, ready, reason) for each model host; returns within about `timeout_s` and raises nothing."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ tokens and query strings are never among them.
 
 import json
 import logging
-import sys
+import os
 from datetime import UTC, datetime
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -27,8 +27,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure(level: str) -> None:
-    """Sends this process's log to standard error, from `level` on."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: str, descriptor: int = 2) -> None:
+    """Sends this process's log to a file descriptor, standard error unless another is given, from `level` on."""
+    handler = logging.StreamHandler(os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

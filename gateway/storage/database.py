@@ -111,6 +111,8 @@ class Database:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # it holds password hashes; SQLite gives its other files the same mode
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             db = self._open()
             try:
                 db.execute("pragma journal_mode = wal")

@@ -1,0 +1,147 @@
+"""Starts uWSGI: everything that is done once, before there is a worker."""
+
+import fcntl
+import logging
+import math
+import os
+import re
+import resource
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from gateway.metrics import DIRECTORY_VARIABLE
+from gateway.operations.users import FIRST_ADMINISTRATOR, SIGNUP_TTL, Users
+from gateway.settings import MAX_SOCKET_PATH, PREFIX, Settings, SettingsError
+from gateway.storage import Storage
+
+_log = logging.getLogger(__name__)
+_ROOT = Path(__file__).resolve().parent.parent
+_SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+_HARAKIRI_MARGIN_S = 15
+"""What a worker may take beyond the longest request before uWSGI ends it: it hangs."""
+
+
+class AlreadyRunning(RuntimeError):
+    """Another gateway uses the same data folder."""
+
+
+def prepare(settings: Settings) -> None:
+    """Makes the folders, the database and the secret, and sees to the first administrator. Raises ServingError and SettingsError."""
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    storage = Storage(settings.state_dir)
+    try:
+        if not settings.secret_key:
+            storage.secret()
+        token = Users(storage, settings).first_administrator(settings.admin_password)
+    finally:
+        storage.close()
+    if token:
+        _tell(token, settings)
+
+
+def run(settings: Settings) -> NoReturn:
+    """Becomes uWSGI. Raises AlreadyRunning where another gateway has the data folder."""
+    lock = _lock(settings)
+    shutil.rmtree(settings.metrics_dir, ignore_errors=True)
+    settings.metrics_dir.mkdir(parents=True)
+    log_descriptor = os.dup(sys.stderr.fileno())
+    for descriptor in (lock, log_descriptor):
+        os.set_inheritable(descriptor, True)
+    configuration = settings.run_dir / "uwsgi.ini"
+    configuration.write_text(render(settings, log_descriptor), encoding="utf-8")
+    _allow_many_files()
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    environ |= settings.to_env() | {DIRECTORY_VARIABLE: str(settings.metrics_dir)}
+    # used by now; no worker needs it
+    environ.pop(f"{PREFIX}ADMIN_PASSWORD", None)
+    _log.info("gateway_starting", extra={"listen": settings.socket or f"{settings.http_host}:{settings.http_port}"})
+    os.execve(sys.executable, [sys.executable, "-c", "import pyuwsgi; pyuwsgi.run()", "--ini", str(configuration)], environ)
+
+
+def render(settings: Settings, log_descriptor: int) -> str:
+    """uWSGI's configuration."""
+    values = _values(settings, log_descriptor)
+    template = (_ROOT / "nginx" / "uwsgi.ini.in").read_text(encoding="utf-8")
+    return re.sub(r"@\{(\w+)\}", lambda match: values[match[1]], template)
+
+
+def _values(settings: Settings, log_descriptor: int) -> dict[str, str]:
+    return {
+        "python_path": _value(_ROOT),
+        "processes": str(settings.processes),
+        "threads": str(settings.threads),
+        "listeners": _listeners(settings),
+        "listen_queue": str(min(settings.listen_queue, _kernel_queue())),
+        "drain_s": str(max(1, math.ceil(settings.drain_timeout_s))),
+        "log_descriptor": str(log_descriptor),
+    }
+
+
+def _listeners(settings: Settings) -> str:
+    if settings.socket:
+        harakiri_s = math.ceil(settings.request_timeout_s) + _HARAKIRI_MARGIN_S
+        # not without nginx: there a slow sender holds a thread for as long, and its worker's other requests would end with it
+        return f"socket = {_value(settings.socket_path)}\nchmod-socket = 660\nharakiri = {harakiri_s}"
+    # uWSGI's HTTP router holds idle connections, so that they cost no worker thread
+    return "\n".join(
+        (
+            f"http = {settings.http_host}:{settings.http_port}",
+            # between the router and the workers; without it, a port that everybody on this machine could speak to
+            f"socket = {_value(_router_socket(settings))}",
+            "chmod-socket = 600",
+            "http-chunked-input = true",
+            f"chunked-input-limit = {settings.max_body_bytes}",
+            "http-manage-expect = 1",
+            "http-buffer-size = 32768",
+            f"http-timeout = {math.ceil(settings.request_timeout_s) + _HARAKIRI_MARGIN_S}",
+        )
+    )
+
+
+def _router_socket(settings: Settings) -> Path:
+    path = settings.run_dir / "gateway-router.sock"
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise SettingsError(f"the data folder's path is too long for a unix socket, which may have {MAX_SOCKET_PATH} bytes: {path}")
+    return path
+
+
+def _value(path: Path) -> str:
+    """A path as uWSGI's ini file takes it. Raises SettingsError where it cannot be written there."""
+    text = str(path)
+    if any(character in text for character in "\n\r$@"):
+        raise SettingsError(f"the path {text!r} holds a character that uWSGI's configuration cannot")
+    return text.replace("%", "%%")
+
+
+def _kernel_queue() -> int:
+    try:
+        return int(_SOMAXCONN.read_text(encoding="ascii"))
+    except OSError:
+        return 128
+
+
+def _lock(settings: Settings) -> int:
+    """Held until the last process of this gateway has ended: two of them would share a socket and counters."""
+    descriptor = os.open(settings.run_dir / "gateway.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"another gateway runs on {settings.data_dir}") from None
+    return descriptor
+
+
+def _allow_many_files() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _tell(token: str, settings: Settings) -> None:
+    """To the terminal and not the log: whoever reads it can become administrator."""
+    url = settings.public_url or f"http://{settings.http_host}:{settings.http_port}"
+    body = f'{{"username": "{FIRST_ADMINISTRATOR}", "password": "...", "signup_token": "{token}"}}'
+    hours = int(SIGNUP_TTL.total_seconds() // 3600)
+    print(f"outboard: there is no administrator yet. To become it, once and within {hours} hours:", file=sys.stderr)
+    print(f"  curl -H 'Content-Type: application/json' -d '{body}' {url}/v1/users", file=sys.stderr, flush=True)

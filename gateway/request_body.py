@@ -1,0 +1,77 @@
+"""Request bodies under uWSGI's own HTTP port, without nginx in front.
+
+nginx takes a body whole, knows its length then, and reads on where an answer comes early. Here that is done by hand: a chunked body,
+of which `wsgi.input` shows nothing, is fetched through uWSGI's own call and given a length; what an early answer left unread is read
+away, because closing a socket with unread bytes takes the answer back.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import IO, TYPE_CHECKING, Any
+
+from werkzeug.wsgi import ClosingIterator
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_PIECE = 1 << 16
+_IN_MEMORY = 1 << 20
+
+
+class BrokenBody:
+    """`wsgi.input` of a body that broke off; whoever reads it reports a lost caller."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise OSError("the body broke off, or is not in valid chunks")
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class DirectBodies:
+    """WSGI middleware. `read_chunk` is `uwsgi.chunked_read`: b"" at the end, OSError for a caller that is gone or sends no valid chunks.
+
+    Of a chunked body little more than `max_bytes` is kept: its length is then over the limit, and refused as any other.
+    """
+
+    def __init__(self, app: "WSGIApplication", read_chunk: Callable[[], bytes], max_bytes: int) -> None:
+        self._app = app
+        self._read_chunk = read_chunk
+        self._max_bytes = max_bytes
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            # uWSGI closes after each answer and does not say so
+            return start_response(status, [*headers, ("Connection", "close")], *rest)
+
+        if "chunked" in environ.pop("HTTP_TRANSFER_ENCODING", "").lower():
+            body, size = self._collect()
+            environ["wsgi.input"], environ["CONTENT_LENGTH"] = body, str(size)
+            unread = self._read_chunk if size > self._max_bytes else _nothing
+            return ClosingIterator(self._app(environ, start), [body.close, lambda: self._read_away(unread)])
+        stream = environ["wsgi.input"]
+        return ClosingIterator(self._app(environ, start), [lambda: self._read_away(lambda: stream.read(_PIECE))])
+
+    def _collect(self) -> tuple[Any, int]:
+        body: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+        try:
+            while body.tell() <= self._max_bytes and (piece := self._read_chunk()):
+                body.write(piece)
+        except OSError:
+            body.close()
+            return BrokenBody(), 1
+        size = body.tell()
+        body.seek(0)
+        return body, size
+
+    def _read_away(self, read: Callable[[], bytes]) -> None:
+        left = self._max_bytes
+        try:
+            while left > 0 and (piece := read()):
+                left -= len(piece)
+        except OSError:
+            return
+
+
+def _nothing() -> bytes:
+    return b""

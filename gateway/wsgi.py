@@ -1,0 +1,24 @@
+"""What uWSGI loads, once in each worker: nothing here is shared between processes."""
+
+import logging
+import os
+import sys
+import time
+
+import uwsgi
+
+from gateway import create_app, default_services, log
+from gateway.metrics import for_worker
+from gateway.request_body import DirectBodies
+from gateway.settings import Settings
+
+_started = time.perf_counter()
+_settings = Settings.from_env(os.environ)
+log.configure(_settings.log_level, int(sys.argv[1]))
+_services = default_services(_settings, for_worker(_settings.metrics_dir, uwsgi.worker_id()))
+uwsgi.atexit = _services.close
+application = create_app(_settings, services=_services)
+if not _settings.socket:
+    application.wsgi_app = DirectBodies(application.wsgi_app, uwsgi.chunked_read, _settings.max_body_bytes)  # type: ignore[method-assign]
+_ms = round((time.perf_counter() - _started) * 1000, 1)
+logging.getLogger(__name__).info("gateway_worker_ready", extra={"worker": uwsgi.worker_id(), "pid": os.getpid(), "ms": _ms})
