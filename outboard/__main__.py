@@ -18,9 +18,8 @@ def _serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
 
 def _gateway(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     gateway = import_module("gateway.__main__")
-    gateway.add_arguments(parser)
-    run: Callable[[argparse.Namespace], int] = gateway.run
-    return run
+    parser.add_argument("--check", action="store_true", help="read the settings and prepare the data folder, then end")
+    return lambda arguments: int(gateway.main(["--check"] if arguments.check else []))
 
 
 def _up(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -52,11 +53,13 @@ class Children:
         environ: Mapping[str, str],
         *,
         stop_signal: signal.Signals = signal.SIGTERM,
-        on_line: Callable[[str], None] | None = None,
+        on_output: Callable[[str], None] | None = None,
+        on_message: Callable[[str], None] | None = None,
     ) -> Child:
-        """Its standard error goes to `<log_dir>/<name>.log`; so does its standard output, or its lines go to `on_line`.
+        """Its output goes to `<log_dir>/<name>.log`, but lines of standard output to `on_output` where that is given.
 
-        In a session of its own: a Ctrl-C reaches only us, and the parts stop in order.
+        With `on_message`, lines of standard error that are no log lines (JSON objects) go there, and not to the log: what a person at
+        the terminal is to read, and perhaps nobody else. In a session of its own: a Ctrl-C reaches only us, and the parts stop in order.
         """
         log = self._log_dir / f"{name}.log"
         with log.open("ab") as output:
@@ -64,15 +67,17 @@ class Children:
                 command,
                 env=dict(environ),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if on_line else output,
-                stderr=output,
+                stdout=subprocess.PIPE if on_output else output,
+                stderr=subprocess.PIPE if on_message else output,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - one thread so far, and prctl is safe after a fork
             )
         child = Child(name, process, log, stop_signal)
         self._children.append(child)
-        if on_line:
-            threading.Thread(target=_lines, args=(process, on_line), name=f"{name}-output", daemon=True).start()
+        if on_output and process.stdout:
+            _read(process.stdout, on_output)
+        if on_message and process.stderr:
+            _read(process.stderr, lambda line: _sort(line, log, on_message))
         return child
 
     def ended(self) -> Child | None:
@@ -109,8 +114,18 @@ def _kill_session(pid: int) -> None:
         return
 
 
-def _lines(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
-    assert process.stdout is not None
-    with process.stdout as output:
-        for line in output:
-            on_line(line.decode(errors="replace").rstrip("\n"))
+def _read(stream: IO[bytes], on_line: Callable[[str], None]) -> None:
+    def lines() -> None:
+        with stream:
+            for line in stream:
+                on_line(line.decode(errors="replace").rstrip("\n"))
+
+    threading.Thread(target=lines, name="output", daemon=True).start()
+
+
+def _sort(line: str, log: Path, on_message: Callable[[str], None]) -> None:
+    if not line.startswith("{"):
+        on_message(line)
+        return
+    with log.open("a") as file:
+        file.write(line + "\n")

@@ -1,0 +1,304 @@
+"""`outboard up`: everything of the product on one machine, in the foreground.
+
+Starts the inference server, the gateway under uWSGI and, where it is installed, nginx; prints one `ready` line on standard output when
+all of it answers; ends everything it started on Ctrl-C or SIGTERM, or when a part ends by itself.
+"""
+
+import argparse
+import fcntl
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from outboard import nginx
+from outboard.processes import Children
+
+PREFIX = "OUTBOARD_"
+OTHERS = ("OUTBOARD_SERVER_", "OUTBOARD_GATEWAY_", "OUTBOARD_ADMIN_PASSWORD", "OUTBOARD_TOKEN")
+"""What may stand in the environment beside the options of `up`: the parts' own settings."""
+LONGEST_SOCKET_PATH = 107
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 40.0
+CHECK_EVERY_S = 0.05
+
+
+class CannotStart(Exception):
+    """The message says what to do, or shows the log of what failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of `up`; each is an environment variable as well. A port of 0 takes a free one."""
+
+    data: Path
+    models: Path | None
+    host: str
+    http_port: int
+    grpc_port: int
+    thrift_port: int
+    metrics_port: int
+    no_demo: bool
+
+    @property
+    def run_dir(self) -> Path:
+        return self.data / "run"
+
+
+_DEFAULTS: dict[str, str] = {
+    "data": "./data",
+    "models": "",
+    "host": "127.0.0.1",
+    "http_port": "8080",
+    "grpc_port": "8001",
+    "thrift_port": "9090",
+    "metrics_port": "8002",
+    "no_demo": "",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of DIR, ports and host; what is not given comes from OUTBOARD_<NAME>, else the default."""
+    parser.add_argument("--data", metavar="DIR", help="where all state lies (default ./data)")
+    parser.add_argument("--models", metavar="DIR", help="a model repository of yours, served besides the demo")
+    parser.add_argument("--host", help="the address to listen on (default 127.0.0.1)")
+    for name in ("http", "grpc", "thrift", "metrics"):
+        parser.add_argument(f"--{name}-port", metavar="PORT", type=int, help=f"default {_DEFAULTS[f'{name}_port']}; 0: a free one")
+    parser.add_argument("--no-demo", action="store_const", const="1", help="do not prepare and serve the demo model")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status: 0 after a stop that was asked for, 1 where something failed, 2 for options that cannot be used."""
+    try:
+        options = _options(arguments, os.environ)
+    except ValueError as error:
+        print(f"outboard up: {error}", file=sys.stderr)
+        return 2
+    up = Up(options)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, up.on_signal)
+    try:
+        return up.run()
+    except CannotStart as error:
+        print(f"outboard up: {error}", file=sys.stderr)
+        return 1
+
+
+def _options(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Options:
+    known = {PREFIX + name.upper(): name for name in _DEFAULTS}
+    values = dict(_DEFAULTS)
+    for key, text in environ.items():
+        if key in known:
+            values[known[key]] = text
+        elif key.startswith(PREFIX) and not key.startswith(OTHERS):
+            raise ValueError(f"{key} is not a setting; known are {', '.join(sorted(known))}")
+    values |= {name: str(given) for name in _DEFAULTS if (given := getattr(arguments, name)) is not None}
+    ports = {}
+    for name in ("http_port", "grpc_port", "thrift_port", "metrics_port"):
+        if not values[name].isdecimal() or int(values[name]) > 65535:
+            raise ValueError(f"{name.replace('_', ' ')} {values[name]!r} is not a port")
+        ports[name] = int(values[name])
+    models = Path(values["models"]).absolute() if values["models"] else None
+    if models and not models.is_dir():
+        raise ValueError(f"--models {models} is not a folder")
+    no_demo = {"": False, "0": False, "false": False, "1": True, "true": True}.get(values["no_demo"].lower())
+    if no_demo is None:
+        raise ValueError(f"OUTBOARD_NO_DEMO = {values['no_demo']!r} is neither 1 nor 0")
+    return Options(Path(values["data"]).absolute(), models, values["host"], **ports, no_demo=no_demo)
+
+
+class Up:
+    """One run of everything."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._stop = threading.Event()
+        self._server_ready = threading.Event()
+        self._addresses: dict[str, str] = {}
+        self._children = Children(options.data / "logs")
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """The first one stops in order; a second one at once."""
+        if self._stop.is_set():
+            self._children.kill()
+            os._exit(130)
+        self._stop.set()
+
+    def run(self) -> int:
+        self._prepare_folders()
+        lock = self._lock()
+        try:
+            self._start()
+            if not self._stop.is_set():
+                print(self._ready_line(), flush=True)
+            return self._watch()
+        finally:
+            self._children.stop(STOP_TIMEOUT_S)
+            lock.close()
+
+    def _prepare_folders(self) -> None:
+        options = self._options
+        longest = len(os.fsencode(options.run_dir / "x10000000.lane"))
+        if longest > LONGEST_SOCKET_PATH:
+            raise CannotStart(
+                f"--data {options.data}: unix sockets lie in its folder run/, and their paths would have {longest} bytes of the "
+                f"{LONGEST_SOCKET_PATH} that a socket's path may have; choose a shorter folder"
+            )
+        try:
+            for folder in (options.run_dir, options.data / "models", options.data / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            options.run_dir.chmod(0o700)
+        except OSError as error:
+            raise CannotStart(f"--data {options.data}: {error.strerror}") from error
+
+    def _lock(self) -> IO[str]:
+        file = (self._options.run_dir / "up.lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise CannotStart(f"another `outboard up` runs on {self._options.data}") from None
+        return file
+
+    def _start(self) -> None:
+        if not self._options.no_demo:
+            self._prepare_demo()
+        self._start_server()
+        self._start_web()
+        self._wait("the model server", self._server_ready.is_set)
+        self._wait("the gateway", self._gateway_answers)
+        self._warn_of_failed_models()
+
+    def _prepare_demo(self) -> None:
+        from outboard import demo
+
+        if not (self._options.data / "models" / demo.NAME / "1" / "model.onnx").exists():
+            print("outboard up: preparing the demo model (once)", file=sys.stderr)
+        try:
+            demo.prepare(self._options.data / "models")
+        except demo.DemoError as error:
+            raise CannotStart(f"the demo model cannot be prepared: {error}; --no-demo goes without it") from error
+
+    def _start_server(self) -> None:
+        options = self._options
+        roots = [str(options.models)] if options.models else []
+        ours = {
+            "MODELS": os.pathsep.join([*roots, str(options.data / "models")]),
+            "PUSH_DIR": str(options.models or options.data / "models"),
+            "RUN_DIR": str(options.run_dir),
+            "HOST": options.host,
+            "GRPC_PORT": str(options.grpc_port),
+            "THRIFT_PORT": str(options.thrift_port),
+            "METRICS_PORT": str(options.metrics_port),
+            "GRPC_SOCKET": str(options.run_dir / "grpc.sock"),
+            "THRIFT_SOCKET": str(options.run_dir / "thrift.sock"),
+        }
+        environ = {**os.environ, **{f"OUTBOARD_SERVER_{key}": value for key, value in ours.items()}}
+        self._children.start("server", [sys.executable, "-m", "inference_server"], environ, on_output=self._server_said, on_message=_tell)
+
+    def _server_said(self, line: str) -> None:
+        word, *pairs = line.split()
+        if word == "ready":
+            self._addresses |= dict(pair.split("=", 1) for pair in pairs)
+            self._server_ready.set()
+
+    def _start_web(self) -> None:
+        options = self._options
+        binary = nginx.find()
+        port = options.http_port or _free_port(options.host)
+        self._http = (options.host, port)
+        url = f"http://{_bracketed(options.host)}:{port}"
+        self._addresses["http"] = url
+        ours = {
+            "DATA_DIR": str(options.data),
+            "MODEL_HOSTS": f"thrift+unix://{options.run_dir / 'thrift.sock'}",
+            "MODEL_HOST_TOKEN": os.environ.get("OUTBOARD_SERVER_TOKEN", ""),
+            "ADMIN_PASSWORD": os.environ.get("OUTBOARD_ADMIN_PASSWORD", ""),
+            "PUBLIC_URL": os.environ.get("OUTBOARD_GATEWAY_PUBLIC_URL", url),
+            "HTTP_HOST": options.host,
+            "HTTP_PORT": str(port),
+            **({"SOCKET": str(options.run_dir / "gateway.sock")} if binary else {}),
+        }
+        environ = {**os.environ, **{f"OUTBOARD_GATEWAY_{key}": value for key, value in ours.items()}}
+        self._children.start("gateway", [sys.executable, "-m", "gateway"], environ, on_message=_tell)
+        if binary:
+            self._start_nginx(binary)
+        where = "nginx" if binary else "uWSGI's own HTTP port (nginx is not installed)"
+        print(f"outboard up: HTTP is served by {where}; logs are in {options.data / 'logs'}", file=sys.stderr)
+
+    def _start_nginx(self, binary: str) -> None:
+        host, port = self._http
+        configuration = self._options.run_dir / "nginx.conf"
+        listen = f"{_bracketed(host)}:{port}"
+        configuration.write_text(nginx.render("http", nginx.for_up(self._options.data, listen, os.environ)))
+        check = subprocess.run([binary, "-t", "-q", "-c", str(configuration)], capture_output=True, text=True, check=False)
+        if check.returncode:
+            raise CannotStart(f"nginx refuses its configuration or its port:\n{check.stderr.strip()}")
+        self._children.start("nginx", [binary, "-c", str(configuration)], os.environ, stop_signal=signal.SIGQUIT)
+
+    def _wait(self, what: str, answers: Callable[[], bool]) -> None:
+        """Until `answers`, or a stop was asked for. Raises CannotStart where a part ends or time is up."""
+        waited = 0.0
+        while not answers():
+            if self._stop.wait(CHECK_EVERY_S):
+                return
+            waited += CHECK_EVERY_S
+            if child := self._children.ended():
+                raise CannotStart(f"{child.name} ended with status {child.process.returncode}\n{child.tail()}")
+            if waited > START_TIMEOUT_S:
+                raise CannotStart(f"{what} does not answer after {START_TIMEOUT_S:.0f} s; see {self._options.data / 'logs'}")
+
+    def _gateway_answers(self) -> bool:
+        try:
+            return self._get("/livez")[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        host, port = self._http
+        connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def _warn_of_failed_models(self) -> None:
+        """A model that cannot be loaded keeps nobody from using the others, but is not passed over in silence."""
+        status, body = self._get("/readyz")
+        if status != 200 and not self._stop.is_set():
+            print(f"outboard up: not everything is ready: {json.dumps(json.loads(body))}", file=sys.stderr)
+
+    def _ready_line(self) -> str:
+        return "ready " + " ".join(f"{name}={self._addresses.get(name, '')}" for name in ("http", "grpc", "thrift", "metrics"))
+
+    def _watch(self) -> int:
+        while not self._stop.wait(CHECK_EVERY_S):
+            if child := self._children.ended():
+                raise CannotStart(f"{child.name} ended with status {child.process.returncode}\n{child.tail()}")
+        return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
