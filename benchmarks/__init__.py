@@ -1,0 +1,1 @@
+"""Side-by-side measurements; `benchmarks/run` prints and stores them, `benchmarks/report` renders them."""

@@ -1,0 +1,92 @@
+"""Load from Python callers: so many threads in one process, each with its own client, one request at a time.
+
+`python -m benchmarks.loads.callers KIND TARGET WORKLOAD_FILE CONCURRENCY SECONDS` prints one line of JSON. KIND is a key of `KINDS`,
+TARGET an address; for `onnxruntime` TARGET is the number of threads that one inference may use, 0 for one per core.
+"""
+
+import json
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.figures import Sample, sample
+from benchmarks.repository import Workload, open_session
+
+NAME = "Python threads"
+Call = Callable[[], None]
+
+
+def onnxruntime_itself(target: str, load: Workload) -> Callable[[], Call]:
+    """One session for all threads, as onnxruntime advises; nothing around it."""
+    session = open_session(load.file, int(target))
+
+    def call() -> None:
+        session.run([load.output], {load.input: load.array})
+
+    return lambda: call
+
+
+def triton_grpc(target: str, load: Workload) -> Callable[[], Call]:
+    """The official client, unmodified."""
+    import tritonclient.grpc as triton
+
+    def make() -> Call:
+        client = triton.InferenceServerClient(target)
+        tensor = triton.InferInput(load.input, load.array.shape, "FP32")
+        tensor.set_data_from_numpy(load.array)
+
+        def call() -> None:
+            client.infer(load.model, [tensor]).as_numpy(load.output)
+
+        return call
+
+    return make
+
+
+KINDS: dict[str, Callable[[str, Workload], Callable[[], Call]]] = {"onnxruntime": onnxruntime_itself, "tritonclient.grpc": triton_grpc}
+
+
+def load(kind: str, target: str, workload: Path, concurrency: int, seconds: float) -> Sample:
+    command = [sys.executable, "-m", "benchmarks.loads.callers", kind, target, str(workload), str(concurrency), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True)
+    return Sample(**json.loads(done.stdout))
+
+
+def write_workload(path: Path, load: Workload) -> Path:
+    """For a caller's process, in a folder that only this measurement writes to."""
+    path.write_bytes(pickle.dumps(load))
+    return path
+
+
+def drive(make: Callable[[], Call], concurrency: int, seconds: float) -> Sample:
+    calls = [make() for _ in range(concurrency)]
+    for call in calls:
+        call()
+    latencies: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    threads = [threading.Thread(target=_loop, args=(*pair, start + seconds)) for pair in zip(calls, latencies, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sample([item for each in latencies for item in each], time.perf_counter() - start)
+
+
+def _loop(call: Call, latencies: list[float], stop: float) -> None:
+    begin = time.perf_counter()
+    while begin < stop:
+        call()
+        end = time.perf_counter()
+        latencies.append((end - begin) * 1e3)
+        begin = end
+
+
+if __name__ == "__main__":
+    kind, target, file, concurrency, seconds = sys.argv[1:]
+    wanted = pickle.loads(Path(file).read_bytes())
+    print(json.dumps(asdict(drive(KINDS[kind](target, wanted), int(concurrency), float(seconds)))))

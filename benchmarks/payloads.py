@@ -1,0 +1,125 @@
+"""One request of each kind, as the bytes that go over the wire, and the check of its answer."""
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import numpy as np
+
+from benchmarks.repository import Workload
+from idl.generated import inference_pb2 as pb
+from idl.thrift_binary import CALL, Reader, message
+from idl.thrift_schema import schema
+
+GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_BOUNDARY = "outboard-benchmark"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def v2_json(load: Workload) -> HttpRequest:
+    tensor = {"name": load.input, "datatype": "FP32", "shape": list(load.array.shape), "data": load.array.ravel().tolist()}
+    return HttpRequest(f"/v2/models/{load.model}/infer", {"Content-Type": "application/json"}, json.dumps({"inputs": [tensor]}).encode())
+
+
+def v2_binary(load: Workload) -> HttpRequest:
+    raw = load.array.tobytes()
+    tensor = {"name": load.input, "datatype": "FP32", "shape": list(load.array.shape), "parameters": {"binary_data_size": len(raw)}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return HttpRequest(f"/v2/models/{load.model}/infer", headers, head + raw)
+
+
+def photograph(load: Workload, path: str = "") -> HttpRequest:
+    """A multipart form with one file, as a browser or curl sends it."""
+    head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    body = head.encode() + load.image + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return HttpRequest(path or f"/v1/models/{load.model}/predictions", {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, body)
+
+
+def grpc_message(load: Workload) -> bytes:
+    """The request as a gRPC frame: no compression, length, message."""
+    tensor = pb.ModelInferRequest.InferInputTensor(name=load.input, datatype="FP32", shape=load.array.shape)
+    request = pb.ModelInferRequest(model_name=load.model, inputs=[tensor], raw_input_contents=[load.array.tobytes()])
+    body: bytes = request.SerializeToString()
+    return b"\0" + len(body).to_bytes(4, "big") + body
+
+
+def thrift_frame(load: Workload) -> bytes:
+    tensor = schema.Tensor(name=load.input, datatype="FP32", shape=list(load.array.shape), data=load.array.tobytes())
+    request = schema.InferRequest(model_name=load.model, model_version="", id="", inputs=[tensor], outputs=[], parameters={})
+    return b"".join(message("ModelInfer", CALL, 1, schema.Inference.ModelInfer_args(request=request)))
+
+
+class RefusedError(RuntimeError):
+    """The HTTP answer is not 200."""
+
+
+def post(base: str, request: HttpRequest) -> tuple[dict[str, str], bytes]:
+    """One request on a connection of its own. Raises RefusedError."""
+    connection = http.client.HTTPConnection(urlsplit(base).netloc, timeout=30)
+    try:
+        connection.request("POST", request.path, request.body, request.headers)
+        answer = connection.getresponse()
+        body = answer.read()
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise RefusedError(f"POST {request.path} was answered with {answer.status}: {body[:500]!r}")
+    return dict(answer.getheaders()), body
+
+
+def check_v2(base: str, load: Workload) -> None:
+    """Both forms give what onnxruntime gives, the binary one to the last bit."""
+    _, body = post(base, v2_json(load))
+    data = np.array(json.loads(body)["outputs"][0]["data"], np.float32)
+    _require(np.allclose(data, load.expected.ravel(), rtol=1e-6, atol=1e-7), "HTTP /v2 JSON", load)
+    headers, body = post(base, v2_binary(load))
+    length = next(int(value) for name, value in headers.items() if name.lower() == "inference-header-content-length")
+    _require(body[length:] == load.expected.tobytes(), "HTTP /v2 binary", load)
+
+
+def check_photograph(base: str, load: Workload, path: str = "") -> None:
+    _, body = post(base, photograph(load, path))
+    answer: dict[str, Any] = json.loads(body)
+    found = np.array(answer["outputs"][load.output], np.float32)
+    _require(found.argmax() == load.expected.argmax() and np.allclose(found, load.expected, atol=1e-4), "HTTP /v1 photograph", load)
+
+
+def check_grpc(address: str, load: Workload) -> None:
+    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        answer = pb.ModelInferResponse.FromString(channel.unary_unary(GRPC_METHOD)(grpc_message(load)[5:], timeout=30))
+    _require(answer.raw_output_contents[0] == load.expected.tobytes(), "gRPC", load)
+
+
+def check_thrift(address: str, load: Workload) -> None:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection, connection.makefile("rb") as stream:
+        connection.sendall(thrift_frame(load))
+        reply = stream.read(int.from_bytes(stream.read(4), "big"))
+    reader = Reader(reply)
+    reader.message_begin()
+    result = reader.struct(schema.Inference.ModelInfer_result())
+    _require(result.success is not None and bytes(result.success.outputs[0].data) == load.expected.tobytes(), "Thrift", load)
+
+
+def failures(address: str, model: str) -> int:
+    """How many requests the server itself says it failed."""
+    request = pb.ModelStatisticsRequest(name=model).SerializeToString()
+    with grpc.insecure_channel(address) as channel:
+        answer = channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")(request, timeout=30)
+    return sum(item.inference_stats.fail.count for item in pb.ModelStatisticsResponse.FromString(answer).model_stats)
+
+
+def _require(same: bool, path: str, load: Workload) -> None:
+    if not same:
+        raise RuntimeError(f"{path}: the answer of model {load.model} is not what onnxruntime gives; nothing is measured")

@@ -1,0 +1,119 @@
+"""Processes that a measurement starts: free ports, waiting, ending, and what a tree of them holds in memory."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """One process: `pss` counts a page that n processes share as 1/n of it. Bytes."""
+
+    pid: int
+    command: str
+    pss: int
+    private: int
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(
+    command: list[str], *, log: Path, environ: Mapping[str, str] | None = None, stdout: int | None = None, timeout_s: float = 30
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that is asked to end with SIGTERM and, past `timeout_s`, made to. What it logs goes to the file `log`."""
+    with log.open("a") as errors:
+        process = subprocess.Popen(command, env=environ, stdout=stdout or errors, stderr=errors, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        left = tree(process.pid)
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            for pid in left:
+                _kill(pid)
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def read_line(stream: IO[str], process: subprocess.Popen[str], log: Path) -> str:
+    """The next line of a process's output; where it ended without one, its log is in the error."""
+    line = stream.readline()
+    if not line:
+        process.wait(10)
+        raise RuntimeError(f"{process.args!r} ended with {process.returncode} before it was ready:\n{log.read_text()[-4000:]}")
+    return line
+
+
+def wait_until(done: Callable[[], bool], what: str, timeout_s: float = 30, pause_s: float = 0.002) -> float:
+    """Seconds until `done`; tries again on OSError. Raises TimeoutError."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < timeout_s:
+        try:
+            if done():
+                return time.perf_counter() - start
+        except OSError:
+            pass
+        time.sleep(pause_s)
+    raise TimeoutError(f"{what}: not within {timeout_s} s")
+
+
+def tree(root: int) -> list[int]:
+    """The process and its descendants, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (parent := _parent(entry)) is not None:
+            children.setdefault(parent, []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += sorted(children.get(pid, []))
+    return found
+
+
+def _parent(entry: Path) -> int | None:
+    try:
+        # the name in parentheses may hold anything, so fields are counted from its end
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def memory(root: int) -> list[Resident]:
+    """What each process of the tree holds; one that ended meanwhile is left out."""
+    found = []
+    for pid in tree(root):
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+        found.append(Resident(pid, command, sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"]))
+    return found
+
+
+def total_pss(root: int) -> int:
+    return sum(item.pss for item in memory(root))
