@@ -1,0 +1,158 @@
+"""`outboard up` as a new user meets it: the ready line, what it prepares, how it stops, what it says when it cannot start."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Process, alive, descendants, environment, needs, start_up, wait_until_gone
+from tests.onnx_models import times
+
+READY = re.compile(r"http=http://127\.0\.0\.1:\d+ grpc=127\.0\.0\.1:\d+ thrift=127\.0\.0\.1:\d+ metrics=http://127\.0\.0\.1:\d+/metrics")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    times(tmp_path / "models" / "m" / "1" / "model.onnx", 2)
+    return tmp_path / "models"
+
+
+def get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def predict(up: Process, model: str) -> object:
+    body = json.dumps({"inputs": {"x": [[1, 2]]}}).encode()
+    request = urllib.request.Request(f"{up['http']}/v1/models/{model}/predictions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)["outputs"]["y"]
+
+
+def without_nginx(tmp_path: Path) -> dict[str, str]:
+    """A PATH whose folders have everything but nginx."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("bash", "python3", "env", "cat"):
+        for place in ("/usr/bin", "/bin"):
+            if (Path(place) / program).exists() and not (folder / program).exists():
+                (folder / program).symlink_to(Path(place) / program)
+    return {"PATH": str(folder), "OUTBOARD_NGINX": ""}
+
+
+@needs("nginx")
+def test_everything_starts_answers_and_stops(models: Path, tmp_path: Path) -> None:
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    assert READY.fullmatch(" ".join(f"{name}={value}" for name, value in up.addresses.items())), up.addresses
+    assert "served by nginx" in up.log.read_text()
+    assert get(f"{up['http']}/livez")[0] == 200 and get(f"{up['http']}/readyz")[0] == 200
+    assert predict(up, "m") == [[2, 4]]
+    assert b"outboard_requests_total" in get(up["metrics"])[1]
+    below = descendants(up.process.pid)
+    assert len(alive(below)) >= 6
+    assert up.stop(signal.SIGINT) == 0
+    assert not wait_until_gone(below)
+    assert sorted(path.name for path in models.rglob("*")) == ["1", "m", "model.onnx"], "an operator's repository is not written to"
+    # warm: the same state again
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    assert predict(up, "m") == [[2, 4]]
+    assert up.stop(signal.SIGTERM) == 0
+
+
+def test_without_nginx_uwsgi_serves_http(models: Path, tmp_path: Path) -> None:
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models), **without_nginx(tmp_path))
+    below = descendants(up.process.pid)
+    assert "uWSGI's own HTTP port (nginx is not installed)" in up.log.read_text()
+    assert predict(up, "m") == [[2, 4]]
+    assert up.stop(signal.SIGINT) == 0
+    assert not wait_until_gone(below)
+
+
+def test_a_killed_up_takes_everything_along(models: Path, tmp_path: Path) -> None:
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    below = descendants(up.process.pid)
+    up.stop(signal.SIGKILL)
+    assert not wait_until_gone(below, 40)
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    assert predict(up, "m") == [[2, 4]]
+    assert up.stop() == 0
+
+
+def test_a_part_that_dies_ends_the_whole_and_is_named(models: Path, tmp_path: Path) -> None:
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    below = descendants(up.process.pid)
+    servers = [pid for pid in below if b"inference_server\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(servers[0], signal.SIGKILL)
+    assert up.process.wait(60) == 1
+    up.stop()
+    assert "server ended with status" in up.log.read_text()
+    assert not wait_until_gone(below)
+
+
+def test_one_model_that_fails_is_named_and_the_others_serve(models: Path, tmp_path: Path) -> None:
+    (models / "broken" / "1").mkdir(parents=True)
+    (models / "broken" / "1" / "model.onnx").write_bytes(b"junk")
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    try:
+        assert predict(up, "m") == [[2, 4]]
+        assert get(f"{up['http']}/readyz")[0] == 503
+        assert "not everything is ready" in up.log.read_text()
+    finally:
+        assert up.stop() == 0
+
+
+def test_the_first_administrator(models: Path, tmp_path: Path) -> None:
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    link = re.search(r'"signup_token": "([\w-]+)"', up.log.read_text())
+    assert link and link[1] not in "".join(path.read_text() for path in (tmp_path / "data" / "logs").iterdir())
+    body = json.dumps({"username": "admin", "password": "correct horse battery", "signup_token": link[1]}).encode()
+    request = urllib.request.Request(f"{up['http']}/v1/users", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        assert response.status == 201 and json.load(response)["role"] == "administrator"
+    assert up.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "status", "said"),
+    [
+        (["--models", "/no/such/folder"], {}, 2, "/no/such/folder"),
+        (["--http-port", "99999"], {}, 2, "99999"),
+        ([], {"OUTBOARD_COLOUR": "red"}, 2, "OUTBOARD_COLOUR"),
+        (["--no-demo", "--data", "/tmp/" + "x" * 120], {}, 1, "shorter folder"),
+        (["--no-demo", "--host", "0.0.0.0"], {}, 1, "OUTBOARD_SERVER_TOKEN"),
+    ],
+)
+def test_what_cannot_start_says_why(tmp_path: Path, options: list[str], env: dict[str, str], status: int, said: str) -> None:
+    up = start_up(tmp_path / "data", *options, wait=False, **env)
+    assert up.process.wait(60) == status
+    up.stop()
+    log = up.log.read_text()
+    assert said in log and "Traceback" not in log
+
+
+def test_a_second_up_on_the_same_data_and_a_taken_port(models: Path, tmp_path: Path) -> None:
+    first = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    second = start_up(tmp_path / "data", "--no-demo", wait=False)
+    assert second.process.wait(60) == 1
+    third = start_up(tmp_path / "other", "--no-demo", "--http-port", first["http"].rpartition(":")[2], wait=False)
+    assert third.process.wait(60) == 1
+    for up in (second, third):
+        up.stop()
+    assert "another `outboard up`" in second.log.read_text()
+    assert "nginx" in third.log.read_text() or "in use" in third.log.read_text()
+    assert first.stop() == 0
+
+
+def test_scripts_up_is_the_same_command(tmp_path: Path) -> None:
+    done = subprocess.run([str(ROOT / "scripts" / "up"), "--help"], capture_output=True, text=True, env=environment(), check=True)
+    assert "--data" in done.stdout and "--no-demo" in done.stdout
