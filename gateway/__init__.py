@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from gateway.blueprints import errors, health, metrics, requests, tokens, users
+from gateway.blueprints import errors, health, metrics, predictions, requests, tokens, users, v2
 from gateway.context import EXTENSION, Services
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
@@ -52,6 +52,6 @@ def create_app(settings: Settings, *, services: Services | None = None) -> Flask
     app.extensions[EXTENSION] = services or default_services(settings)
     requests.watch(app)
     errors.handle(app)
-    for module in (errors, health, metrics, tokens, users):
+    for module in (errors, health, metrics, predictions, tokens, users, v2):
         app.register_blueprint(module.blueprint)
     return app

@@ -27,22 +27,18 @@ def current_call() -> Call:
 
 def read_body() -> bytes:
     """The whole body without its content coding. Raises too_large, unsupported_media, and invalid_input for a damaged coding."""
-    require_length()
+    _require_length()
     limit = services().settings.max_body_bytes
     try:
         body = request.get_data(cache=False)
     except RequestEntityTooLarge:
-        raise too_large() from None
+        raise ServingError(Code.TOO_LARGE, f"the body is over {limit} bytes") from None
     encoding = request.headers.get("Content-Encoding", "")
     return decompress(body, encoding, limit) if encoding else body
 
 
-def require_length() -> None:
+def _require_length() -> None:
     """Refuses (411) a body whose length nobody announced and whose end the server in front does not mark: it would look empty."""
     is_chunked = request.content_length is None and "Transfer-Encoding" in request.headers
     if is_chunked and not request.environ.get("wsgi.input_terminated"):
         raise LengthRequired("the request needs a Content-Length")
-
-
-def too_large() -> ServingError:
-    return ServingError(Code.TOO_LARGE, f"the body is over {services().settings.max_body_bytes} bytes")

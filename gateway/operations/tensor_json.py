@@ -49,7 +49,8 @@ def parse(body: bytes | memoryview) -> Any:
 
 def flatten(name: str, data: Any) -> tuple[list[Any], tuple[int, ...]]:
     """Nested lists -> their elements in C order and their shape; a value that is no list has the shape (). Raises invalid_input."""
-    level, shape = [data], []
+    level: list[Any] = [data]
+    shape: list[int] = []
     while level and _is_level_of_lists(name, level):
         if len(shape) == tensors.MAX_RANK:
             raise invalid(f"input {name!r} is nested deeper than {tensors.MAX_RANK} lists")
@@ -110,7 +111,7 @@ def _only(name: str, datatype: str, flat: Sequence[Any], allowed: set[type]) -> 
 
 
 def _integers(name: str, datatype: str, flat: Sequence[Any]) -> Array:
-    limits = np.iinfo(tensors.DTYPES[datatype])
+    limits: Any = np.iinfo(tensors.DTYPES[datatype])
     # asked here, not left to numpy: before 2.0 it wraps a number that does not fit
     if flat and (min(flat) < limits.min or max(flat) > limits.max):
         raise invalid(f"input {name!r} is {datatype} and has a number outside {limits.min} to {limits.max}")
