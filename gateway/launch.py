@@ -57,6 +57,7 @@ def run(settings: Settings) -> NoReturn:
     # used by now; no worker needs it
     environ.pop(f"{PREFIX}ADMIN_PASSWORD", None)
     _log.info("gateway_starting", extra={"listen": settings.socket or f"{settings.http_host}:{settings.http_port}"})
+    _redirect_output(settings)
     os.execve(sys.executable, [sys.executable, "-c", "import pyuwsgi; pyuwsgi.run()", "--ini", str(configuration)], environ)
 
 
@@ -131,6 +132,13 @@ def _lock(settings: Settings) -> int:
         os.close(descriptor)
         raise AlreadyRunning(f"another gateway runs on {settings.data_dir}") from None
     return descriptor
+
+
+def _redirect_output(settings: Settings) -> None:
+    """What uWSGI prints before its logger is there is no JSON and no message for a person."""
+    with (settings.run_dir / "uwsgi-start.log").open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
 
 
 def _allow_many_files() -> None:
