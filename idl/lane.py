@@ -38,6 +38,8 @@ FRAME_BYTES = 96 * 1024
 INLINE_BYTES = 64 * 1024
 LEAST_MEMORY = 256 * 1024
 
+# plain integers: arithmetic on socket's enumerations costs microseconds
+_TRUNCATED, _RIGHTS = int(socket.MSG_TRUNC), (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _U16, _U32 = struct.Struct("=H"), struct.Struct("=I")
 _TENSOR = struct.Struct("=HBBQ")
@@ -225,20 +227,20 @@ class LaneEnd:
             view = memoryview(data).cast("B")
             target[offset : offset + len(view)] = view
         header = HEADER.pack(MAGIC, kind, flags, sequence, *numbers, len(head), size)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self._ours.descriptor]))] if flags & NEW_MEMORY else []
+        rights = [(*_RIGHTS, array.array("i", [self._ours.descriptor]))] if flags & NEW_MEMORY else []
         self.sock.sendmsg([header, head], rights)
 
     def receive(self) -> Frame | None:
         """The next frame, None at end of file. Raises LaneError for what is not one, OSError and TimeoutError as the socket does."""
         size, ancillary, flags, _ = self.sock.recvmsg_into([self._buffer], 64)
         descriptors = [
-            fd for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) for fd in _ints(data)
+            fd for level, kind, data in ancillary if (level, kind) == _RIGHTS for fd in _ints(data)
         ]
         if descriptors:
             self._take_memory(descriptors)
         if size == 0:
             return None
-        if flags & socket.MSG_TRUNC or size < HEADER.size:
+        if flags & _TRUNCATED or size < HEADER.size:
             raise LaneError(f"a frame of {size} bytes")
         magic, kind, bits, sequence, a, b, c, d, head_size, body_size = HEADER.unpack_from(self._buffer)
         start = HEADER.size + head_size
