@@ -47,6 +47,7 @@ class Options:
     thrift_port: int
     metrics_port: int
     no_demo: bool
+    nginx: str
 
     @property
     def run_dir(self) -> Path:
@@ -62,6 +63,7 @@ _DEFAULTS: dict[str, str] = {
     "thrift_port": "9090",
     "metrics_port": "8002",
     "no_demo": "",
+    "nginx": "auto",
 }
 
 
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("http", "grpc", "thrift", "metrics"):
         parser.add_argument(f"--{name}-port", metavar="PORT", type=int, help=f"default {_DEFAULTS[f'{name}_port']}; 0: a free one")
     parser.add_argument("--no-demo", action="store_const", const="1", help="do not prepare and serve the demo model")
+    parser.add_argument("--nginx", metavar="auto|off|PATH", help="the web server in front; off: uWSGI's own HTTP port (default auto)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -112,7 +115,7 @@ def _options(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Optio
     no_demo = {"": False, "0": False, "false": False, "1": True, "true": True}.get(values["no_demo"].lower())
     if no_demo is None:
         raise ValueError(f"OUTBOARD_NO_DEMO = {values['no_demo']!r} is neither 1 nor 0")
-    return Options(Path(values["data"]).absolute(), models, values["host"], **ports, no_demo=no_demo)
+    return Options(Path(values["data"]).absolute(), models, values["host"], **ports, no_demo=no_demo, nginx=values["nginx"])
 
 
 class Up:
@@ -212,7 +215,7 @@ class Up:
 
     def _start_web(self) -> None:
         options = self._options
-        binary = nginx.find()
+        binary = nginx.find() if options.nginx == "auto" else "" if options.nginx == "off" else options.nginx
         port = options.http_port or _free_port(options.host)
         self._http = (options.host, port)
         url = f"http://{_bracketed(options.host)}:{port}"
@@ -231,18 +234,21 @@ class Up:
         self._children.start("gateway", [sys.executable, "-m", "gateway"], environ, on_message=_tell)
         if binary:
             self._start_nginx(binary)
-        where = "nginx" if binary else "uWSGI's own HTTP port (nginx is not installed)"
+        where = "nginx" if binary else f"uWSGI's own HTTP port (nginx is {'off' if options.nginx == 'off' else 'not installed'})"
         print(f"outboard up: HTTP is served by {where}; logs are in {options.data / 'logs'}", file=sys.stderr)
 
     def _start_nginx(self, binary: str) -> None:
         host, port = self._http
         configuration = self._options.run_dir / "nginx.conf"
         listen = f"{_bracketed(host)}:{port}"
-        configuration.write_text(nginx.render("http", nginx.for_up(self._options.data, listen, os.environ)))
-        check = subprocess.run([binary, "-t", "-q", "-c", str(configuration)], capture_output=True, text=True, check=False)
+        try:
+            configuration.write_text(nginx.render("http", nginx.for_up(self._options.data, listen, os.environ)))
+            check = subprocess.run(nginx.command(binary, configuration, "-t", "-q"), capture_output=True, text=True, check=False)
+        except (OSError, ValueError) as error:
+            raise CannotStart(f"nginx cannot be started: {error}") from error
         if check.returncode:
             raise CannotStart(f"nginx refuses its configuration or its port:\n{check.stderr.strip()}")
-        self._children.start("nginx", [binary, "-c", str(configuration)], os.environ, stop_signal=signal.SIGQUIT)
+        self._children.start("nginx", nginx.command(binary, configuration), os.environ, stop_signal=signal.SIGQUIT)
 
     def _wait(self, what: str, answers: Callable[[], bool]) -> None:
         """Until `answers`, or a stop was asked for. Raises CannotStart where a part ends or time is up."""
@@ -300,5 +306,3 @@ def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.bind((host, 0))
         return int(sock.getsockname()[1])
-
-

@@ -44,7 +44,9 @@ def environment(**extra: str) -> dict[str, str]:
 def start(command: list[str], log: Path, *, wait: bool = True, **env: str) -> Process:
     """Starts a command of ours; with `wait`, returns when it has printed its `ready` line."""
     with log.open("ab") as output:
-        process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=output, text=True, env=environment(**env), cwd=ROOT)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=output, text=True, env=environment(**env), cwd=ROOT
+        )
     made = Process(process, log)
     if not wait:
         return made

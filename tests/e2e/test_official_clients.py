@@ -58,7 +58,15 @@ def same_bits(path: Path, answer: np.ndarray) -> None:
 
 @pytest.mark.parametrize("form", ["binary", "json"])
 def test_triton_http(stack: Process, question: tuple[Path, np.ndarray], tmp_path: Path, form: str) -> None:
-    run(sys.executable, str(CLIENTS / "triton_http.py"), stack["http"].removeprefix("http://"), DEMO, str(question[0]), str(tmp_path / "out.npy"), form)
+    run(
+        sys.executable,
+        str(CLIENTS / "triton_http.py"),
+        stack["http"].removeprefix("http://"),
+        DEMO,
+        str(question[0]),
+        str(tmp_path / "out.npy"),
+        form,
+    )
     same_bits(tmp_path / "out.npy", question[1])
 
 

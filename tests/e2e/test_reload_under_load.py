@@ -18,7 +18,12 @@ X = np.float32([[1, 2]])
 def over_rpc(address: str) -> Callable[[], tuple[Callable[[], list[list[float]]], Callable[[], None]]]:
     def make() -> tuple[Callable[[], list[list[float]]], Callable[[], None]]:
         client = Client(address)
-        return lambda: client.infer(MODEL, {"x": X}).outputs["y"].tolist(), client.close
+
+        def ask() -> list[list[float]]:
+            answer: list[list[float]] = client.infer(MODEL, {"x": X}).outputs["y"].tolist()
+            return answer
+
+        return ask, client.close
 
     return make
 
@@ -53,7 +58,7 @@ def test_100_reloads_under_load_fail_no_request(stack: Process) -> None:
             while not stop.is_set():
                 assert ask() == [[3, 6]]
                 counts[number] += 1
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a failed request
             failures.append((number % 3, error))
         finally:
             close()

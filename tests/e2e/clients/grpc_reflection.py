@@ -32,7 +32,9 @@ def call(service: str, method: str, **fields: object) -> object:
     described = pool.FindServiceByName(service).methods_by_name[method]
     request = message_factory.GetMessageClass(described.input_type)(**fields)
     answer = message_factory.GetMessageClass(described.output_type)
-    stub = channel.unary_unary(f"/{service}/{method}", request_serializer=lambda message: message.SerializeToString(), response_deserializer=answer.FromString)
+    stub = channel.unary_unary(
+        f"/{service}/{method}", request_serializer=lambda message: message.SerializeToString(), response_deserializer=answer.FromString
+    )
     return stub(request, timeout=10)
 
 
