@@ -1,0 +1,13 @@
+"""The Python client of a model host: Thrift or gRPC, numpy in and out, deadlines, several hosts.
+
+>>> with Client("thrift://127.0.0.1:9090") as client:  # doctest: +SKIP
+...     result = client.infer("efficientnet-lite0", {"image": pixels}, timeout_s=1.0)
+...     result.outputs["probabilities"]
+"""
+
+from idl.codes import Code, ServingError
+from idl.messages import InferRequest, InferResponse, Tensor
+from inference_client.client import Client
+from inference_client.result import InferResult
+
+__all__ = ["Client", "Code", "InferRequest", "InferResponse", "InferResult", "ServingError", "Tensor"]

@@ -1,0 +1,125 @@
+"""The seam between `Client` and the protocols: typed verbs, one `Channel` per host, and what a failed call tells about its request."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from idl.codes import Code, ServingError
+from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
+from inference_client.deadline import Deadline
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Verb(Generic[Q, R]):
+    """`name` as the contract spells it. `reads`: changes nothing, so that it may be sent twice. `changes`: changes the one host it reaches."""
+
+    name: str
+    reads: bool = False
+    changes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """`version` empty: the one that serves by default; for statistics `name` empty: all."""
+
+    name: str
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryChange:
+    name: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file to copy to `<model>/<version>/<file_name>`; `progress` is called with (bytes sent, bytes in all)."""
+
+    path: Path
+    model_name: str
+    version: int
+    file_name: str
+    size: int
+    sha256: str
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """What the host stored; `existed`: the same bytes were there already."""
+
+    size: int
+    sha256: str
+    existed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder:
+    timeout_s: float
+    resume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DrainState:
+    """`drained`: nothing is in flight."""
+
+    drained: bool
+    in_flight: int
+
+
+SERVER_LIVE: Verb[None, bool] = Verb("ServerLive", reads=True)
+SERVER_READY: Verb[None, bool] = Verb("ServerReady", reads=True)
+MODEL_READY: Verb[ModelName, bool] = Verb("ModelReady", reads=True)
+SERVER_METADATA: Verb[None, ServerMetadata] = Verb("ServerMetadata", reads=True)
+MODEL_METADATA: Verb[ModelName, ModelMetadata] = Verb("ModelMetadata", reads=True)
+MODEL_INFER: Verb[InferRequest, InferResponse] = Verb("ModelInfer")
+MODEL_CONFIG: Verb[ModelName, dict[str, Any]] = Verb("ModelConfig", reads=True)
+MODEL_STATISTICS: Verb[ModelName, tuple[ModelStatistics, ...]] = Verb("ModelStatistics", reads=True)
+REPOSITORY_INDEX: Verb[bool, tuple[ModelIndex, ...]] = Verb("RepositoryIndex", reads=True)
+REPOSITORY_MODEL_LOAD: Verb[RepositoryChange, None] = Verb("RepositoryModelLoad", changes=True)
+REPOSITORY_MODEL_UNLOAD: Verb[RepositoryChange, None] = Verb("RepositoryModelUnload", changes=True)
+PUT_FILE: Verb[LocalFile, RemoteFile] = Verb("PutFile", changes=True)
+CAPACITY: Verb[None, Capacity] = Verb("Capacity", reads=True)
+DRAIN: Verb[DrainOrder, DrainState] = Verb("Drain", changes=True)
+
+
+class Channel(Protocol):
+    """Calls to one host. Thread-safe."""
+
+    def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
+        """Raises `Unreachable` or `Lost`, or the ServingError that the host declared; `unsupported` for a verb the protocol lacks."""
+        ...
+
+    def close(self) -> None:
+        """Calls under way finish; later ones are refused. Idempotent."""
+        ...
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of what the parent had open, without a word to the peer and without taking a lock."""
+        ...
+
+
+class Unreachable(ServingError):
+    """No byte of the request left this process: it may be sent elsewhere, whatever it does."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(Code.UNAVAILABLE, f"the model host cannot be reached: {reason}")
+        self.reason = reason
+
+
+class Lost(ServingError):
+    """The request was sent, or may have been, and what became of it is not known."""
+
+
+def closed() -> ServingError:
+    """What a call gets after `close`."""
+    return ServingError(Code.UNAVAILABLE, "the client is closed")
+
+
+def too_large(what: str, size: int, limit: int) -> ServingError:
+    return ServingError(Code.TOO_LARGE, f"the {what} has {size} bytes, at most {limit} are allowed")

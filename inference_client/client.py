@@ -1,0 +1,211 @@
+"""The client: addresses and options in, verbs out. It keeps no state but its dispatcher, one for each process that uses it."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import ArrayLike
+
+from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
+from inference_client import channel as verbs
+from inference_client.addresses import Address, parse
+from inference_client.channel import Channel, DrainOrder, DrainState, LocalFile, ModelName, RemoteFile, RepositoryChange, Verb, closed
+from inference_client.deadline import Deadline
+from inference_client.dispatcher import Dispatcher
+from inference_client.files import sha256_of
+from inference_client.result import InferResult, to_result, to_tensors
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_SLOWEST_COPY = 1024 * 1024
+"""Bytes a second: with less than this a copy runs into its default deadline."""
+
+
+class Client:
+    """Calls one model host, or the hosts of one service in turn. Thread-safe; connects at the first call; usable in a forked child.
+
+    `addresses`: one or several of `thrift://host:port`, `thrift+unix:///path`, `grpc://host:port`, `grpc+unix:///path`, or `host:port`
+    for gRPC; all of one protocol. Every method raises `ServingError` and nothing else of its own. `timeout_s`, of the client or of one
+    call, is for the whole call: connecting, waiting for a free connection, and every retry. With several hosts one that cannot be
+    reached is set aside for a while, and a request that provably did not run goes to the next. In a child that was forked while another
+    thread was inside gRPC, gRPC itself does not work; Thrift does.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        *,
+        token: str = "",
+        timeout_s: float = 30.0,
+        connect_timeout_s: float = 2.0,
+        max_connections: int = 32,
+        max_message_bytes: int = _MAX_MESSAGE_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`max_connections` is per host, and for Thrift: gRPC has one. Raises ValueError for an address or a limit that cannot be."""
+        self._addresses = tuple(parse(text) for text in ([addresses] if isinstance(addresses, str) else addresses))
+        if len({address.protocol for address in self._addresses}) != 1:
+            raise ValueError("a client needs at least one address, and all of one protocol")
+        if not (timeout_s > 0 and connect_timeout_s > 0 and max_connections > 0 and 0 < max_message_bytes < 2**31):
+            raise ValueError("time-outs and limits must be above 0, and a message below 2 GiB")
+        self._token = token
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._max_connections = max_connections
+        self._max_message_bytes = max_message_bytes
+        self._clock = clock
+        self._closed = False
+        self._dispatchers = {os.getpid(): self._make_dispatcher()}
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+        datatypes: Mapping[str, str] | None = None,
+        request_id: str = "",
+        timeout_s: float | None = None,
+        traceparent: str = "",
+    ) -> InferResult:
+        """One inference. `inputs`: name -> array; text and bytes are BYTES. `outputs`: the wanted ones, empty for all.
+
+        `datatypes`: input name -> type where numpy's does not say it ("BF16" for uint16 bit patterns).
+        """
+        request = InferRequest(
+            model, to_tensors(inputs, datatypes or {}), version, request_id, tuple(outputs), parameters or {}, traceparent=traceparent
+        )
+        return to_result(self.infer_raw(request, timeout_s=timeout_s))
+
+    def infer_raw(self, request: InferRequest, *, timeout_s: float | None = None) -> InferResponse:
+        """The same with raw contents, which are passed on unread. The request's own deadline counts as well, and alone without `timeout_s`."""
+        at = request.deadline
+        if at is None or timeout_s is not None:
+            ours = self._deadline(timeout_s)
+            if at is None or ours.at < at:
+                return self._send(verbs.MODEL_INFER, request, ours)
+        return self._send(verbs.MODEL_INFER, request, Deadline(at, self._clock))
+
+    def server_live(self, *, timeout_s: float | None = None) -> bool:
+        return self._call(verbs.SERVER_LIVE, None, timeout_s)
+
+    def server_ready(self, *, timeout_s: float | None = None) -> bool:
+        """Of the host whose turn it is."""
+        return self._call(verbs.SERVER_READY, None, timeout_s)
+
+    def model_ready(self, name: str, version: str = "", *, timeout_s: float | None = None) -> bool:
+        """False, not an error, for a model or version that is not there."""
+        return self._call(verbs.MODEL_READY, ModelName(name, version), timeout_s)
+
+    def server_metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
+        return self._call(verbs.SERVER_METADATA, None, timeout_s)
+
+    def model_metadata(self, name: str, version: str = "", *, timeout_s: float | None = None) -> ModelMetadata:
+        return self._call(verbs.MODEL_METADATA, ModelName(name, version), timeout_s)
+
+    def model_config(self, name: str, version: str = "", *, timeout_s: float | None = None) -> dict[str, Any]:
+        """protobuf's JSON mapping of `inference.ModelConfig`, with the IDL's field names; the same over both protocols."""
+        return self._call(verbs.MODEL_CONFIG, ModelName(name, version), timeout_s)
+
+    def model_statistics(self, name: str = "", version: str = "", *, timeout_s: float | None = None) -> tuple[ModelStatistics, ...]:
+        """Of one model, or of all."""
+        return self._call(verbs.MODEL_STATISTICS, ModelName(name, version), timeout_s)
+
+    def repository_index(self, ready: bool = False, *, timeout_s: float | None = None) -> tuple[ModelIndex, ...]:
+        """Every version in the repository with its state, or only those that are ready."""
+        return self._call(verbs.REPOSITORY_INDEX, ready, timeout_s)
+
+    def load_model(self, name: str, parameters: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> None:
+        """Returns when the model serves. Parameter `version`: load exactly that one. One host only, as all that follow."""
+        self._call(verbs.REPOSITORY_MODEL_LOAD, RepositoryChange(name, parameters or {}), timeout_s)
+
+    def unload_model(self, name: str, parameters: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> None:
+        self._call(verbs.REPOSITORY_MODEL_UNLOAD, RepositoryChange(name, parameters or {}), timeout_s)
+
+    def put_file(
+        self,
+        path: str | os.PathLike[str],
+        model: str,
+        version: int,
+        file_name: str,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> RemoteFile:
+        """Copies a local file to `<model>/<version>/<file_name>` of the host's repository, verified by its SHA-256. gRPC only.
+
+        `progress(sent, all)` in bytes, called from another thread. Without `timeout_s` it may take the client's own time-out and a second
+        for each MiB. Raises OSError as well, for the local file.
+        """
+        source = Path(path)
+        size = source.stat().st_size
+        file = LocalFile(source, model, version, file_name, size, sha256_of(source), progress)
+        return self._call(verbs.PUT_FILE, file, timeout_s or self._timeout_s + size / _SLOWEST_COPY)
+
+    def capacity(self, *, timeout_s: float | None = None) -> Capacity:
+        """What the host has and what is loaded there. gRPC only."""
+        return self._call(verbs.CAPACITY, None, timeout_s)
+
+    def drain(self, timeout_s: float, resume: bool = False) -> DrainState:
+        """The host takes no new inference and finishes what is in flight, for at most `timeout_s`; `resume` takes it back. gRPC only."""
+        return self._call(verbs.DRAIN, DrainOrder(timeout_s, resume), self._timeout_s + timeout_s)
+
+    def close(self) -> None:
+        """Calls under way finish; later ones are refused with unavailable. Idempotent."""
+        self._closed = True
+        (self._dispatchers.get(os.getpid()) or self._after_fork()).close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self._clock() + (self._timeout_s if timeout_s is None else timeout_s), self._clock)
+
+    def _call(self, verb: Verb[Q, R], request: Q, timeout_s: float | None) -> R:
+        return self._send(verb, request, self._deadline(timeout_s))
+
+    def _send(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
+        if self._closed:
+            raise closed()
+        dispatcher = self._dispatchers.get(os.getpid()) or self._after_fork()
+        return dispatcher.call(verb, request, deadline)
+
+    def _after_fork(self) -> Dispatcher:
+        """This is a child: what the parent had open is let go of, and everything begins anew. Its threads may come here together."""
+        pid = os.getpid()
+        dispatcher = self._dispatchers.setdefault(pid, self._make_dispatcher())
+        for other in [key for key in self._dispatchers if key != pid]:
+            inherited = self._dispatchers.pop(other, None)
+            if inherited is not None:
+                inherited.abandon()
+        return dispatcher
+
+    def _make_dispatcher(self) -> Dispatcher:
+        return Dispatcher(
+            [str(address) for address in self._addresses], [self._make_channel(each) for each in self._addresses], self._clock
+        )
+
+    def _make_channel(self, address: Address) -> Channel:
+        # imported here: a Thrift client does not pay for grpcio, nor a gRPC client for thriftpy2
+        if address.protocol == "thrift":
+            from inference_client.thrift_channel import ThriftChannel
+
+            return ThriftChannel(
+                address,
+                token=self._token,
+                connect_timeout_s=self._connect_timeout_s,
+                max_connections=self._max_connections,
+                max_message_bytes=self._max_message_bytes,
+            )
+        from inference_client.grpc_channel import GrpcChannel
+
+        return GrpcChannel(address, token=self._token, connect_timeout_s=self._connect_timeout_s, max_message_bytes=self._max_message_bytes)

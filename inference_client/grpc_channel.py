@@ -1,0 +1,161 @@
+"""Calls to one host over gRPC. Messages are serialized here and not inside grpcio, so that a wrong one is the caller's error."""
+
+import threading
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from idl.codes import Code, ServingError
+from idl.messages import InferRequest
+from inference_client.addresses import Address
+from inference_client.channel import PUT_FILE, Lost, Unreachable, Verb, closed, too_large
+from inference_client.deadline import Deadline, passed
+from inference_client.grpc_codec import CODECS, Codec, FileMessages
+from inference_client.grpc_status import failure
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+_ABANDONED: list[object] = []
+"""Channels of a parent process. A forked child keeps them for ever: taking one apart would wait for threads that it does not have."""
+
+
+class _Line:
+    """One grpcio channel and how many calls are on it. Closed when it is retired and the last call has ended."""
+
+    __slots__ = ("calls", "channel", "methods", "retired")
+
+    def __init__(self, target: str, options: list[tuple[str, Any]]) -> None:
+        self.channel = grpc.insecure_channel(target, options)
+        self.methods: dict[str, Any] = {}
+        self.calls = 0
+        self.retired = False
+
+    def unary(self, path: str) -> Any:
+        made = self.methods.get(path)
+        if made is None:
+            made = self.methods[path] = self.channel.unary_unary(path)
+        return made
+
+
+class GrpcChannel:
+    """Thread-safe. `max_message_bytes` bounds a request's and a reply's message."""
+
+    def __init__(self, address: Address, *, token: str, connect_timeout_s: float, max_message_bytes: int) -> None:
+        connect_ms = max(1, int(connect_timeout_s * 1000))
+        self._target = f"unix:{address.path}" if address.path else f"dns:///{address.authority}"
+        self._options: list[tuple[str, Any]] = [
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the back-off of an old one
+            ("grpc.min_reconnect_backoff_ms", connect_ms),  # this is what bounds one attempt to connect
+            ("grpc.initial_reconnect_backoff_ms", connect_ms),
+        ]
+        if address.path:
+            self._options.append(("grpc.default_authority", "localhost"))
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._max_bytes = max_message_bytes
+        self._lock = threading.Lock()
+        self._line: _Line | None = None
+        self._closed = False
+
+    def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
+        codec = CODECS[verb.name]
+        payload: Any = codec.encode(request) if verb.name == PUT_FILE.name else self._encode(codec, request)
+        metadata: tuple[tuple[str, str], ...] = self._metadata
+        request_id = ""
+        if isinstance(request, InferRequest):
+            request_id = request.id
+            if request.traceparent:
+                metadata = (*metadata, ("traceparent", request.traceparent))
+        line = self._borrow()
+        try:
+            reply = _call(line, codec.path, payload, deadline, metadata)
+        except grpc.RpcError as error:
+            raise self._failed(line, error, request_id) from None
+        except ValueError:  # grpcio's answer where the channel was closed between borrowing and calling
+            raise closed() from None
+        finally:
+            self._give_back(line)
+        return _decode(codec, reply)  # type: ignore[no-any-return]
+
+    def _encode(self, codec: Codec, request: Any) -> bytes:
+        if isinstance(request, InferRequest):
+            self._check_size(sum(len(tensor.data) for tensor in request.inputs))
+        try:
+            payload: bytes = codec.encode(request).SerializeToString()
+        except (ValueError, TypeError) as error:
+            raise ServingError(Code.INVALID_INPUT, f"the request cannot be written as protobuf: {error}") from None
+        self._check_size(len(payload))
+        return payload
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise too_large("request", size, self._max_bytes)
+
+    def _failed(self, line: _Line, error: Any, request_id: str) -> ServingError:
+        meant = failure(error, request_id)
+        if isinstance(meant, Unreachable):
+            # grpc's core would back off by itself before it connects again; when to try again is decided by the dispatcher
+            with self._lock:
+                line.retired = True
+                if self._line is line:
+                    self._line = None
+        if isinstance(meant, Lost) and meant.code is Code.DEADLINE_EXCEEDED:
+            return passed()
+        return meant
+
+    def _borrow(self) -> _Line:
+        with self._lock:
+            if self._closed:
+                raise closed()
+            if self._line is None:
+                self._line = _Line(self._target, self._options)
+            self._line.calls += 1
+            return self._line
+
+    def _give_back(self, line: _Line) -> None:
+        with self._lock:
+            line.calls -= 1
+            last = line.retired and not line.calls
+        if last:
+            line.channel.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            line, self._line = self._line, None
+            if line is None:
+                return
+            line.retired = True
+            last = not line.calls
+        if last:
+            line.channel.close()
+
+    def abandon(self) -> None:
+        _ABANDONED.append(self._line)
+
+
+def _call(line: _Line, path: str, payload: bytes | FileMessages, deadline: Deadline, metadata: tuple[tuple[str, str], ...]) -> bytes:
+    """Raises `grpc.RpcError`; for a stream also what ended it on this side."""
+    if isinstance(payload, bytes):
+        reply: bytes = line.unary(path)(payload, timeout=deadline.left(), metadata=metadata)
+        return reply
+    call = line.channel.stream_unary(path).future(payload, timeout=deadline.left(), metadata=metadata)
+    try:
+        reply = call.result()
+    except BaseException:
+        call.cancel()  # Ctrl-C: without this grpcio would go on sending from its own thread
+        if payload.error is not None:
+            raise payload.error from None
+        raise
+    return reply
+
+
+def _decode(codec: Codec, reply: bytes) -> Any:
+    try:
+        return codec.decode(codec.reply.FromString(reply))
+    except (DecodeError, ValueError, TypeError, OverflowError) as error:
+        raise Lost(Code.INTERNAL, f"the model host's answer cannot be read: {error}") from None

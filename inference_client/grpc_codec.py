@@ -1,0 +1,230 @@
+"""The contract's values <-> gRPC messages, one pair of functions for each verb."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+
+from idl import tensors
+from idl.generated import control_pb2 as control
+from idl.generated import inference_pb2 as pb
+from idl.messages import (
+    Capacity,
+    Duration,
+    HostModel,
+    InferRequest,
+    InferResponse,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    Tensor,
+    TensorSpec,
+)
+from inference_client.channel import DrainOrder, DrainState, LocalFile, ModelName, RemoteFile, RepositoryChange
+
+CHUNK_BYTES = 1024 * 1024
+"""What one message of PutFile may carry."""
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """`path` is the method's full name, `reply` the class of its answer. `encode` raises ValueError and TypeError, `decode` ValueError."""
+
+    path: str
+    encode: Callable[[Any], Any]
+    reply: Any
+    decode: Callable[[Any], Any]
+
+
+def _set_parameter(entry: Any, value: object) -> None:
+    if isinstance(value, bool):
+        entry.bool_param = value
+    elif isinstance(value, int):
+        setattr(entry, "int64_param" if value in _INT64 or isinstance(entry, pb.ModelRepositoryParameter) else "uint64_param", value)
+    elif isinstance(value, float) and isinstance(entry, pb.InferParameter):
+        entry.double_param = value
+    elif isinstance(value, bytes) and isinstance(entry, pb.ModelRepositoryParameter):
+        entry.bytes_param = value
+    elif isinstance(value, str):
+        entry.string_param = value
+    else:
+        raise TypeError(f"a parameter is a {type(value).__name__}, which this verb cannot carry")
+
+
+def _set_parameters(message: Any, parameters: Mapping[str, Any]) -> Any:
+    for name, value in parameters.items():
+        _set_parameter(message.parameters[name], value)
+    return message
+
+
+def _parameters(entries: Mapping[str, Any]) -> dict[str, Any]:
+    values = {}
+    for name, entry in entries.items():
+        choice = entry.WhichOneof("parameter_choice")
+        values[name] = getattr(entry, choice) if choice else None
+    return values
+
+
+def _encode_infer(request: InferRequest) -> Any:
+    message = pb.ModelInferRequest(model_name=request.model_name, model_version=request.model_version, id=request.id)
+    for tensor in request.inputs:
+        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        message.raw_input_contents.append(tensor.data if isinstance(tensor.data, bytes) else bytes(tensor.data))
+    for name in request.outputs:
+        message.outputs.add(name=name)
+    return _set_parameters(message, request.parameters)
+
+
+def _decode_infer(reply: Any) -> InferResponse:
+    raw = reply.raw_output_contents
+    if raw and len(raw) != len(reply.outputs):
+        raise ValueError(f"{len(raw)} raw contents for {len(reply.outputs)} outputs")
+    outputs = tuple(
+        Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw[index] if raw else _typed_bytes(tensor))
+        for index, tensor in enumerate(reply.outputs)
+    )
+    return InferResponse(reply.model_name, reply.model_version, reply.id, outputs, _parameters(reply.parameters))
+
+
+def _typed_bytes(tensor: Any) -> bytes:
+    """The raw contents of an output whose server answers with typed ones."""
+    fields = tensor.contents.ListFields()
+    if not fields:
+        return b""
+    if len(fields) != 1 or tensor.datatype not in tensors.DTYPES:
+        raise ValueError(f"output {tensor.name!r} of {tensor.datatype!r} has contents of {len(fields)} kinds")
+    values = fields[0][1]
+    if tensor.datatype == "BYTES":
+        return b"".join(len(item).to_bytes(4, "little") + item for item in values)
+    return np.fromiter(values, tensors.DTYPES[tensor.datatype], len(values)).tobytes()
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape))
+
+
+def _decode_metadata(reply: Any) -> ModelMetadata:
+    inputs, outputs = (tuple(map(_spec, specs)) for specs in (reply.inputs, reply.outputs))
+    return ModelMetadata(reply.name, tuple(reply.versions), reply.platform, inputs, outputs)
+
+
+def _decode_config(reply: Any) -> dict[str, Any]:
+    """protobuf's JSON mapping with the IDL's field names; 64-bit numbers are numbers, as `/v2/models/{model}/config` has them."""
+    config: dict[str, Any] = {"max_batch_size": reply.config.max_batch_size}
+    config |= MessageToDict(reply.config, preserving_proto_field_name=True)
+    for tensor in [*config.get("input", ()), *config.get("output", ())]:
+        tensor["dims"] = [int(size) for size in tensor.get("dims", ())]
+    specific = config.get("version_policy", {}).get("specific")
+    if specific:
+        specific["versions"] = [int(version) for version in specific.get("versions", ())]
+    batching = config.get("dynamic_batching", {})
+    if "max_queue_delay_microseconds" in batching:
+        batching["max_queue_delay_microseconds"] = int(batching["max_queue_delay_microseconds"])
+    return config
+
+
+def _statistics(model: Any) -> ModelStatistics:
+    stats = model.inference_stats
+    parts = (stats.success, stats.fail, stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
+    counts = (model.last_inference, model.inference_count, model.execution_count)
+    return ModelStatistics(model.name, model.version, *counts, *(Duration(part.count, part.ns) for part in parts))
+
+
+def _index(model: Any) -> ModelIndex:
+    return ModelIndex(model.name, model.version, model.state, model.reason)
+
+
+def _decode_capacity(reply: Any) -> Capacity:
+    return Capacity(
+        reply.cpus,
+        reply.memory_bytes,
+        reply.memory_available_bytes,
+        reply.disk_available_bytes,
+        tuple(reply.execution_providers),
+        tuple(HostModel(m.name, m.version, m.state, m.memory_bytes, m.in_flight) for m in reply.models),
+    )
+
+
+def _encode_drain(order: DrainOrder) -> Any:
+    return control.DrainRequest(resume=order.resume, timeout_ms=int(order.timeout_s * 1000))
+
+
+class FileMessages:
+    """The stream of PutFile, read from the file as it is sent. `error`: what ended it early; grpcio, which reads it, would only log that."""
+
+    def __init__(self, file: LocalFile) -> None:
+        self.error: Exception | None = None
+        self._messages = _file_messages(file)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _file_messages(file: LocalFile) -> Iterator[bytes]:
+    header = control.PutFileRequest.Header(
+        model_name=file.model_name, version=file.version, file_name=file.file_name, size=file.size, sha256=file.sha256
+    )
+    yield control.PutFileRequest(header=header).SerializeToString()
+    sent = 0
+    with file.path.open("rb") as source:
+        while chunk := source.read(CHUNK_BYTES):
+            yield control.PutFileRequest(chunk=chunk).SerializeToString()
+            sent += len(chunk)
+            if file.progress is not None:
+                file.progress(sent, file.size)
+
+
+def _open(name: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> Codec:
+    return Codec(f"/inference.GRPCInferenceService/{name}", encode, getattr(pb, f"{name}Response"), decode)
+
+
+def _control(name: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> Codec:
+    return Codec(f"/outboard.Control/{name}", encode, getattr(control, f"{name}Response"), decode)
+
+
+def _named(kind: Any) -> Callable[[ModelName], Any]:
+    return lambda model: kind(name=model.name, version=model.version)
+
+
+def _change(kind: Any) -> Callable[[RepositoryChange], Any]:
+    return lambda change: _set_parameters(kind(model_name=change.name), change.parameters)
+
+
+CODECS: dict[str, Codec] = {
+    "ServerLive": _open("ServerLive", lambda _: pb.ServerLiveRequest(), lambda reply: reply.live),
+    "ServerReady": _open("ServerReady", lambda _: pb.ServerReadyRequest(), lambda reply: reply.ready),
+    "ModelReady": _open("ModelReady", _named(pb.ModelReadyRequest), lambda reply: reply.ready),
+    "ServerMetadata": _open(
+        "ServerMetadata",
+        lambda _: pb.ServerMetadataRequest(),
+        lambda reply: ServerMetadata(reply.name, reply.version, tuple(reply.extensions)),
+    ),
+    "ModelMetadata": _open("ModelMetadata", _named(pb.ModelMetadataRequest), _decode_metadata),
+    "ModelInfer": _open("ModelInfer", _encode_infer, _decode_infer),
+    "ModelConfig": _open("ModelConfig", _named(pb.ModelConfigRequest), _decode_config),
+    "ModelStatistics": _open(
+        "ModelStatistics", _named(pb.ModelStatisticsRequest), lambda reply: tuple(map(_statistics, reply.model_stats))
+    ),
+    "RepositoryIndex": _open(
+        "RepositoryIndex", lambda ready: pb.RepositoryIndexRequest(ready=ready), lambda reply: tuple(map(_index, reply.models))
+    ),
+    "RepositoryModelLoad": _open("RepositoryModelLoad", _change(pb.RepositoryModelLoadRequest), lambda _: None),
+    "RepositoryModelUnload": _open("RepositoryModelUnload", _change(pb.RepositoryModelUnloadRequest), lambda _: None),
+    "PutFile": _control("PutFile", FileMessages, lambda reply: RemoteFile(reply.size, reply.sha256, reply.existed)),
+    "Capacity": _control("Capacity", lambda _: control.CapacityRequest(), _decode_capacity),
+    "Drain": _control("Drain", _encode_drain, lambda reply: DrainState(reply.drained, reply.in_flight)),
+}
+"""By the verb's name in the contract."""

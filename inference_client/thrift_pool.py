@@ -1,0 +1,82 @@
+"""The connections to one Thrift host, each lent to one thread at a time."""
+
+import threading
+
+from inference_client.addresses import Address
+from inference_client.channel import closed
+from inference_client.deadline import Deadline, passed
+from inference_client.thrift_connection import Connection
+
+
+class Pool:
+    """At most `max_connections`, opened when they are needed, the one used last lent first. Thread-safe."""
+
+    def __init__(self, address: Address, connect_timeout_s: float, max_connections: int) -> None:
+        self._address = address
+        self._connect_timeout_s = connect_timeout_s
+        self._free = max_connections
+        """How many more may be lent."""
+        self._idle: list[Connection] = []
+        self._lent: set[Connection] = set()
+        self._closed = False
+        self._returned = threading.Condition(threading.Lock())
+
+    def borrow(self, deadline: Deadline) -> Connection:
+        """A connection on which nothing is under way; the caller gives it back. Raises Unreachable, deadline_exceeded."""
+        connection = self._take(deadline)
+        while connection is not None and not connection.is_quiet():
+            connection.close()
+            connection = self._next_idle()
+        try:
+            connection = connection or Connection(self._address, self._connect_timeout_s, deadline)
+        except BaseException:
+            self._release()
+            raise
+        self._lent.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection, *, healthy: bool) -> None:
+        """`healthy`: its last reply was read whole and was the right one; any other is closed."""
+        self._lent.discard(connection)
+        if not healthy:
+            connection.close()
+        self._release(connection if healthy else None)
+
+    def _take(self, deadline: Deadline) -> Connection | None:
+        """Counts one more as lent and returns an idle one, None where it has to be opened."""
+        with self._returned:
+            while not self._closed and not self._free:
+                if not self._returned.wait(deadline.left()):
+                    raise passed()
+            if self._closed:
+                raise closed()
+            self._free -= 1
+            return self._idle.pop() if self._idle else None
+
+    def _next_idle(self) -> Connection | None:
+        with self._returned:
+            return self._idle.pop() if self._idle else None
+
+    def _release(self, connection: Connection | None = None) -> None:
+        with self._returned:
+            self._free += 1
+            if connection is not None and not self._closed:
+                self._idle.append(connection)
+                connection = None
+            self._returned.notify()
+        if connection is not None:
+            connection.close()
+
+    def close(self) -> None:
+        """Closes what is idle now and what is lent as it comes back."""
+        with self._returned:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._returned.notify_all()
+        for connection in idle:
+            connection.close()
+
+    def abandon(self) -> None:
+        """In a forked child: closes its copies of the parent's descriptors. Takes no lock: another thread may have held it at the fork."""
+        for connection in [*self._idle, *self._lent]:
+            connection.close()
