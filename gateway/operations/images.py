@@ -7,6 +7,7 @@ cropped, normalised. Rules where a file can be read in more than one way: transp
 
 import io
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from idl.messages import Tensor, TensorSpec
 from idl.tensors import Array, invalid
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Pillow warns about what is odd in a file, and Python remembers each distinct text for ever: callers decide those texts.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
