@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,7 @@ class LoadRequest:
 
 
 class Zygote:
-    """The process that executors are forked from; restarted when it dies. One owner, thread-safe, `close` is idempotent.
-
-    Start it from the main thread: the parent-death signal fires when the thread that created the process ends.
-    """
+    """The process that executors are forked from; restarted when it dies. One owner, thread-safe, `close` is idempotent."""
 
     def __init__(self, run_dir: Path, memory_limit: int) -> None:
         self._run_dir = run_dir
@@ -55,7 +53,9 @@ class Zygote:
             )
         for left_over in run_dir.glob("x*.lane"):
             left_over.unlink(missing_ok=True)
-        self._start()
+        # The parent-death signal fires when the thread that created a process ends: one thread, as old as this object, starts them all.
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="zygote-keeper")
+        self._keeper.submit(self._start).result()
 
     def _socket_path(self, number: int) -> Path:
         return self._run_dir / f"x{number}.lane"
@@ -88,7 +88,7 @@ class Zygote:
     def _ask(self, name: str, *descriptors: int) -> tuple[int, int]:
         if self._process.poll() is not None:
             self._channel.close()
-            self._start()
+            self._keeper.submit(self._start).result()
         message = json.dumps({"name": f"outboard:{name}", "memory_limit": self._memory_limit}).encode()
         self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
         text, ancillary, _, _ = self._channel.recvmsg(4096, 64)
@@ -103,6 +103,7 @@ class Zygote:
         with self._lock:
             self._channel.close()
             self._process.wait()
+            self._keeper.shutdown()
 
 
 class ProcessExecutor:
