@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from flask import Flask
 
+from gateway import clock
 from gateway.blueprints import errors, health, metrics, predictions, requests, tokens, users, v2
 from gateway.context import EXTENSION, Services
 from gateway.metrics import Metrics
@@ -14,16 +14,14 @@ from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
 from gateway.storage import Storage
-
-if TYPE_CHECKING:
-    from inference_client import Client
+from inference_client import Client
 
 
-def build_services(settings: Settings, models: Models, metrics: Metrics | None = None) -> Services:
+def build_services(settings: Settings, models: Models, metrics: Metrics | None = None, now: clock.Clock = clock.now) -> Services:
     """What one process owns; whoever builds it closes it."""
     storage = Storage(settings.state_dir)
-    users = Users(storage, settings)
-    return Services(settings, storage, models, users, Tokens(storage, users, settings), metrics or Metrics())
+    users = Users(storage, settings, now)
+    return Services(settings, storage, models, users, Tokens(storage, users, settings, now), metrics or Metrics())
 
 
 def default_services(settings: Settings, metrics: Metrics | None = None) -> Services:
@@ -31,9 +29,7 @@ def default_services(settings: Settings, metrics: Metrics | None = None) -> Serv
     return build_services(settings, Models(settings.model_hosts, partial(_connect, settings)), metrics)
 
 
-def _connect(settings: Settings, addresses: Sequence[str]) -> "Client":
-    from inference_client import Client
-
+def _connect(settings: Settings, addresses: Sequence[str]) -> Client:
     return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s)
 
 

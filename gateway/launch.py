@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from gateway.metrics import DIRECTORY_VARIABLE
 from gateway.operations.users import FIRST_ADMINISTRATOR, SIGNUP_TTL, Users
 from gateway.settings import MAX_SOCKET_PATH, PREFIX, Settings, SettingsError
 from gateway.storage import Storage
+from inference_client import Client
 
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +30,7 @@ class AlreadyRunning(RuntimeError):
 def prepare(settings: Settings) -> None:
     """Makes the folders, the database and the secret, and sees to the first administrator. Raises ServingError and SettingsError."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
+    _check_addresses(settings)
     storage = Storage(settings.state_dir)
     try:
         if not settings.secret_key:
@@ -39,6 +40,13 @@ def prepare(settings: Settings) -> None:
         storage.close()
     if token:
         _tell(token, settings)
+
+
+def _check_addresses(settings: Settings) -> None:
+    try:
+        Client(settings.model_hosts).close()
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}MODEL_HOSTS: {error}") from None
 
 
 def run(settings: Settings) -> NoReturn:
@@ -53,7 +61,7 @@ def run(settings: Settings) -> NoReturn:
     configuration.write_text(render(settings, log_descriptor), encoding="utf-8")
     _allow_many_files()
     environ = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    environ |= settings.to_env() | {DIRECTORY_VARIABLE: str(settings.metrics_dir)}
+    environ |= settings.to_env()
     # used by now; no worker needs it
     environ.pop(f"{PREFIX}ADMIN_PASSWORD", None)
     _log.info("gateway_starting", extra={"listen": settings.socket or f"{settings.http_host}:{settings.http_port}"})

@@ -11,8 +11,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client looks for the folder; the entry point sets it."""
+_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus_client looks for the folder."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -63,7 +63,7 @@ class Metrics:
 
 def for_worker(directory: Path, worker: int) -> Metrics:
     """The metrics of worker number `worker` (from 1). What its dead predecessor had in flight is forgotten."""
-    os.environ[DIRECTORY_VARIABLE] = str(directory)
+    os.environ[_DIRECTORY_VARIABLE] = str(directory)
     values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
     mark_process_dead(worker, str(directory))  # type: ignore[no-untyped-call]
     return Metrics(directory)

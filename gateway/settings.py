@@ -15,9 +15,11 @@ class SettingsError(ValueError):
     """A setting that is unknown or has a value that cannot be used; the message names the environment variable."""
 
 
-def _setting(default: Any, text: str, *, low: float | None = None, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+def _setting(
+    default: Any, text: str, *, low: float | None = None, high: float | None = None, secret: bool = False, choices: tuple[str, ...] = ()
+) -> Any:
     """A field; `text` is what the documentation says about it."""
-    return field(default=default, metadata={"text": text, "low": low, "secret": secret, "choices": choices})
+    return field(default=default, metadata={"text": text, "low": low, "high": high, "secret": secret, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -32,7 +34,7 @@ class Settings:
     public_url: str = _setting("", "the address that people use, for links; empty: the address that the gateway listens on")
     socket: str = _setting("", "unix socket for the uwsgi protocol, with nginx in front; empty: HTTP on http_host and http_port")
     http_host: str = _setting("127.0.0.1", "address for HTTP without nginx")
-    http_port: int = _setting(8080, "port for HTTP without nginx", low=1)
+    http_port: int = _setting(8080, "port for HTTP without nginx", low=1, high=65_535)
     processes: int = _setting(2, "uWSGI worker processes", low=1)
     threads: int = _setting(8, "threads of each worker process", low=1)
     listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
@@ -118,9 +120,11 @@ def _parse(key: str, spec: "Field[Any]", text: str) -> Any:
 
 
 def _check(spec: "Field[Any]", value: Any) -> None:
-    key, low, choices = PREFIX + spec.name.upper(), spec.metadata["low"], spec.metadata["choices"]
+    key, low, high, choices = PREFIX + spec.name.upper(), spec.metadata["low"], spec.metadata["high"], spec.metadata["choices"]
     if low is not None and not low <= value < float("inf"):
         raise SettingsError(f"{key} is {value}, it must be at least {low}")
+    if high is not None and value > high:
+        raise SettingsError(f"{key} is {value}, it must be at most {high:g}")
     if choices and value not in choices:
         raise SettingsError(f"{key} is {value!r}, it must be one of {', '.join(choices)}")
     if isinstance(value, tuple) and not value:

@@ -21,7 +21,7 @@ def reason_against(password: str) -> str:
     """Why this cannot be a password; "" where it can."""
     if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
         return f"must have {MIN_LENGTH} to {MAX_LENGTH} characters, not {len(password)}"
-    return "" if _is_text(password) else "is not valid Unicode text"
+    return ""
 
 
 def hash_password(password: str) -> str:
@@ -30,7 +30,7 @@ def hash_password(password: str) -> str:
 
 def verify(password_hash: str, password: str) -> bool:
     """Takes the same time for a wrong password as for the right one."""
-    if len(password) > MAX_LENGTH or not _is_text(password):
+    if len(password) > MAX_LENGTH:
         return False
     try:
         return _hasher.verify(password_hash, _normal(password))
@@ -52,11 +52,3 @@ def impossible_hash() -> str:
 def _normal(password: str) -> str:
     # RFC 8265, OpaqueString: keyboards differ in how they spell an accented letter
     return unicodedata.normalize("NFC", password)
-
-
-def _is_text(password: str) -> bool:
-    try:
-        password.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

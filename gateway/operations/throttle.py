@@ -55,7 +55,7 @@ class Throttle:
 
 def _key(*parts: str) -> str:
     # hashed: people type passwords into the name field
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _network(address: str) -> str:

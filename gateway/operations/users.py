@@ -123,7 +123,7 @@ class Users:
 
 def token_hash(token: str) -> str:
     """What is kept of a random token: it has too many bits to be guessed, so a fast hash without salt is enough."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _against_name(name: str) -> str:

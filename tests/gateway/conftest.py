@@ -1,0 +1,172 @@
+"""The gateway twice: as an application inside the test, on a clock of its own, and as real uWSGI processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from gateway import build_services, create_app
+from gateway.context import Services
+from gateway.models_rpc import Models
+from gateway.settings import Settings
+from inference_client import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "correct horse battery"
+CLOSED = "thrift://127.0.0.1:1"
+"""An address where nobody listens: port 1 is reserved."""
+
+
+@dataclass
+class SetClock:
+    """A clock that stands until it is moved."""
+
+    moment: datetime = datetime(2026, 11, 21, 4, 5, 6, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+    def advance(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def time_of_day() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", model_hosts=(CLOSED,), ready_timeout_s=0.5)
+
+
+def unreachable_models(settings: Settings) -> Models:
+    return Models(settings.model_hosts, lambda addresses: Client(addresses, timeout_s=1.0))
+
+
+@pytest.fixture
+def services(settings: Settings, time_of_day: SetClock) -> Iterator[Services]:
+    made = build_services(settings, unreachable_models(settings), now=time_of_day)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def app(settings: Settings, services: Services) -> Flask:
+    return create_app(settings, services=services)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@dataclass
+class Program:
+    """A process of ours, with what it says on standard error."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self.changed:
+                self.lines.append(line.rstrip("\n"))
+                self.changed.notify_all()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, text: str, count: int = 1, timeout: float = 30) -> None:
+        """Until `count` lines hold `text`."""
+        with self.changed:
+            found = self.changed.wait_for(lambda: sum(text in line for line in self.lines) >= count, timeout)
+        assert found, f"waited for {count} x {text!r}:\n{self.log}"
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(timeout)
+        self.reader.join(timeout)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+
+def spawn(command: list[str], env: dict[str, str] | None = None) -> Program:
+    """In a session of its own, as `outboard up` starts it."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOARD_")}
+    return Program(
+        subprocess.Popen(command, env=clean | (env or {}), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True),
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@dataclass
+class Gateway:
+    """A running gateway and where it listens."""
+
+    program: Program
+    settings: Settings
+
+    @property
+    def port(self) -> int:
+        return self.settings.http_port
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url(path), timeout=30) as answer:
+            return str(answer.read().decode())
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+def start_gateway(settings: Settings) -> Gateway:
+    """Returns when every worker is ready."""
+    program = spawn([sys.executable, "-m", "gateway"], settings.to_env())
+    try:
+        program.wait_for('"gateway_worker_ready"', settings.processes)
+    except BaseException:
+        program.stop(signal.SIGKILL)
+        raise
+    return Gateway(program, settings)
+
+
+@pytest.fixture
+def gateways() -> Iterator[Callable[[Settings], Gateway]]:
+    """Starts gateways that end with the test."""
+    started: list[Gateway] = []
+
+    def start(settings: Settings) -> Gateway:
+        started.append(start_gateway(settings))
+        return started[-1]
+
+    yield start
+    for gateway in started:
+        gateway.program.stop(signal.SIGKILL)

@@ -1,0 +1,81 @@
+"""What is counted, in one process and over several."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.gateway.conftest import ROOT
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parse(text: str) -> Samples:
+    families = text_string_to_metric_families(text)
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((f"outboard_gateway_{name}", frozenset(labels.items())), 0.0)
+
+
+def test_requests_are_counted_by_route_not_by_path(client: FlaskClient) -> None:
+    for path in ("/livez", "/livez", "/v2/models/a/ready", "/v2/models/b/ready", "/no/such/1", "/no/such/2"):
+        client.get(path)
+    client.head("/livez")
+    client.open("/livez", method="BREW")
+    answer = client.get("/metrics")
+    assert answer.content_type.startswith("text/plain; version=0.0.4")
+    samples = parse(answer.get_data(as_text=True))
+    assert value(samples, "requests_total", endpoint="/livez", method="GET", status="200") == 2
+    assert value(samples, "requests_total", endpoint="/livez", method="HEAD", status="200") == 1
+    assert value(samples, "requests_total", endpoint="unmatched", method="GET", status="404") == 2
+    assert value(samples, "requests_total", endpoint="unmatched", method="other", status="405") == 1
+    endpoints = {labels["endpoint"] for _, pairs in samples if "endpoint" in (labels := dict(pairs))}
+    assert not any("/a/" in endpoint or "/b/" in endpoint or "such" in endpoint for endpoint in endpoints)
+    assert value(samples, "request_seconds_count", endpoint="/livez", method="GET") == 2
+    assert 0 < value(samples, "request_seconds_sum", endpoint="/livez", method="GET") < 60
+
+
+def test_in_flight_is_this_request_alone(client: FlaskClient) -> None:
+    client.get("/no/such")
+    samples = parse(client.get("/metrics").get_data(as_text=True))
+    assert value(samples, "requests_in_flight") == 1
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from gateway.metrics import for_worker
+metrics = for_worker(Path(sys.argv[1]), int(sys.argv[2]))
+for _ in range(int(sys.argv[3])):
+    metrics.begin()
+    metrics.end("/livez", "GET", 200, 0.01)
+metrics.begin()
+if sys.argv[4] == "die":
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+print(metrics.render().decode())
+"""
+
+
+def worker(folder: Path, number: int, requests: int, end: str = "") -> Samples:
+    command = [sys.executable, "-c", WORKER, str(folder), str(number), str(requests), end]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode == 0) == (end == ""), ran.stderr
+    return parse(ran.stdout)
+
+
+def test_workers_are_added_up_and_one_that_died_is_continued(tmp_path: Path) -> None:
+    labels = {"endpoint": "/livez", "method": "GET"}
+    worker(tmp_path, 1, 3, "die")
+    samples = worker(tmp_path, 2, 4)
+    assert value(samples, "requests_total", status="200", **labels) == 7
+    assert value(samples, "requests_in_flight") == 2, "the dead one's last request is still counted"
+    samples = worker(tmp_path, 1, 5)
+    assert value(samples, "requests_total", status="200", **labels) == 12, "counters never fall"
+    assert value(samples, "request_seconds_count", **labels) == 12
+    assert value(samples, "requests_in_flight") == 2, "its successor has forgotten that request: one each is in flight"
+    assert len(list(tmp_path.glob("*_1.db"))) == 3, "and has left no further files"
