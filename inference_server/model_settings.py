@@ -93,6 +93,8 @@ def read(folder: Path) -> ModelSettings:
         if reader is None:
             raise InvalidModelSettings(f"model.toml has an unknown key {key!r}; known are {', '.join(sorted(_READERS))}")
         values[key] = reader(key, value, folder)
+    if "top_k" in given.get("labels", {}):
+        values["top_k"] = _whole(1, 100_000)("labels.top_k", given["labels"]["top_k"], folder)
     return ModelSettings(**values)
 
 
@@ -157,7 +159,7 @@ def _version_policy(key: str, value: Any, folder: Path) -> VersionPolicy:
 def _labels(key: str, value: Any, folder: Path) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise _bad(key, value, "a table of output name = label file")
-    return {str(output): _label_file(f"labels.{output}", name, folder) for output, name in value.items()}
+    return {str(output): _label_file(f"labels.{output}", name, folder) for output, name in value.items() if output != "top_k"}
 
 
 def _label_file(key: str, name: Any, folder: Path) -> tuple[str, ...]:
@@ -244,6 +246,5 @@ _READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "memory": _memory,
     "version_policy": _version_policy,
     "labels": _labels,
-    "top_k": _whole(1, 100_000),
     "inputs": _inputs,
 }

@@ -7,7 +7,6 @@ all of it answers; ends everything it started on Ctrl-C or SIGTERM, or when a pa
 import argparse
 import fcntl
 import http.client
-import json
 import os
 import signal
 import socket
@@ -280,9 +279,17 @@ class Up:
 
     def _warn_of_failed_models(self) -> None:
         """A model that cannot be loaded keeps nobody from using the others, but is not passed over in silence."""
-        status, body = self._get("/readyz")
-        if status != 200 and not self._stop.is_set():
-            print(f"outboard up: not everything is ready: {json.dumps(json.loads(body))}", file=sys.stderr)
+        from inference_client import Client, ServingError
+
+        if self._stop.is_set():
+            return
+        try:
+            with Client(f"grpc+unix://{self._options.run_dir / 'grpc.sock'}", token=os.environ.get("OUTBOARD_SERVER_TOKEN", "")) as client:
+                failed = [index for index in client.repository_index() if index.state == "UNAVAILABLE" and index.reason != "not loaded"]
+        except ServingError as error:
+            raise CannotStart(f"the model server does not answer: {error.message}") from error
+        for index in failed:
+            print(f"outboard up: not served: {index.name} version {index.version or '?'}: {index.reason}", file=sys.stderr)
 
     def _ready_line(self) -> str:
         return "ready " + " ".join(f"{name}={self._addresses.get(name, '')}" for name in ("http", "grpc", "thrift", "metrics"))

@@ -95,7 +95,7 @@ def test_one_model_that_fails_is_named_and_the_others_serve(models: Path, tmp_pa
     try:
         assert predict(up, "m") == [[2, 4]]
         assert get(f"{up['http']}/readyz")[0] == 503
-        assert "not everything is ready" in up.log.read_text()
+        assert "not served: broken version 1" in up.log.read_text()
     finally:
         assert up.stop() == 0
 

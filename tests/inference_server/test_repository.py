@@ -173,9 +173,9 @@ executor = "process"
 cpus = 1.0
 memory = "2GiB"
 version_policy = { specific = [3, 1] }
-top_k = 5
 [labels]
 probabilities = "labels.json"
+top_k = 3
 [inputs.image]
 kind = "image"
 size = [224, 224]
@@ -188,6 +188,7 @@ std = [128, 128, 128]
 """,
     )
     assert made.memory == 2 * 2**30 and made.version_policy == VersionPolicy(specific=(1, 3)) and not made.public
+    assert made.top_k == 3
     assert made.published()["labels"] == {"probabilities": ["cat", "dog"]} and made.inputs["image"]["std"] == [128, 128, 128]
     assert made.not_used_yet() == ("max_batch_size", "max_queue_delay_us", "max_queue_size", "memory")
 
@@ -198,8 +199,9 @@ std = [128, 128, 128]
         ("colour = 1", "colour"),
         ("public = 1", "public"),
         ("public = ", "not TOML"),
-        ("top_k = 0", "top_k"),
-        ("top_k = true", "top_k"),
+        ("top_k = 1", "top_k"),
+        ("[labels]\ntop_k = 0", "labels.top_k"),
+        ("[labels]\ntop_k = true", "labels.top_k"),
         ('memory = "much"', "memory"),
         ("memory = 5", "memory"),
         ("cpus = -1", "cpus"),
