@@ -78,17 +78,12 @@ class Models:
         return self._client().repository_index(ready=ready)
 
     def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Returns when the model serves; what is remembered of it is forgotten."""
-        try:
-            self._client().load_model(name, parameters)
-        finally:
-            self._forget(name)
+        """Returns when the model serves on every host. One host's failure does not spare the others, and is raised at the end."""
+        self._on_every_host(name, lambda client: client.load_model(name, parameters))
 
     def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
-        try:
-            self._client().unload_model(name, parameters)
-        finally:
-            self._forget(name)
+        """The same for taking it out."""
+        self._on_every_host(name, lambda client: client.unload_model(name, parameters))
 
     def ready(self, timeout_s: float) -> Sequence[tuple[str, bool, str]]:
         """(address, ready, reason) of each host, asked side by side; raises nothing."""
@@ -108,6 +103,17 @@ class Models:
             clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()
+
+    def _on_every_host(self, name: str, change: "Callable[[Client], None]") -> None:
+        failure: ServingError | None = None
+        for address in self._addresses:
+            try:
+                change(self._client((address,)))
+            except ServingError as error:
+                failure = failure or error
+        self._forget(name)
+        if failure is not None:
+            raise failure
 
     def _forget(self, name: str) -> None:
         for cache in (self._metadata, self._configs, self._declarations):
