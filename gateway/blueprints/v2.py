@@ -1,6 +1,5 @@
 """`/v2`: the Open Inference Protocol over HTTP, with the model repository, configuration, statistics and binary data extensions."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -15,7 +14,6 @@ from idl.messages import Duration, InferResponse, ModelStatistics, TensorSpec
 from idl.tensors import invalid
 
 blueprint = Blueprint("v2", __name__)
-_INT64_FIELDS = frozenset({"dims", "versions", "max_queue_delay_microseconds"})
 
 
 @blueprint.get("/v2")
@@ -78,22 +76,7 @@ def model_config(model: str, version: str = "") -> ResponseReturnValue:
     """The model configuration extension."""
     models = services().models
     inference.require_callable(models, current_call(), model, version)
-    return dict(_with_numbers(models.config(model, version)))
-
-
-def _with_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """protobuf's JSON mapping writes 64-bit integers as strings; the protocol's HTTP form has numbers there."""
-    return {name: _number(value) if name in _INT64_FIELDS else _inner(name, value) for name, value in config.items()}
-
-
-def _inner(name: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return value if name == "parameters" else _with_numbers(value)  # parameters have names of the owner's
-    return [_inner(name, item) for item in value] if isinstance(value, list) else value
-
-
-def _number(value: Any) -> Any:
-    return [int(item) for item in value] if isinstance(value, list) else int(value)
+    return dict(models.config(model, version))
 
 
 @blueprint.get("/v2/models/<model>/stats")

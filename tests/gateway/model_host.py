@@ -72,7 +72,7 @@ def fill(root: Path) -> None:
     copies(file("rows"), ("features", "same", TensorProto.FLOAT, ("n", 4)))
     (root / "animals").mkdir()
     (root / "animals" / "labels.txt").write_text("cat\ndog\nbird\n")
-    declared = 'top_k = 2\n[labels]\nscores = "labels.txt"\n'
+    declared = '[labels]\nscores = "labels.txt"\ntop_k = 2\n'
     copies(file("animals", declared), ("x", "scores", TensorProto.FLOAT, ("n", "k")), ("z", "other", TensorProto.FLOAT, ("n",)))
     copies(file("picture"), ("pixels", "y", TensorProto.FLOAT, ("n", 3, "h", "w")))
     declared = '[inputs.photo]\nkind = "image"\nsize = [2, 3]\nlayout = "NHWC"\ncolour = "BGR"\nmean = [1, 2, 3]\nstd = 2\n'
