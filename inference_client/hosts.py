@@ -33,7 +33,8 @@ class Hosts:
             if chosen is None:
                 rest = [index for index in range(len(self._names)) if index not in tried]
                 return min(rest, key=self._due.__getitem__) if rest else None
-            self._turn = (chosen + 1) % len(self._names)
+            if not tried:  # a second trial of the same call takes nobody's turn
+                self._turn = (chosen + 1) % len(self._names)
             if self._backoff[chosen]:
                 self._due[chosen] = now + self._backoff[chosen]
                 self._probed[chosen] = True

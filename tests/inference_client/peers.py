@@ -74,6 +74,9 @@ class ThriftPeer:
             assert self._changed.wait_for(lambda: is_so(self), 10), f"accepted {self.accepted}, open {self.open}"
 
     def close(self) -> None:
+        """Idempotent."""
+        if self._closing:
+            return
         self._closing = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
