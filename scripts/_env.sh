@@ -11,7 +11,7 @@ ensure_venv() {
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "outboard: Python 3.11 or later is needed, $("$python" -V) is what '$python' starts; set PYTHON to another" >&2; return 1
   fi
-  local base; base=$(cat "$root/pyproject.toml"; echo "$root"; "$python" -c 'import sys; print(sys.version, sys.prefix)')
+  local base; base=$(sed '/^\[tool\./,$d' "$root/pyproject.toml"; echo "$root"; "$python" -c 'import sys; print(sys.version, sys.prefix)')
   local stale=()
   for lock in "$@"; do _locked "$dir" "$lock" "$base" || stale+=("$lock"); done
   if ((${#stale[@]} == 0)); then return 0; fi

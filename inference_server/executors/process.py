@@ -46,6 +46,7 @@ class Zygote:
         self._memory_limit = memory_limit
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
+        self._closed = False
         longest = len(os.fsencode(self._socket_path(10**7)))
         if longest > _LONGEST_SOCKET_PATH:
             raise ValueError(
@@ -86,14 +87,19 @@ class Zygote:
         return path, control, pid, pidfd
 
     def _ask(self, name: str, *descriptors: int) -> tuple[int, int]:
+        if self._closed:
+            raise errors.not_ready("the server is stopping")
         if self._process.poll() is not None:
             self._channel.close()
             self._keeper.submit(self._start).result()
         message = json.dumps({"name": f"outboard:{name}", "memory_limit": self._memory_limit}).encode()
-        self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
-        text, ancillary, _, _ = self._channel.recvmsg(4096, 64)
+        try:
+            self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
+            text, ancillary, _, _ = self._channel.recvmsg(4096, 64)
+        except OSError:  # it died meanwhile, or this server is closing
+            text, ancillary = b"", []
         if not text:
-            raise errors.model_failed("the process that executors are forked from has died")
+            raise errors.not_ready("the process that executors are forked from has ended")
         received = array.array("i")
         for _, _, data in ancillary:
             received.frombytes(data)
@@ -101,6 +107,7 @@ class Zygote:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._channel.close()
             self._process.wait()
             self._keeper.shutdown()
