@@ -67,12 +67,13 @@ class Reader:
             raise MalformedThrift(f"structures nest deeper than {MAX_DEPTH}")
         plan, data = _read_plan(into.__class__), self.data
         for count in range(MAX_FIELDS + 1):
-            kind = data[self.take(1)]
+            start = self.take(1)
+            kind = data[start]
             if kind == 0:
                 self.count(count)
                 return into
-            (number,) = _I16.unpack_from(data, self.take(2))
-            wire, name, read = plan.get(number, _UNKNOWN)
+            self.take(2)
+            wire, name, read = plan.get(data[start + 1] << 8 | data[start + 2], _UNKNOWN)
             if wire == kind:
                 setattr(into, name, read(self, depth))
             else:
@@ -292,8 +293,10 @@ def _write_plan(kind: Any) -> tuple[tuple[str, bytes, _Write], ...]:
 
 def _write(kind: int, spec: Any) -> _Write:
     """What writes a value of thriftpy2's type `kind`."""
-    if kind in (STRING, BINARY):
-        return _write_string
+    if kind == STRING:
+        return _write_text
+    if kind == BINARY:
+        return _write_binary
     if kind == BOOL:
         return lambda parts, value: parts.append(b"\1" if value else b"\0")
     if kind in _NUMBERS:
@@ -307,10 +310,14 @@ def _write(kind: int, spec: Any) -> _Write:
     return _write_numbers if inner == I64 else _write_list(inner, inner_spec)
 
 
-def _write_string(parts: list[bytes], value: str | bytes) -> None:
-    data = value.encode() if isinstance(value, str) else value
-    parts.append(_I32.pack(len(data)))
-    parts.append(data)
+def _write_text(parts: list[bytes], value: str) -> None:
+    data = value.encode()
+    parts.append(_I32.pack(len(data)) + data)
+
+
+def _write_binary(parts: list[bytes], value: bytes) -> None:
+    parts.append(_I32.pack(len(value)))
+    parts.append(value)
 
 
 def _write_numbers(parts: list[bytes], value: Any) -> None:
