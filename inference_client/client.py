@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import ArrayLike
 
+from idl.codes import ServingError
 from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
 from inference_client import channel as verbs
 from inference_client.addresses import Address, parse
@@ -85,12 +86,14 @@ class Client:
 
     def infer_raw(self, request: InferRequest, *, timeout_s: float | None = None) -> InferResponse:
         """The same with raw contents, which are passed on unread. The request's own deadline counts as well, and alone without `timeout_s`."""
-        at = request.deadline
-        if at is None or timeout_s is not None:
-            ours = self._deadline(timeout_s)
-            if at is None or ours.at < at:
-                return self._send(verbs.MODEL_INFER, request, ours)
-        return self._send(verbs.MODEL_INFER, request, Deadline(at, self._clock))
+        deadline = Deadline(request.deadline, self._clock) if request.deadline is not None else self._deadline(timeout_s)
+        if timeout_s is not None:
+            deadline = min(deadline, self._deadline(timeout_s), key=lambda each: each.at)
+        try:
+            return self._send(verbs.MODEL_INFER, request, deadline)
+        except ServingError as error:
+            error.request_id = error.request_id or request.id
+            raise
 
     def server_live(self, *, timeout_s: float | None = None) -> bool:
         return self._call(verbs.SERVER_LIVE, None, timeout_s)
