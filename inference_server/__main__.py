@@ -209,7 +209,7 @@ class Server:
         registry = CollectorRegistry()
         for collector in (ProcessCollector, GCCollector):
             collector(registry=registry)
-        registry.register(self.metrics)  # type: ignore[arg-type]  # a collector by shape, not by base class
+        registry.register(self.metrics)
         server, _ = start_http_server(self._settings.metrics_port, self._settings.host, registry)
         self._closers.callback(server.server_close)
         self._closers.callback(server.shutdown)

@@ -47,7 +47,8 @@ def test_sigterm_finishes_what_is_inside_and_exits_0(models: Path, tmp_path: Pat
         for thread in inside:
             thread.join()
         assert answers == [[3.0], [3.0]]
-        assert server.stop() == 0
+        assert server.process.wait(30) == 0
+        server.stop()
         with pytest.raises(ServingError) as caught:
             thrift.infer("m", {"x": X}, timeout_s=2)
         assert caught.value.code is Code.UNAVAILABLE
