@@ -86,7 +86,7 @@ def test_apache_thrift(stack: Process, question: tuple[Path, np.ndarray], tmp_pa
 
 
 def test_health_probe_by_reflection(stack: Process) -> None:
-    run(sys.executable, str(CLIENTS / "grpc_reflection.py"), stack["grpc"], DEMO)
+    run(sys.executable, str(CLIENTS / "reflection_probe.py"), stack["grpc"], DEMO)
 
 
 @needs("curl")
