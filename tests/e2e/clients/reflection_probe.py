@@ -28,7 +28,7 @@ for service in ("grpc.health.v1.Health", "inference.GRPCInferenceService", "outb
             added.add(proto.name)
 
 
-def call(service: str, method: str, **fields: object) -> object:
+def call(service: str, method: str, /, **fields: object) -> object:
     described = pool.FindServiceByName(service).methods_by_name[method]
     request = message_factory.GetMessageClass(described.input_type)(**fields)
     answer = message_factory.GetMessageClass(described.output_type)
