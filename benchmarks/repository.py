@@ -76,9 +76,11 @@ def picture_tensor(photo: Image.Image) -> NDArray[np.float32]:
 
 
 def open_session(file: Path, threads: int) -> Any:
+    """`threads` of one inference, 0 for one per core; idle ones do not spin, as in the model host."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

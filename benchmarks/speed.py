@@ -53,19 +53,29 @@ def _cases(host: Host, load: Workload, folder: Path, concurrency: int) -> list[C
     case = partial(Case, load.model, concurrency=concurrency)
     message = _file(folder / f"{load.model}.grpc", payloads.grpc_message(load))
     frame = _file(folder / f"{load.model}.thrift", payloads.thrift_frame(load))
-    workload = callers.write_workload(folder / f"{load.model}.npz", load)
+    workload = callers.write_workload(folder / f"{load.model}.workload", load)
     found = [
         case("onnxruntime itself", callers.NAME, load=partial(callers.load, "onnxruntime", "0", workload, concurrency)),
         case("gRPC", h2load.NAME, load=partial(_grpc, host.grpc, load.model, message, concurrency)),
-        case("gRPC", "tritonclient.grpc", load=partial(callers.load, "tritonclient.grpc", host.grpc, workload, concurrency)),
         case("Thrift", thrift_frames.NAME, load=partial(thrift_frames.load, host.thrift, frame, concurrency)),
-        case(
-            "Thrift", "inference_client", load=partial(callers.load, "inference_client", f"thrift://{host.thrift}", workload, concurrency)
-        ),
     ]
+    for path, kind, target in _python_clients(host) if concurrency == 1 else ():
+        found.append(case(path, kind, load=partial(callers.load, kind, target, workload, concurrency)))
     for path, request in _http_requests(load) if host.http else ():
         body = _file(folder / f"{load.model}.{len(request.path)}.{len(request.body)}", request.body)
         found.append(case(path, wrk.NAME, load=partial(wrk.load, host.http + request.path, body, request.headers, concurrency)))
+    return found
+
+
+def _python_clients(host: Host) -> list[tuple[str, str, str]]:
+    """One caller at a time: several Python threads would measure themselves."""
+    found = [
+        ("gRPC", "tritonclient.grpc", host.grpc),
+        ("gRPC", "inference_client", f"grpc://{host.grpc}"),
+        ("Thrift", "inference_client", f"thrift://{host.thrift}"),
+    ]
+    if host.run_dir:
+        found.append(("Thrift, unix socket", "inference_client", f"thrift+unix://{host.run_dir / 'thrift.sock'}"))
     return found
 
 

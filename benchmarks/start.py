@@ -44,11 +44,18 @@ def is_answered(port: int, load: Workload, process: subprocess.Popen[str]) -> bo
         return is_success(size + stream.read(int.from_bytes(size, "big")))
 
 
-_ROLES = (("nginx", "nginx"), ("uwsgi", "uWSGI"), ("inference_server", "model host"), (" serve", "model host"), (" up ", "supervisor"))
+_ROLES = (
+    ("nginx", "nginx"),
+    ("uwsgi", "uWSGI"),
+    ("executors.zygote", "zygote and executors"),
+    ("inference_server", "model host"),
+    (" serve", "model host"),
+    (" up ", "supervisor"),
+)
 
 
 def role(process: Resident) -> str:
-    """What a process is for; executors are forks of the model host and keep its command line."""
+    """What a process is for; executors are forks of the zygote and keep its command line."""
     return next((name for mark, name in _ROLES if mark in process.command), process.command.split(" ")[0])
 
 

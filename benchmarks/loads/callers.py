@@ -48,7 +48,23 @@ def triton_grpc(target: str, load: Workload) -> Callable[[], Call]:
     return make
 
 
-KINDS: dict[str, Callable[[str, Workload], Callable[[], Call]]] = {"onnxruntime": onnxruntime_itself, "tritonclient.grpc": triton_grpc}
+def outboard_client(target: str, load: Workload) -> Callable[[], Call]:
+    """Outboard's own client: one for all threads, as it is meant to be used."""
+    from inference_client import Client
+
+    client = Client(target)
+
+    def call() -> None:
+        client.infer(load.model, {load.input: load.array}).outputs[load.output]
+
+    return lambda: call
+
+
+KINDS: dict[str, Callable[[str, Workload], Callable[[], Call]]] = {
+    "onnxruntime": onnxruntime_itself,
+    "tritonclient.grpc": triton_grpc,
+    "inference_client": outboard_client,
+}
 
 
 def load(kind: str, target: str, workload: Path, concurrency: int, seconds: float) -> Sample:
