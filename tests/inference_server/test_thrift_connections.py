@@ -4,7 +4,6 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,17 +11,11 @@ import pytest
 
 from idl.thrift_schema import schema
 from inference_server.transports.thrift_server import ThriftServer
+from tests.eventually import eventually
 from tests.inference_server.conftest import descriptors
 from tests.inference_server.echo_engine import EchoEngine
 from tests.inference_server.test_thrift_server import serving
 from tests.inference_server.thrift_peer import Peer, frame, infer
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.001)
 
 
 @pytest.fixture
