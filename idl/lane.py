@@ -233,9 +233,7 @@ class LaneEnd:
     def receive(self) -> Frame | None:
         """The next frame, None at end of file. Raises LaneError for what is not one, OSError and TimeoutError as the socket does."""
         size, ancillary, flags, _ = self.sock.recvmsg_into([self._buffer], 64)
-        descriptors = [
-            fd for level, kind, data in ancillary if (level, kind) == _RIGHTS for fd in _ints(data)
-        ]
+        descriptors = [fd for level, kind, data in ancillary if (level, kind) == _RIGHTS for fd in _ints(data)]
         if descriptors:
             self._take_memory(descriptors)
         if size == 0:

@@ -218,16 +218,19 @@ class Engine:
         return "UNAVAILABLE", reason if version in versions else "not loaded"
 
     def repository_model_load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Loads or reloads what the repository holds now. Parameter `version`: exactly that one, and it becomes the default.
+        """Loads or reloads what the repository holds now. Parameter `version`: exactly that one, also after a restart, until the next load.
 
         The versions are loaded and warm beside the old ones before the swap; where one fails, nothing changes. Raises invalid_input
         (a parameter), unsupported, model_not_found, version_not_found, invalid_model, not_ready (the server is closing).
         """
+        self._load(name, parameters, starting=False)
+
+    def _load(self, name: str, parameters: Mapping[str, Any], *, starting: bool) -> None:
         with self._loading_lock(name):
             model = self._repository.read(name)
             if model is None:
                 raise errors.model_not_found(_short(name))
-            wanted = _wanted_versions(model, parameters)
+            wanted = model.wanted() if starting else _wanted_versions(model, parameters)
             try:
                 if model.problem or not wanted:
                     raise errors.invalid_model(name, model.problem or "its version policy chooses none of its versions")
@@ -242,6 +245,8 @@ class Engine:
             for old in self._swap(name, ServedModel(fresh, max(fresh))):
                 threading.Thread(target=self._retire, args=(old,), name=f"retire-{name}", daemon=True).start()
             self._metrics.loaded(name, "ok")
+            if not starting and not self._repository.pin(model, int(parameters.get("version", 0))):
+                log.warning("the version that serves cannot be remembered over a restart", extra={"fields": {"model": name}})
             log.info("loaded", extra={"fields": {"model": name, "versions": wanted, "unused_settings": model.settings.not_used_yet()}})
 
     def _start_all(self, model: RepositoryModel, versions: tuple[int, ...]) -> dict[int, ServedVersion]:
@@ -338,7 +343,7 @@ class Engine:
 
         def load(name: str) -> None:
             try:
-                self.repository_model_load(name, {})
+                self._load(name, {}, starting=True)
             except ServingError:
                 return  # logged, counted and kept in the index by the load itself
 

@@ -22,6 +22,8 @@ from inference_server.model_settings import InvalidModelSettings, ModelSettings
 from inference_server.types import FileHeader, StoredFile
 
 MODEL_FILE = "model.onnx"
+PIN_FILE = "serving-version"
+"""Beside the version folders, after a load that named a version: the version that a restart is to serve as well."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -31,13 +33,21 @@ _LEFT_OVER_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class RepositoryModel:
-    """One model as it lies on disk now. `versions` ascend; `problem` is why it cannot be served, "" where it can."""
+    """One model as it lies on disk now. `versions` ascend; `problem` is why it cannot be served, "" where it can.
+
+    `pinned`: the version that the last load named, 0 where it named none; it stands above the version policy.
+    """
 
     name: str
     folder: Path
     versions: tuple[int, ...]
     settings: ModelSettings
     problem: str
+    pinned: int = 0
+
+    def wanted(self) -> tuple[int, ...]:
+        """The versions to load, ascending."""
+        return (self.pinned,) if self.pinned in self.versions else self.settings.version_policy.choose(self.versions)
 
     def file(self, version: int) -> Path:
         return self.folder / str(version) / MODEL_FILE
@@ -69,10 +79,9 @@ class Repository:
         if folder is None:
             return None
         versions = _versions(folder)
+        problem = "" if versions else "it has no version with a model file"
         try:
-            return RepositoryModel(
-                name, folder, versions, model_settings.read(folder), "" if versions else "it has no version with a model file"
-            )
+            return RepositoryModel(name, folder, versions, model_settings.read(folder), problem, _pinned(folder))
         except InvalidModelSettings as error:
             return RepositoryModel(name, folder, versions, ModelSettings(public=False), str(error))
 
@@ -84,6 +93,20 @@ class Repository:
             if folder.is_dir() and (_versions(folder) or (folder / "model.toml").exists()):
                 return folder
         return None
+
+    def pin(self, model: RepositoryModel, version: int) -> bool:
+        """Remembers which version serves, over restarts; 0: the version policy decides again. False where the folder cannot be written."""
+        path = model.folder / PIN_FILE
+        try:
+            if not version:
+                path.unlink(missing_ok=True)
+                return True
+            part = model.folder / f".{PIN_FILE}.{os.getpid()}-{threading.get_ident()}.part"
+            part.write_text(f"{version}\n")
+            part.replace(path)
+        except OSError:
+            return False
+        return True
 
     def put_file(self, header: FileHeader, chunks: Iterator[bytes]) -> StoredFile:
         """Stores one file. Raises invalid_input (names, size, hash), already_exists (other bytes are there), insufficient_capacity (disk)."""
@@ -121,6 +144,14 @@ class Repository:
         return StoredFile(header.size, header.sha256, existed=False)
 
 
+def _pinned(folder: Path) -> int:
+    try:
+        text = (folder / PIN_FILE).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return int(text) if _VERSION.fullmatch(text) else 0
+
+
 def _versions(folder: Path) -> tuple[int, ...]:
     try:
         names = [entry.name for entry in os.scandir(folder) if _VERSION.fullmatch(entry.name)]
@@ -138,8 +169,8 @@ def _check(header: FileHeader) -> None:
         raise errors.invalid_input(f"file name {header.file_name!r} is not a plain name of letters, digits, '_', '-' and '.'")
     if not 0 <= header.version < 10**18:
         raise errors.invalid_input(f"version {header.version} is not a whole number from 1 (or 0 for a file beside the versions)")
-    if not header.version and _VERSION.fullmatch(header.file_name):
-        raise errors.invalid_input(f"file name {header.file_name!r} is that of a version folder")
+    if not header.version and (_VERSION.fullmatch(header.file_name) or header.file_name == PIN_FILE):
+        raise errors.invalid_input(f"file name {header.file_name!r} is the server's own")
     if not _SHA256.fullmatch(header.sha256):
         raise errors.invalid_input("sha256 is not 64 lower-case hexadecimal digits")
 

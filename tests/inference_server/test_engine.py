@@ -78,9 +78,15 @@ def test_reload_takes_the_newest_and_rollback_a_named_one(engine: Engine, reposi
     assert code_of(lambda: engine.model_infer(request("m", [[1, 1]], version="9"))) is Code.VERSION_NOT_FOUND
     engine.repository_model_load("m", {"version": "1"})
     assert floats(engine.model_infer(request("m", [[1, 1]]))) == [1, 1]
+    engine.load_all()  # as a restart would
+    assert floats(engine.model_infer(request("m", [[1, 1]]))) == [1, 1], "a rollback outlives a restart"
     assert code_of(lambda: engine.repository_model_load("m", {"version": "3"})) is Code.VERSION_NOT_FOUND
     assert code_of(lambda: engine.repository_model_load("m", {"colour": "red"})) is Code.INVALID_INPUT
     assert code_of(lambda: engine.repository_model_load("m", {"config": "{}"})) is Code.UNSUPPORTED
+    engine.repository_model_load("m", {})
+    assert floats(engine.model_infer(request("m", [[1, 1]]))) == [2, 2], "a load without a version goes by the policy again"
+    engine.load_all()
+    assert floats(engine.model_infer(request("m", [[1, 1]]))) == [2, 2]
 
 
 def test_version_policy_all_serves_every_version(engine: Engine, repository: Path) -> None:
