@@ -71,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     except InvalidSettings as error:
         print(f"outboard serve: {error}", file=sys.stderr)
         return 2
+    if absent := [root for root in settings.models if not root.is_dir()]:
+        print(f"outboard serve: --models {absent[0]} is not a folder", file=sys.stderr)
+        return 2
     logs.configure(settings.log_level)
     _raise_descriptor_limit()
     temporary = None if settings.run_dir else Path(tempfile.mkdtemp(prefix="outboard-"))

@@ -125,6 +125,10 @@ def test_settings_that_cannot_be_used_exit_2(tmp_path: Path) -> None:
         assert server.process.wait(30) == 2
         server.stop()
         assert said in server.log.read_text() and "Traceback" not in server.log.read_text()
+    server = start_server(tmp_path / "typo", tmp_path, wait=False)
+    assert server.process.wait(30) == 2
+    server.stop()
+    assert "typo is not a folder" in server.log.read_text()
 
 
 def test_logs_are_json_lines_with_one_a_request_at_debug(models: Path, tmp_path: Path) -> None:
