@@ -23,6 +23,17 @@ _HARAKIRI_MARGIN_S = 15
 """What a worker may take beyond the longest request before uWSGI ends it: it hangs."""
 
 
+_STOP_BEHIND_NGINX = "hook-accepting = unix_signal:2 gracefully_kill"
+"""The master sends its workers SIGINT and, after the mercy, SIGKILL; this makes of SIGINT the end after the requests in flight."""
+_STOP_ROUTER = """\
+hook-master-start = unix_signal:15 gracefully_kill_them_all
+hook-master-start = unix_signal:2 gracefully_kill_them_all
+hook-accepting = unix_signal:2 uwsgi_opt_noop
+hook-as-gateway = unix_signal:2 uwsgi_opt_noop"""
+"""The way above ends the HTTP router first, and with it every connection. This one ends it last, but knows no mercy: the requests'
+own time-outs bound it. Ctrl-C reaches the whole process group; only the master may act on it, and uwsgi_opt_noop does nothing."""
+
+
 class AlreadyRunning(RuntimeError):
     """Another gateway uses the same data folder."""
 
@@ -82,6 +93,7 @@ def _values(settings: Settings, log_descriptor: int) -> dict[str, str]:
         "processes": str(settings.processes),
         "threads": str(settings.threads),
         "listeners": _listeners(settings),
+        "stop": _STOP_BEHIND_NGINX if settings.socket else _STOP_ROUTER,
         "listen_queue": str(min(settings.listen_queue, _kernel_queue())),
         "drain_s": str(max(1, math.ceil(settings.drain_timeout_s))),
         "log_descriptor": str(log_descriptor),
@@ -101,7 +113,8 @@ def _listeners(settings: Settings) -> str:
             f"socket = {_value(_router_socket(settings))}",
             "chmod-socket = 600",
             "http-chunked-input = true",
-            f"chunked-input-limit = {settings.max_body_bytes}",
+            # one chunk; above the limit for bodies, so that it is us who refuse them, with an answer
+            f"chunked-input-limit = {2 * settings.max_body_bytes}",
             "http-manage-expect = 1",
             "http-buffer-size = 32768",
             f"http-timeout = {math.ceil(settings.request_timeout_s) + _HARAKIRI_MARGIN_S}",
