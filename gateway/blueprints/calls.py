@@ -10,6 +10,7 @@ from gateway.context import principal, request_id, services
 from gateway.operations.compression import decompress
 from gateway.operations.inference import Call
 from idl.codes import Code, ServingError
+from idl.tensors import invalid
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
@@ -31,6 +32,8 @@ def read_body() -> bytes:
     limit = services().settings.max_body_bytes
     try:
         body = request.get_data(cache=False)
+    except OSError:
+        raise invalid("the body broke off, or is not in valid chunks") from None
     except RequestEntityTooLarge:
         raise ServingError(Code.TOO_LARGE, f"the body is over {limit} bytes") from None
     encoding = request.headers.get("Content-Encoding", "")
