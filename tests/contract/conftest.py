@@ -1,0 +1,112 @@
+"""One repository, served three times: by an engine in this process, by a real inference server, and by the gateway over that."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+from werkzeug.serving import make_server
+
+from gateway import build_services, create_app
+from gateway.models_rpc import Models
+from gateway.settings import Settings
+from inference_client import Client
+from inference_server.engine import Engine
+from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
+from inference_server.metrics import Metrics
+from inference_server.repository import Repository, RepositoryModel
+from inference_server.served import ServedVersion
+from tests.contract.cases import KINDS, LIMIT
+from tests.contract.faces import FACES, Face
+from tests.e2e.conftest import Process, start_server
+from tests.onnx_models import identity, save, times
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where everything is."""
+
+    engine: Engine
+    host: Process
+    http: str
+
+    @property
+    def grpc(self) -> str:
+        return self.host["grpc"]
+
+    @property
+    def thrift(self) -> tuple[str, int]:
+        host, _, port = self.host["thrift"].rpartition(":")
+        return host, int(port)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models that the cases name."""
+    root = tmp_path_factory.mktemp("contract")
+    for datatype, kind in KINDS.items():
+        identity(root / f"same-{datatype}" / "1" / "model.onnx", kind)
+        identity(root / f"scalar-{datatype}" / "1" / "model.onnx", kind, ())
+    identity(root / "cube-UINT8" / "1" / "model.onnx", TensorProto.UINT8, ("a", "b", "c"))
+    identity(root / "unloaded" / "1" / "model.onnx")
+    times(root / "triple" / "1" / "model.onnx", 3)
+    two = (("a", "c", TensorProto.FLOAT, ("n",)), ("b", "d", TensorProto.INT64, ("n", 2)))
+    inputs = [helper.make_tensor_value_info(name, kind, shape) for name, _, kind, shape in two]
+    outputs = [helper.make_tensor_value_info(name, kind, shape) for _, name, kind, shape in two]
+    nodes = [helper.make_node("Identity", [given], [taken]) for given, taken, _, _ in two]
+    save(helper.make_graph(nodes, "pair", inputs, outputs), root / "pair" / "1" / "model.onnx")
+    return root
+
+
+@pytest.fixture(scope="session")
+def engine(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    zygote, watcher, metrics = Zygote(tmp_path_factory.mktemp("run"), LIMIT), Watcher(), Metrics()
+
+    def start(model: RepositoryModel, number: int) -> ServedVersion:
+        wanted = LoadRequest(model.name, model.file(number), 1, ("CPUExecutionProvider",))
+        stats = metrics.model(model.name, str(number))
+        return ServedVersion(model.name, number, model.settings, lambda: ProcessExecutor(zygote, watcher, wanted, LIMIT), stats)
+
+    made = Engine(Repository([models]), start, metrics, version="test", max_message_bytes=LIMIT, drain_timeout_s=10)
+    made.load_all()
+    made.repository_model_unload("unloaded", {})
+    yield made
+    made.close()
+    watcher.close()
+    zygote.close()
+
+
+@pytest.fixture(scope="session")
+def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    made = start_server(models, tmp_path_factory.mktemp("host"), OUTBOARD_SERVER_MAX_MESSAGE_BYTES=str(LIMIT))
+    with Client(f"thrift://{made['thrift']}") as client:
+        client.unload_model("unloaded")
+    yield made
+    assert made.stop() == 0, made.log.read_text()
+    assert '"level": "error"' not in made.log.read_text(), made.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def http(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The gateway's address."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("gateway"), max_body_bytes=LIMIT)
+    services = build_services(settings, Models([f"thrift://{host['thrift']}"], Client))
+    server = make_server("127.0.0.1", 0, create_app(settings, services=services), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, name="gateway")
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    services.close()
+
+
+@pytest.fixture(scope="session")
+def faces(engine: Engine, host: Process, http: str) -> Iterator[dict[str, Face]]:
+    served = Served(engine, host, http)
+    made = {name: make(served) for name, make in FACES.items()}
+    yield made
+    for face in made.values():
+        face.close()
