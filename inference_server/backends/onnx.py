@@ -98,7 +98,7 @@ class OnnxModel:
 
     def _value(self, name: str, array: Array) -> Any:
         if self._datatypes[name] == "BF16":
-            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BFLOAT16)
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.asarray(array, order="C"), _BFLOAT16)
         return ort.OrtValue.ortvalue_from_numpy(array)
 
 
