@@ -5,9 +5,13 @@
 ...     result.outputs["probabilities"]
 """
 
+import logging
+
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_client.client import Client
 from inference_client.result import InferResult
 
 __all__ = ["Client", "Code", "InferRequest", "InferResponse", "InferResult", "ServingError", "Tensor"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library: who wants to see its log configures one

@@ -117,7 +117,8 @@ same() {{ [ "$(sha256sum <"$1" | cut -c 1-64)" = {digest} ]; }}
 taken() {{ same "$target" || exit {_TAKEN}; echo existed; exit 0; }}
 if [ -e "$target" ]; then taken; fi
 mkdir -p "$folder"
-trap 'rm -f "$part"; rmdir {inner_first} 2>/dev/null || :' EXIT
+clean() {{ rm -f "$part"; rmdir {inner_first} 2>/dev/null || :; }}
+trap clean EXIT
 trap 'exit 1' HUP INT TERM
 cat >"$part"
 same "$part" || {{ echo 'the SHA-256 of what arrived is another one' >&2; exit 1; }}
