@@ -177,7 +177,7 @@ class FramedServer:
         except BlockingIOError:
             pass
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC):
                 self._complain("no more connections can be accepted", reason=error.strerror)
                 self._resting.add(fd)
                 return
@@ -196,7 +196,11 @@ class FramedServer:
         connection = Connection(sock, self._max_frame_bytes, self._handler.start)
         with connection.lock:  # an event of the number's last owner may still be on its way
             self._connections[sock.fileno()] = connection
-            self._epoll.register(sock.fileno(), _IN)
+            try:
+                self._epoll.register(sock.fileno(), _IN)
+            except OSError:  # no more watches for this user
+                self._close(connection)
+                raise
 
     def _complain(self, event: str, **fields: object) -> None:
         now = time.monotonic()

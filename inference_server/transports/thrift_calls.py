@@ -13,11 +13,13 @@ from idl.thrift_binary import CALL, EXCEPTION, I32, REPLY, STRING, MalformedThri
 from idl.thrift_schema import Inference
 from inference_server.errors import invalid_input
 from inference_server.transports import thrift_codec as codec
+from inference_server.transports import thrift_infer
 from inference_server.transports.framing import Lost
 from inference_server.transports.guard import PUBLIC, Token, as_serving_error
 
 _UNKNOWN_METHOD = 1
 _NAME_MAX = 256
+_INFER = "ModelInfer"
 
 Verb = Callable[[Any], Any]
 """One method of the service: request structure -> response structure."""
@@ -62,7 +64,9 @@ class Dispatcher:
             return message(name, EXCEPTION, sequence, ApplicationException(f"there is no method {name!r}", _UNKNOWN_METHOD))
         request, result = None, method.result()
         try:
-            request = _request(reader, method)
+            request = thrift_infer.read(frame, reader.position) if name == _INFER else None
+            if request is None:
+                request = _request(reader, method)
             if name not in PUBLIC:
                 self._token.check(request.token or "")
             result.success = method.verb(request)
@@ -72,7 +76,10 @@ class Dispatcher:
         return self._reply(method, sequence, result)
 
     def _reply(self, method: Method, sequence: int, result: Any) -> list[bytes]:
-        parts = message(method.name, REPLY, sequence, result)
+        if method.name == _INFER and result.error is None:
+            parts = thrift_infer.write(result.success, sequence)
+        else:
+            parts = message(method.name, REPLY, sequence, result)
         size = int.from_bytes(parts[0])
         if size <= self._max_frame_bytes:
             return parts
