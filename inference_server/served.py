@@ -106,6 +106,7 @@ class ServedVersion:
             if self._closing or self._executor is None:
                 return
             executor, self._executor = self._executor, None
+            self._changed.notify_all()
         self.on_death()
         threading.Thread(target=self._mend, args=(executor,), name=f"mend-{self.name}", daemon=True).start()
 
@@ -116,7 +117,9 @@ class ServedVersion:
             self._crashes += 1
             log.warning("executor died", extra={"fields": {"model": self.name, "version": self.version, "crashes": self._crashes}})
             if self._crashes > MOST_CRASHES:
-                self.failure = f"its process died {MOST_CRASHES} times in a row; load it again"
+                with self._changed:
+                    self.failure = f"its process died {MOST_CRASHES} times in a row; load it again"
+                    self._changed.notify_all()
                 log.error("model failed", extra={"fields": {"model": self.name, "version": self.version, "reason": self.failure}})
                 return
             with self._changed:
