@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 
 import uwsgi
 
@@ -11,6 +12,7 @@ from gateway import create_app, default_services, log
 from gateway.metrics import for_worker
 from gateway.request_body import DirectBodies
 from gateway.settings import Settings
+from idl.codes import ServingError
 
 _started = time.perf_counter()
 _settings = Settings.from_env(os.environ)
@@ -20,5 +22,7 @@ uwsgi.atexit = _services.close
 application = create_app(_settings, services=_services)
 if not _settings.socket:
     application.wsgi_app = DirectBodies(application.wsgi_app, uwsgi.chunked_read, _settings.max_body_bytes)  # type: ignore[method-assign]
+with suppress(ServingError):  # not the first caller waits for modules to be imported and a connection to be made
+    _services.models.server_live()
 _ms = round((time.perf_counter() - _started) * 1000, 1)
 logging.getLogger(__name__).info("gateway_worker_ready", extra={"worker": uwsgi.worker_id(), "pid": os.getpid(), "ms": _ms})

@@ -172,6 +172,8 @@ class Server:
             signal.signal(number, self._on_signal)
         with self._closers:
             self._grpc.start()
+            if self._settings.grpc_socket:
+                self._settings.grpc_socket.chmod(0o660)  # as the Thrift one; grpcio leaves it to the umask
             self._thrift.start()
             addresses = {"grpc": self._grpc_address(), "thrift": self._thrift_address(), "metrics": self._serve_metrics()}
             log.info("listening", extra={"fields": addresses})

@@ -4,6 +4,7 @@ What serves is an immutable table, replaced whole: a request reads one pointer, 
 it drains beside. Loads of one model run one after the other; loads of different models side by side.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -69,7 +70,8 @@ class Engine:
         self._loading_locks: dict[str, threading.Lock] = {}
         self._loading: set[tuple[str, int]] = set()
         self._leaving: set[ServedVersion] = set()
-        self._failures: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._failures: dict[str, dict[int, str]] = {}
+        """Model -> version -> why its last load failed; version 0 where it failed before a version was chosen."""
         self._started = False
         self._draining = False
         metrics.gauges = self._gauges
@@ -83,7 +85,12 @@ class Engine:
         """Everything that should be loaded is ready, and requests are taken."""
         served = self._served
         all_ready = all(version.ready for model in served.values() for version in model.versions.values())
-        return self._started and not self._draining and not self._failures.keys() - served.keys() and all_ready
+        return (
+            self._started
+            and not self._draining
+            and all_ready
+            and not any(failed for name, failed in tuple(self._failures.items()) if name not in served)
+        )
 
     def model_ready(self, name: str, version: str) -> bool:
         try:
@@ -156,11 +163,12 @@ class Engine:
             return errors.model_not_found(_short(name))
         if version and version not in map(str, model.versions):
             return errors.version_not_found(name, _short(version))
-        failure = self._failures.get(name)
+        failures = self._failures.get(name, {})
+        failure = failures.get(int(version) if version else max(failures, default=0), "")
         what = f"model {name!r}" + (f" version {version}" if version else "")
         if any(loading == name for loading, _ in self._loading):
             return errors.not_ready(f"{what} is loading")
-        return errors.not_ready(f"{what} failed to load: {failure[1]}" if failure else f"{what} is not loaded")
+        return errors.not_ready(f"{what} failed to load: {failure}" if failure else f"{what} is not loaded")
 
     def _count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, total_ns: int) -> None:
         if served is None:
@@ -214,8 +222,8 @@ class Engine:
             return "LOADING", ""
         if any(leaving.name == name and leaving.version == version for leaving in tuple(self._leaving)):
             return "UNLOADING", ""
-        versions, reason = self._failures.get(name, ((), ""))
-        return "UNAVAILABLE", reason if version in versions else "not loaded"
+        failures = self._failures.get(name, {})
+        return "UNAVAILABLE", failures.get(version) or failures.get(0) or "not loaded"
 
     def repository_model_load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Loads or reloads what the repository holds now. Parameter `version`: exactly that one, also after a restart, until the next load.
@@ -223,31 +231,43 @@ class Engine:
         The versions are loaded and warm beside the old ones before the swap; where one fails, nothing changes. Raises invalid_input
         (a parameter), unsupported, model_not_found, version_not_found, invalid_model, not_ready (the server is closing).
         """
-        self._load(name, parameters, starting=False)
-
-    def _load(self, name: str, parameters: Mapping[str, Any], *, starting: bool) -> None:
         with self._loading_lock(name):
-            model = self._repository.read(name)
-            if model is None:
-                raise errors.model_not_found(_short(name))
-            wanted = model.wanted() if starting else _wanted_versions(model, parameters)
-            try:
-                if model.problem or not wanted:
-                    raise errors.invalid_model(name, model.problem or "its version policy chooses none of its versions")
-                fresh = self._start_all(model, wanted)
-            except ServingError as error:
-                self._failures[name] = (wanted, error.message)
-                self._metrics.loaded(name, "failed")
-                log.warning(
-                    "load failed", extra={"fields": {"model": name, "versions": wanted, "code": error.code.value, "reason": error.message}}
-                )
-                raise
-            for old in self._swap(name, ServedModel(fresh, max(fresh))):
-                threading.Thread(target=self._retire, args=(old,), name=f"retire-{name}", daemon=True).start()
-            self._metrics.loaded(name, "ok")
-            if not starting and not self._repository.pin(model, int(parameters.get("version", 0))):
+            model = self._existing(name)
+            self._load(model, _wanted_versions(model, parameters))
+            if not self._repository.pin(model, int(parameters.get("version", 0))):
                 log.warning("the version that serves cannot be remembered over a restart", extra={"fields": {"model": name}})
-            log.info("loaded", extra={"fields": {"model": name, "versions": wanted, "unused_settings": model.settings.not_used_yet()}})
+
+    def _first_load(self, name: str) -> None:
+        """What a start loads. Where the newest version cannot be loaded, the newest that can: a start serves what the last load left."""
+        with self._loading_lock(name):
+            model = self._existing(name)
+            for wanted in model.candidates():
+                with contextlib.suppress(ServingError):  # logged, counted and kept in the index by the load itself
+                    self._load(model, wanted)
+                    break
+
+    def _existing(self, name: str) -> RepositoryModel:
+        model = self._repository.read(name)
+        if model is None:
+            raise errors.model_not_found(_short(name))
+        return model
+
+    def _load(self, model: RepositoryModel, wanted: tuple[int, ...]) -> None:
+        name = model.name
+        try:
+            if model.problem or not wanted:
+                raise errors.invalid_model(name, model.problem or "its version policy chooses none of its versions")
+            fresh = self._start_all(model, wanted)
+        except ServingError as error:
+            self._failures.setdefault(name, {}).update(dict.fromkeys(wanted or (0,), error.message))
+            self._metrics.loaded(name, "failed")
+            fields = {"model": name, "versions": wanted, "code": error.code.value, "reason": error.message}
+            log.warning("load failed", extra={"fields": fields})
+            raise
+        for old in self._swap(name, ServedModel(fresh, max(fresh))):
+            threading.Thread(target=self._retire, args=(old,), name=f"retire-{name}", daemon=True).start()
+        self._metrics.loaded(name, "ok")
+        log.info("loaded", extra={"fields": {"model": name, "versions": wanted, "unused_settings": model.settings.not_used_yet()}})
 
     def _start_all(self, model: RepositoryModel, versions: tuple[int, ...]) -> dict[int, ServedVersion]:
         fresh: dict[int, ServedVersion] = {}
@@ -273,7 +293,8 @@ class Engine:
             table = {key: value for key, value in self._served.items() if key != name}
             if model is not None:
                 table[name] = model
-                self._failures.pop(name, None)
+                for version in (0, *model.versions):
+                    self._failures.get(name, {}).pop(version, None)
             self._served = table
             leaving = list(old.versions.values()) if old else []
             self._leaving.update(leaving)
@@ -341,14 +362,8 @@ class Engine:
     def load_all(self) -> None:
         """Loads every model of the repository; a model that fails is logged and named by the index, and the others serve."""
 
-        def load(name: str) -> None:
-            try:
-                self._load(name, {}, starting=True)
-            except ServingError:
-                return  # logged, counted and kept in the index by the load itself
-
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="load") as pool:
-            list(pool.map(load, self._repository.names()))
+            list(pool.map(self._first_load, self._repository.names()))
         self._started = True
 
     def trim(self) -> None:

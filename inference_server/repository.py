@@ -49,6 +49,14 @@ class RepositoryModel:
         """The versions to load, ascending."""
         return (self.pinned,) if self.pinned in self.versions else self.settings.version_policy.choose(self.versions)
 
+    def candidates(self) -> tuple[tuple[int, ...], ...]:
+        """What a start tries, one after the other: what is wanted, then, where the policy is "latest", each older version alone."""
+        wanted, policy = self.wanted(), self.settings.version_policy
+        older = (
+            self.versions[: self.versions.index(wanted[0])] if wanted and policy.latest and not policy.specific and not self.pinned else ()
+        )
+        return (wanted, *((version,) for version in reversed(older)))
+
     def file(self, version: int) -> Path:
         return self.folder / str(version) / MODEL_FILE
 

@@ -158,7 +158,7 @@ def _rollback(host: Host, arguments: argparse.Namespace) -> int:
         tested = host.must_serve(name, target)
     _report(host, name, tested)
     if target != max(there):
-        _say(f"{name}: version {max(there)} stays in the repository: a reload, or a restart of the host, loads what version_policy chooses")
+        _say(f"{name}: version {max(there)} stays in the repository: the next load that names no version takes what version_policy chooses")
     return 0
 
 

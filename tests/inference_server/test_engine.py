@@ -89,6 +89,21 @@ def test_reload_takes_the_newest_and_rollback_a_named_one(engine: Engine, reposi
     assert floats(engine.model_infer(request("m", [[1, 1]]))) == [2, 2]
 
 
+def test_a_start_serves_the_newest_version_that_can_be_loaded(engine: Engine, repository: Path) -> None:
+    for version in (1, 2):
+        times(repository / "m" / str(version) / "model.onnx", version)
+    for version in (3, 4):
+        (repository / "m" / str(version)).mkdir()
+        (repository / "m" / str(version) / "model.onnx").write_bytes(b"broken")
+    engine.load_all()
+    assert floats(engine.model_infer(request("m", [[1, 1]]))) == [2, 2] and engine.server_ready()
+    index = {entry.version: (entry.state, entry.reason) for entry in engine.repository_index(False)}
+    assert index["2"] == ("READY", "") and index["1"] == ("UNAVAILABLE", "not loaded")
+    assert index["3"][0] == index["4"][0] == "UNAVAILABLE" and "protobuf" in index["4"][1].lower()
+    assert code_of(lambda: engine.repository_model_load("m", {})) is Code.INVALID_MODEL, "an asked-for load says what was wrong"
+    assert floats(engine.model_infer(request("m", [[1, 1]]))) == [2, 2]
+
+
 def test_version_policy_all_serves_every_version(engine: Engine, repository: Path) -> None:
     for version in (1, 2, 10):
         times(repository / "m" / str(version) / "model.onnx", version)
