@@ -160,12 +160,17 @@ def _grpc(values: Values) -> dict[str, str]:
 
 
 def _error_pages(style: str, indent: int) -> str:
-    lines = (f"error_page {' '.join(map(str, each.causes))} ={each.status} @{style}_{each.status};" for each in REFUSALS)
+    lines = (f"error_page {' '.join(map(str, each.causes))} ={each.status} {_address(style, each)};" for each in REFUSALS)
     return "\n".join(" " * indent + line for line in lines)
 
 
+def _address(style: str, refusal: Refusal) -> str:
+    """Not a named location: to those nginx cannot go, and answers 500, where it could not read the request's own address."""
+    return f"/.refused/{style}/{refusal.status}"
+
+
 def _location(style: str, refusal: Refusal) -> str:
-    """A named location that answers with `refusal`: as RFC 9457 says, or as the open protocol does."""
+    """A location that answers with `refusal`: as RFC 9457 says, or as the open protocol does."""
     headers = {"X-Request-Id": "$outboard_request_id", "Cache-Control": "no-store"}
     if refusal.retry_after_s:
         headers["Retry-After"] = str(refusal.retry_after_s)
@@ -176,10 +181,10 @@ def _location(style: str, refusal: Refusal) -> str:
         media = "application/problem+json"
         body = {"type": f"/v1/errors#{refusal.code}", "title": refusal.title, "status": refusal.status, "detail": refusal.detail}
         body |= {"code": refusal.code, "request_id": "$outboard_request_id"}
-    lines = [f"default_type {media};", *(f"add_header {name} {value} always;" for name, value in headers.items())]
+    lines = ["internal;", f"default_type {media};", *(f"add_header {name} {value} always;" for name, value in headers.items())]
     lines.append(f"return {refusal.status} '{json.dumps(body)}';")
     inner = "\n".join(f"            {line}" for line in lines)
-    return f"        location @{style}_{refusal.status} {{\n{inner}\n        }}"
+    return f"        location = {_address(style, refusal)} {{\n{inner}\n        }}"
 
 
 def _template(name: str, filled: Mapping[str, str]) -> str:
