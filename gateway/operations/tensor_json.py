@@ -19,8 +19,10 @@ from idl.codes import Code, ServingError
 from idl.messages import Tensor
 from idl.tensors import Array, invalid
 
-MAX_CONTAINERS = 1_000_000
-"""Lists and objects in one document. Python spends about 60 bytes on each `[]`, so 64 MiB of brackets would take over a gigabyte."""
+MAX_CONTAINERS = 500_000
+MAX_VALUES = 5_000_000
+"""What one document may hold. Python spends about 60 bytes on each `[]` and over 200 on an object, 32 on a number: 64 MiB of nothing
+but those would take gigabytes. Counted by their brackets and commas before anything is parsed."""
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """How numbers that JSON cannot write are spelled as strings."""
 
@@ -30,13 +32,15 @@ _B64 = frozenset({"b64"})
 
 
 def parse(body: bytes | memoryview) -> Any:
-    """The document's value. Raises invalid_input for what is not JSON, too_large for one with more than MAX_CONTAINERS brackets.
+    """The document's value. Raises invalid_input for what is not JSON, too_large over MAX_CONTAINERS lists and objects or MAX_VALUES values.
 
     The numbers NaN, Infinity and -Infinity are taken, as the reference implementation of the open protocol does.
     """
     data = bytes(body)
     if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
         raise ServingError(Code.TOO_LARGE, f"the JSON has over {MAX_CONTAINERS} lists and objects; send large tensors as binary data")
+    if data.count(b",") > MAX_VALUES:
+        raise ServingError(Code.TOO_LARGE, f"the JSON has over {MAX_VALUES} values; send large tensors as binary data")
     try:
         return json.loads(data.decode())
     except RecursionError:
@@ -130,7 +134,8 @@ def _floats(name: str, datatype: str, flat: Sequence[Any]) -> Array:
         return exact
     with np.errstate(over="ignore"):
         array = exact.astype(np.float32 if datatype == "BF16" else tensors.DTYPES[datatype])
-    if np.isinf(array).sum() != np.isinf(exact).sum():
+    infinite = np.isinf(array)
+    if infinite.any() and (infinite != np.isinf(exact)).any():
         raise invalid(f"input {name!r} is {datatype} and has a number that is too large for it")
     return to_bfloat16(array) if datatype == "BF16" else array
 

@@ -115,9 +115,10 @@ def test_depth_and_size_are_bounded() -> None:
     assert "nested deeper than 32" in refused("FP32", deep)
     with pytest.raises(ServingError, match="nested too deeply"):
         tensor_json.parse(b"[" * 100_000)
-    with pytest.raises(ServingError) as caught:
-        tensor_json.parse(b"[" + b"{}," * 1_000_001 + b"0]")
-    assert caught.value.code is Code.TOO_LARGE
+    for piece, count in ((b"{},", tensor_json.MAX_CONTAINERS), (b"1,", tensor_json.MAX_VALUES + 1)):
+        with pytest.raises(ServingError) as caught:
+            tensor_json.parse(b"[" + piece * count + b"0]")
+        assert caught.value.code is Code.TOO_LARGE
 
 
 @pytest.mark.parametrize(

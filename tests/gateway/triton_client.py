@@ -121,6 +121,8 @@ def operator(client: triton.InferenceServerClient, token: str) -> None:
 async def aio(address: str) -> None:
     async with triton_aio.InferenceServerClient(address) as client:
         assert await client.is_server_live() and (await client.get_model_metadata("triple"))["name"] == "triple"
+        # long answers: this client asks for compressed ones and reads only those of an inference so
+        assert len(await client.get_model_repository_index()) > 10 and (await client.get_inference_statistics())["model_stats"]
         array = np.arange(5000, dtype=np.float32)
         answers = await asyncio.gather(*(client.infer("same-FP32", [tensor(triton_aio, "FP32", array, True)]) for _ in range(8)))
         for answer in answers:
