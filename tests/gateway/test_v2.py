@@ -12,10 +12,10 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from gateway.models_rpc import CACHE_S, Models
+from gateway.models_rpc import Models
 from gateway.operations.v2_messages import HEADER_LENGTH
 from idl import tensors
-from idl.codes import Code, ServingError
+from idl.codes import Code
 from inference_client import Client
 from tests.e2e.conftest import Process
 from tests.gateway.model_host import KINDS, MAX_BODY, Served
@@ -309,59 +309,3 @@ class TestRequests:
     def test_the_request_id_reaches_the_answer(self, web: FlaskClient) -> None:
         answer = infer(web, "triple", x([1, 2], shape=[1, 2]), **{"X-Request-Id": "mine-1"})
         assert answer.headers["X-Request-Id"] == "mine-1" and "id" not in answer.json
-
-    def test_host_gone(self) -> None:
-        models = Models(["thrift://127.0.0.1:1"], Client)
-        with pytest.raises(ServingError) as caught:
-            models.metadata("triple")
-        assert caught.value.code is Code.UNAVAILABLE
-        ((address, ready, reason),) = models.ready(0.5)
-        assert (address, ready) == ("thrift://127.0.0.1:1", False) and reason
-        models.close()
-        models.close()
-        with pytest.raises(ServingError, match="stopping"):
-            models.server_live()
-
-
-class Host:
-    """A client that counts, over the real one."""
-
-    def __init__(self, address: str) -> None:
-        self.client = Client(address)
-        self.calls = 0
-
-    def model_metadata(self, name: str, version: str) -> Any:
-        self.calls += 1
-        return self.client.model_metadata(name, version)
-
-    def model_config(self, name: str, version: str) -> Any:
-        self.calls += 1
-        return self.client.model_config(name, version)
-
-    def load_model(self, name: str, parameters: Any) -> None:
-        self.client.load_model(name, parameters)
-
-    def close(self) -> None:
-        self.client.close()
-
-
-def test_descriptions_are_remembered_for_a_moment(host: Process) -> None:
-    now = [100.0]
-    counting = Host(f"thrift://{host['thrift']}")
-    models = Models(["one"], lambda _addresses: counting, lambda: now[0])  # type: ignore[arg-type, return-value]
-    try:
-        for _ in range(3):
-            assert models.metadata("triple").name == "triple" and models.declaration("triple").public
-        assert counting.calls == 2
-        now[0] += CACHE_S
-        models.metadata("triple")
-        assert counting.calls == 3
-        models.load("triple", {})
-        models.metadata("triple")
-        assert counting.calls == 4
-        for _ in range(2):
-            with pytest.raises(ServingError):
-                models.metadata("nobody")
-        assert counting.calls == 6, "a failure is not remembered"
-    finally:
-        models.close()
