@@ -87,8 +87,9 @@ def read(where: str, data: bytes, colour: str, max_pixels: int) -> Image.Image:
         raise _too_many_pixels(where, max_pixels, f" ({width} x {height})")
     try:
         opened.load()
-        upright = _upright(opened)
-        return _flat(_eight_bit(where, upright)).convert("L" if colour == "L" else "RGB")
+        flat = _flat(_eight_bit(where, _upright(opened)))
+        mode = "L" if colour == "L" else "RGB"
+        return flat if flat.mode == mode else flat.convert(mode)  # convert copies even where there is nothing to do
     except ServingError:
         raise
     except Exception as error:
