@@ -7,6 +7,7 @@ second signal cut the drain short.
 import argparse
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -186,6 +187,8 @@ class Server:
 
     def _load(self, addresses: dict[str, str]) -> None:
         self.engine.load_all()
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not walk it in the middle of a request
         log.info("ready" if self.engine.server_ready() else "not ready: see the models that failed", extra={"fields": addresses})
         if not self._stopping.is_set():
             print("ready " + " ".join(f"{name}={address}" for name, address in addresses.items() if address), flush=True)

@@ -1,5 +1,6 @@
 """Child processes of `outboard up`: started so that they end with it, watched, stopped in order."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -90,11 +91,10 @@ class Children:
             child = self._children.pop()
             if child.process.poll() is None:
                 child.process.send_signal(child.stop_signal)
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     child.process.wait(timeout_s)
-                except subprocess.TimeoutExpired:
-                    _kill_session(child.process.pid)
-                    child.process.wait()
+            _kill_session(child.process.pid)  # what it left: nginx's workers outlive a killed master, and keep its port
+            child.process.wait()
 
     def kill(self) -> None:
         """Ends everything at once."""

@@ -88,6 +88,17 @@ def test_a_part_that_dies_ends_the_whole_and_is_named(models: Path, tmp_path: Pa
     assert not wait_until_gone(below)
 
 
+@needs("nginx")
+def test_a_killed_web_server_leaves_no_worker_behind(models: Path, tmp_path: Path) -> None:
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
+    below = descendants(up.process.pid)
+    masters = [pid for pid in below if b"nginx: master" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(masters[0], signal.SIGKILL)
+    assert up.process.wait(60) == 1
+    up.stop()
+    assert not wait_until_gone(below)
+
+
 def test_one_model_that_fails_is_named_and_the_others_serve(models: Path, tmp_path: Path) -> None:
     (models / "broken" / "1").mkdir(parents=True)
     (models / "broken" / "1" / "model.onnx").write_bytes(b"junk")

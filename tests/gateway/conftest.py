@@ -1,5 +1,6 @@
 """The gateway twice: as an application inside the test, on a clock of its own, and as real uWSGI processes."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -106,6 +107,8 @@ class Program:
         if self.process.poll() is None:
             self.process.send_signal(number)
         status = self.process.wait(timeout)
+        with contextlib.suppress(ProcessLookupError):  # a killed master's workers would keep its pipe open
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.reader.join(timeout)
         assert self.process.stderr is not None
         self.process.stderr.close()
