@@ -16,6 +16,9 @@ from gateway.settings import Settings
 from gateway.storage import Storage
 from inference_client import Client
 
+_LEAST_MESSAGE_BYTES = 64 << 20
+"""What a picture becomes, and what a model answers, may be larger than the body that it came in."""
+
 
 def build_services(settings: Settings, models: Models, metrics: Metrics | None = None, now: clock.Clock = clock.now) -> Services:
     """What one process owns; whoever builds it closes it."""
@@ -30,7 +33,8 @@ def default_services(settings: Settings, metrics: Metrics | None = None) -> Serv
 
 
 def _connect(settings: Settings, addresses: Sequence[str]) -> Client:
-    return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s)
+    limit = max(settings.max_body_bytes, _LEAST_MESSAGE_BYTES)
+    return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s, max_message_bytes=limit)
 
 
 def create_app(settings: Settings, *, services: Services | None = None) -> Flask:

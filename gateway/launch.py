@@ -83,7 +83,7 @@ def run(settings: Settings) -> NoReturn:
     environ.pop(f"{PREFIX}ADMIN_PASSWORD", None)
     _log.info("gateway_starting", extra={"listen": settings.socket or f"{settings.http_host}:{settings.http_port}"})
     _redirect_output(settings)
-    os.execve(sys.executable, [sys.executable, "-c", "import pyuwsgi; pyuwsgi.run()", "--ini", str(configuration)], environ)
+    os.execve(sys.executable, [sys.executable, "-P", "-c", "import pyuwsgi; pyuwsgi.run()", "--ini", str(configuration)], environ)
 
 
 def render(settings: Settings, log_descriptor: int) -> str:

@@ -137,6 +137,8 @@ class Engine:
         if self._draining:
             raise errors.not_ready("the server is draining")
         served = self._route(request.model_name, request.model_version)
+        if request.parameters.get("sequence_id") not in (None, 0, "", "0"):
+            raise errors.unsupported("sequences are not supported: this model would forget what the request before told it")
         check(served.signature, request)
         size = sum(len(tensor.data) for tensor in request.inputs)
         if size > self._max_message_bytes:
@@ -259,7 +261,8 @@ class Engine:
                 raise errors.invalid_model(name, model.problem or "its version policy chooses none of its versions")
             fresh = self._start_all(model, wanted)
         except ServingError as error:
-            self._failures.setdefault(name, {}).update(dict.fromkeys(wanted or (0,), error.message))
+            reason = error.message.removeprefix(f"model {name!r}: ")
+            self._failures.setdefault(name, {}).update(dict.fromkeys(wanted or (0,), reason))
             self._metrics.loaded(name, "failed")
             fields = {"model": name, "versions": wanted, "code": error.code.value, "reason": error.message}
             log.warning("load failed", extra={"fields": fields})

@@ -28,13 +28,14 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    log_start: int
     stop_signal: signal.Signals = signal.SIGTERM
 
     def tail(self) -> str:
-        """The end of its log: what to show when it failed."""
+        """The end of what it has logged since its start: what to show when it failed."""
         try:
             with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
+                file.seek(max(self.log_start, self.log.stat().st_size - _TAIL_BYTES))
                 return file.read().decode(errors="replace").strip()
         except OSError:
             return ""
@@ -64,6 +65,7 @@ class Children:
         """
         log = self._log_dir / f"{name}.log"
         with log.open("ab") as output:
+            log_start = output.tell()
             process = subprocess.Popen(
                 command,
                 env=dict(environ),
@@ -73,7 +75,7 @@ class Children:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - one thread so far, and prctl is safe after a fork
             )
-        child = Child(name, process, log, stop_signal)
+        child = Child(name, process, log, log_start, stop_signal)
         self._children.append(child)
         if on_output and process.stdout:
             _read(process.stdout, on_output)

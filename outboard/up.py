@@ -203,8 +203,10 @@ class Up:
             "GRPC_SOCKET": str(options.run_dir / "grpc.sock"),
             "THRIFT_SOCKET": str(options.run_dir / "thrift.sock"),
         }
-        environ = {**os.environ, **{f"OUTBOARD_SERVER_{key}": value for key, value in ours.items()}}
-        self._children.start("server", [sys.executable, "-m", "inference_server"], environ, on_output=self._server_said, on_message=_tell)
+        environ = _with_settings("OUTBOARD_SERVER_", ours)
+        self._children.start(
+            "server", [sys.executable, "-P", "-m", "inference_server"], environ, on_output=self._server_said, on_message=_tell
+        )
 
     def _server_said(self, line: str) -> None:
         word, *pairs = line.split()
@@ -215,7 +217,7 @@ class Up:
     def _start_web(self) -> None:
         options = self._options
         binary = nginx.find() if options.nginx == "auto" else "" if options.nginx == "off" else options.nginx
-        port = options.http_port or _free_port(options.host)
+        port = _claim_port(options.host, options.http_port)
         self._http = (options.host, port)
         url = f"http://{_bracketed(options.host)}:{port}"
         self._addresses["http"] = url
@@ -224,13 +226,13 @@ class Up:
             "MODEL_HOSTS": f"thrift+unix://{options.run_dir / 'thrift.sock'}",
             "MODEL_HOST_TOKEN": os.environ.get("OUTBOARD_SERVER_TOKEN", ""),
             "ADMIN_PASSWORD": os.environ.get("OUTBOARD_ADMIN_PASSWORD", ""),
-            "PUBLIC_URL": os.environ.get("OUTBOARD_GATEWAY_PUBLIC_URL", url),
+            **({} if "OUTBOARD_GATEWAY_PUBLIC_URL" in os.environ else {"PUBLIC_URL": url}),
             "HTTP_HOST": options.host,
             "HTTP_PORT": str(port),
             **({"SOCKET": str(options.run_dir / "gateway.sock")} if binary else {}),
         }
-        environ = {**os.environ, **{f"OUTBOARD_GATEWAY_{key}": value for key, value in ours.items()}}
-        self._children.start("gateway", [sys.executable, "-m", "gateway"], environ, on_message=_tell)
+        environ = _with_settings("OUTBOARD_GATEWAY_", ours)
+        self._children.start("gateway", [sys.executable, "-P", "-m", "gateway"], environ, on_message=_tell)
         if binary:
             self._start_nginx(binary)
         where = "nginx" if binary else f"uWSGI's own HTTP port (nginx is {'off' if options.nginx == 'off' else 'not installed'})"
@@ -301,6 +303,14 @@ class Up:
         return 0
 
 
+def _with_settings(prefix: str, ours: Mapping[str, str]) -> dict[str, str]:
+    """This environment with a part's settings. Raises CannotStart for one that is given there and that `up` decides itself."""
+    for key in ours:
+        if prefix + key in os.environ:
+            raise CannotStart(f"{prefix}{key} is decided by `outboard up` itself; use its own options and variables instead")
+    return {**os.environ, **{prefix + key: value for key, value in ours.items()}}
+
+
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -309,7 +319,10 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+def _claim_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises CannotStart where somebody has it: what answers there must be ours."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            return int(sock.getsockname()[1])
+    except OSError as error:
+        raise CannotStart(f"port {port} of {host} for HTTP: {error.strerror}") from error

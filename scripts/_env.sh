@@ -11,7 +11,10 @@ ensure_venv() {
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "outboard: Python 3.11 or later is needed, $("$python" -V) is what '$python' starts; set PYTHON to another" >&2; return 1
   fi
-  local base; base=$(sed '/^\[tool\./,$d' "$root/pyproject.toml"; echo "$root"; "$python" -c 'import sys; print(sys.version, sys.prefix)')
+  # an environment belongs to one Python and one folder; what is installed in it, to the lock files and the project's own metadata
+  local made_by base
+  made_by=$("$python" -c 'import sys; print(sys.version.replace("\n", " "), sys.prefix)')" in $root"
+  base=$made_by$(sed '/^\[tool\./,$d' "$root/pyproject.toml")
   local stale=()
   for lock in "$@"; do _locked "$dir" "$lock" "$base" || stale+=("$lock"); done
   if ((${#stale[@]} == 0)); then return 0; fi
@@ -23,9 +26,10 @@ ensure_venv() {
     for lock in "$@"; do
       if _locked "$dir" "$lock" "$base"; then continue; fi
       echo "outboard: preparing ${dir##*/} ($(basename "$lock" .txt), once)" >&2
-      if [ "$lock" = "$1" ]; then
+      if [ "$(cat "$dir/.python" 2>/dev/null)" != "$made_by" ]; then
         rm -rf "$dir"
         "$python" -m venv "$dir"
+        echo "$made_by" >"$dir/.python"
       fi
       "$dir/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -r "$lock"
       if [ "$lock" = "$1" ]; then

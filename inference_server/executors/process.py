@@ -24,6 +24,7 @@ from idl.messages import InferRequest, TensorSpec
 from inference_server import errors
 from inference_server.types import Signature
 
+_ROOT = Path(__file__).resolve().parent.parent.parent
 _LONGEST_SOCKET_PATH = 107
 LOAD_TIMEOUT_S = 600.0
 
@@ -63,8 +64,10 @@ class Zygote:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "inference_server.executors.zygote", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-P", "-m", "inference_server.executors.zygote", str(theirs.fileno())]
+        # this very code, whatever the current folder holds and however this process found it
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))}
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environ)
         theirs.close()
         self._channel = ours
 

@@ -85,9 +85,11 @@ def children(zygote: Zygote) -> set[str]:
     return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
-def request(model: str, values: object, *, name: str = "x", version: str = "", deadline: float | None = None, id: str = "") -> InferRequest:
+def request(
+    model: str, values: object, *, name: str = "x", version: str = "", deadline: float | None = None, request_id: str = ""
+) -> InferRequest:
     array = np.asarray(values, np.float32)
-    return InferRequest(model, (Tensor(name, "FP32", array.shape, array.tobytes()),), version, id, deadline=deadline)
+    return InferRequest(model, (Tensor(name, "FP32", array.shape, array.tobytes()),), version, request_id, deadline=deadline)
 
 
 def floats(response: InferResponse) -> list[float]:

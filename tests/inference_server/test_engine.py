@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def code_of(call: object) -> Code:
 def test_answers_what_the_model_computes(engine: Engine, repository: Path) -> None:
     times(repository / "m" / "1" / "model.onnx", 3)
     engine.load_all()
-    answer = engine.model_infer(request("m", [[1, 2], [3, 4]], id="q-7"))
+    answer = engine.model_infer(request("m", [[1, 2], [3, 4]], request_id="q-7"))
     assert floats(answer) == [3, 6, 9, 12]
     assert (answer.model_name, answer.model_version, answer.id, answer.outputs[0].shape) == ("m", "1", "q-7", (2, 2))
     assert answer.parameters["compute_us"] >= 0 and answer.parameters["queue_us"] >= 0
@@ -231,6 +232,14 @@ def test_drain_finishes_what_is_inside_and_refuses_the_rest(engine: Engine, repo
     assert len(answers) == 1
     engine.drain(resume=True, timeout_s=0)
     assert engine.server_ready() and floats(engine.model_infer(request("m", [7]))) == [7]
+
+
+def test_sequences_are_refused_not_forgotten(engine: Engine, repository: Path) -> None:
+    times(repository / "m" / "1" / "model.onnx", 1)
+    engine.load_all()
+    plain = request("m", [[1, 1]])
+    assert code_of(lambda: engine.model_infer(replace(plain, parameters={"sequence_id": 7}))) is Code.UNSUPPORTED
+    assert floats(engine.model_infer(replace(plain, parameters={"sequence_id": 0, "priority": 3}))) == [1, 1]
 
 
 def test_too_large_and_statistics(engine: Engine, repository: Path) -> None:
