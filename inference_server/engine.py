@@ -72,6 +72,8 @@ class Engine:
         self._leaving: set[ServedVersion] = set()
         self._failures: dict[str, dict[int, str]] = {}
         """Model -> version -> why its last load failed; version 0 where it failed before a version was chosen."""
+        self._wanted: frozenset[str] = frozenset()
+        """Models that this server should serve: those of the repository at its start, and what was loaded since, less what was unloaded."""
         self._started = False
         self._draining = False
         metrics.gauges = self._gauges
@@ -85,12 +87,7 @@ class Engine:
         """Everything that should be loaded is ready, and requests are taken."""
         served = self._served
         all_ready = all(version.ready for model in served.values() for version in model.versions.values())
-        return (
-            self._started
-            and not self._draining
-            and all_ready
-            and not any(failed for name, failed in tuple(self._failures.items()) if name not in served)
-        )
+        return self._started and not self._draining and all_ready and all(name in served for name in self._wanted)
 
     def model_ready(self, name: str, version: str) -> bool:
         try:
@@ -104,8 +101,9 @@ class Engine:
         return ServerMetadata(SERVER_NAME, self._version, EXTENSIONS)
 
     def model_metadata(self, name: str, version: str) -> ModelMetadata:
+        served = self._served  # one table for both: an unload may come between
         signature = self._route(name, version).signature
-        versions = tuple(str(number) for number in sorted(self._served[name].versions))
+        versions = tuple(str(number) for number in sorted(served[name].versions)) if name in served else ()
         return ModelMetadata(name, versions, signature.platform, signature.inputs, signature.outputs)
 
     # inference -------------------------------------------------------------------------------------------------------------------
@@ -296,6 +294,7 @@ class Engine:
             table = {key: value for key, value in self._served.items() if key != name}
             if model is not None:
                 table[name] = model
+                self._wanted |= {name}
                 for version in (0, *model.versions):
                     self._failures.get(name, {}).pop(version, None)
             self._served = table
@@ -307,19 +306,23 @@ class Engine:
         return leaving
 
     def _retire(self, served: ServedVersion) -> None:
-        drained = served.close(self._drain_timeout_s)
-        with self._lock:
-            self._leaving.discard(served)
+        drained = False
+        try:
+            drained = served.close(self._drain_timeout_s)
+        finally:
+            with self._lock:
+                self._leaving.discard(served)
         log.info("unloaded", extra={"fields": {"model": served.name, "version": served.version, "drained": drained}})
 
     def repository_model_unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Returns when the requests inside have finished (or the drain time-out passed) and its processes are gone."""
         with self._loading_lock(name):
             model = self._served.get(name)
+            self._wanted -= {name}
+            self._failures.pop(name, None)
             if model is None:
                 if self._repository.read(name) is None:
                     raise errors.model_not_found(_short(name))
-                self._failures.pop(name, None)
                 return
             for served in self._swap(name, None):
                 self._retire(served)
@@ -365,8 +368,10 @@ class Engine:
     def load_all(self) -> None:
         """Loads every model of the repository; a model that fails is logged and named by the index, and the others serve."""
 
+        names = self._repository.names()
+        self._wanted |= frozenset(names)
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="load") as pool:
-            list(pool.map(self._first_load, self._repository.names()))
+            list(pool.map(self._first_load, names))
         self._started = True
 
     def trim(self) -> None:

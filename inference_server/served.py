@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from idl.codes import ServingError
 from idl.lane_calls import LaneAnswer
 from idl.messages import InferRequest
 from inference_server import errors
@@ -114,7 +113,9 @@ class ServedVersion:
         """Starts the executor again, waiting longer after each consecutive crash; gives up after MOST_CRASHES."""
         dead.close()
         while True:
-            self._crashes += 1
+            with self._changed:
+                self._crashes += 1
+                self._changed.notify_all()
             log.warning("executor died", extra={"fields": {"model": self.name, "version": self.version, "crashes": self._crashes}})
             if self._crashes > MOST_CRASHES:
                 with self._changed:
@@ -128,8 +129,8 @@ class ServedVersion:
                     return
             try:
                 fresh = self._start()
-            except ServingError as error:
-                log.warning("executor not started", extra={"fields": {"model": self.name, "reason": error.message}})
+            except Exception as error:  # noqa: BLE001 - whatever it is, giving up here would leave the model dead
+                log.warning("executor not started", extra={"fields": {"model": self.name, "reason": str(error)}})
                 continue
             break
         with self._changed:

@@ -73,7 +73,7 @@ class Children:
                 stdout=subprocess.PIPE if on_output else output,
                 stderr=subprocess.PIPE if on_message else output,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - one thread so far, and prctl is safe after a fork
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - prctl takes no lock that another thread could hold
             )
         child = Child(name, process, log, log_start, stop_signal)
         self._children.append(child)
@@ -120,7 +120,8 @@ def _read(stream: IO[bytes], on_line: Callable[[str], None]) -> None:
     def lines() -> None:
         with stream:
             for line in stream:
-                on_line(line.decode(errors="replace").rstrip("\n"))
+                with contextlib.suppress(OSError, ValueError):  # a full disk costs lines, not the stream
+                    on_line(line.decode(errors="replace").rstrip("\n"))
 
     threading.Thread(target=lines, name="output", daemon=True).start()
 

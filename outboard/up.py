@@ -209,9 +209,8 @@ class Up:
         )
 
     def _server_said(self, line: str) -> None:
-        word, *pairs = line.split()
-        if word == "ready":
-            self._addresses |= dict(pair.split("=", 1) for pair in pairs)
+        if line.startswith("ready "):
+            self._addresses |= dict(pair.split("=", 1) for pair in line.split()[1:])
             self._server_ready.set()
 
     def _start_web(self) -> None:

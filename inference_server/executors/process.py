@@ -27,6 +27,8 @@ from inference_server.types import Signature
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _LONGEST_SOCKET_PATH = 107
 LOAD_TIMEOUT_S = 600.0
+FORK_TIMEOUT_S = 10.0
+"""Longest wait for the zygote, which answers in milliseconds; past it, it hangs, and is started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +76,29 @@ class Zygote:
     def spawn(self, name: str) -> tuple[Path, socket.socket, int, int]:
         """(lane socket path, control socket, pid, pidfd) of a fresh executor; pidfd is -1 where it is dead already."""
         path = self._socket_path(next(self._numbers))
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with listener, theirs:
-            try:
-                listener.bind(str(path))
-                path.chmod(0o600)
-                listener.listen(4096)
-                with self._lock:
-                    pid, pidfd = self._ask(name, listener.fileno(), theirs.fileno())
-            except BaseException:
-                control.close()
+        try:
+            return path, *self._spawn(path, name)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-                raise
-        return path, control, pid, pidfd
+            if isinstance(error, OSError):  # no descriptors, no room or no run folder: it may pass
+                raise errors.not_ready(f"no process can be started for it: {error.strerror}") from error
+            raise
+
+    def _spawn(self, path: Path, name: str) -> tuple[socket.socket, int, int]:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with listener:
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(4096)
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                try:
+                    with self._lock:
+                        return control, *self._ask(name, listener.fileno(), theirs.fileno())
+                except BaseException:
+                    control.close()
+                    raise
 
     def _ask(self, name: str, *descriptors: int) -> tuple[int, int]:
         if self._closed:
@@ -96,23 +107,32 @@ class Zygote:
             self._channel.close()
             self._keeper.submit(self._start).result()
         message = json.dumps({"name": f"outboard:{name}", "memory_limit": self._memory_limit}).encode()
+        self._channel.settimeout(FORK_TIMEOUT_S)
         try:
             self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
             text, ancillary, _, _ = self._channel.recvmsg(4096, 64)
-        except OSError:  # it died meanwhile, or this server is closing
+        except OSError:  # it died or hangs, or this server is closing
             text, ancillary = b"", []
+            self._process.kill()
         if not text:
             raise errors.not_ready("the process that executors are forked from has ended")
         received = array.array("i")
         for _, _, data in ancillary:
             received.frombytes(data)
-        return int(json.loads(text)["pid"]), received[0] if received else -1
+        reply = json.loads(text)
+        if "failed" in reply:
+            raise errors.not_ready(f"no process can be started for it: {reply['failed']}")
+        return int(reply["pid"]), received[0] if received else -1
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             self._channel.close()
-            self._process.wait()
+            try:
+                self._process.wait(FORK_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             self._keeper.shutdown()
 
 
@@ -189,10 +209,14 @@ class ProcessExecutor:
         self.path.unlink(missing_ok=True)
         self._control.close()
         if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            select.select([self._pidfd], [], [], 10.0)
-            os.close(self._pidfd)
+            try:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                ended = select.poll()  # select() refuses descriptors above 1023
+                ended.register(self._pidfd, select.POLLIN)
+                ended.poll(10_000)
+            finally:
+                os.close(self._pidfd)
 
 
 def _signature(said: dict[str, Any]) -> Signature:

@@ -42,11 +42,15 @@ def main(descriptor: int) -> None:
         for _, _, data in ancillary:
             descriptors.frombytes(data)
         asked = json.loads(text)
-        pid = os.fork()
-        if pid == 0:
-            channel.close()
-            _run(asked, *descriptors)
-        _answer(channel, pid)
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory or no more processes: every running executor depends on this process going on
+            channel.send(json.dumps({"failed": error.strerror}).encode())
+        else:
+            if pid == 0:
+                channel.close()
+                _run(asked, *descriptors)
+            _answer(channel, pid)
         for received in descriptors:
             os.close(received)
 

@@ -1,6 +1,7 @@
 """The engine over real executors: routing, loading, reloading, unloading, crashes, truth about readiness."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
 from inference_server import served
 from inference_server.engine import Engine
+from inference_server.executors.process import Zygote
 from tests.inference_server.conftest import LIMIT, floats, request
 from tests.onnx_models import identity, slow, times
 
@@ -232,6 +234,42 @@ def test_drain_finishes_what_is_inside_and_refuses_the_rest(engine: Engine, repo
     assert len(answers) == 1
     engine.drain(resume=True, timeout_s=0)
     assert engine.server_ready() and floats(engine.model_infer(request("m", [7]))) == [7]
+
+
+def test_a_new_model_that_is_refused_leaves_the_others_ready(engine: Engine, repository: Path) -> None:
+    times(repository / "m" / "1" / "model.onnx", 1)
+    engine.load_all()
+    (repository / "junk" / "1").mkdir(parents=True)
+    (repository / "junk" / "1" / "model.onnx").write_bytes(b"junk")
+    assert code_of(lambda: engine.repository_model_load("junk", {})) is Code.INVALID_MODEL
+    assert engine.server_ready(), "nobody has been promised the new model"
+    (entry,) = (entry for entry in engine.repository_index(False) if entry.name == "junk")
+    assert entry.state == "UNAVAILABLE" and entry.reason
+
+
+def test_a_crash_is_mended_with_thousands_of_descriptors_and_after_a_failed_start(engine: Engine, repository: Path, zygote: Zygote) -> None:
+    times(repository / "m" / "1" / "model.onnx", 5)
+    engine.load_all()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    many = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    run_dir = zygote._run_dir
+    hidden = run_dir.with_name("hidden")
+    try:
+        engine.repository_model_load("m", {})
+        run_dir.rename(hidden)  # the executor that dies now cannot be started
+        os.kill(executor_pid(engine, "m"), signal.SIGKILL)
+        version = engine._served["m"].versions[1]
+        with version._changed:
+            assert version._changed.wait_for(lambda: version._crashes >= 2, 10)
+        hidden.rename(run_dir)
+        assert floats(engine.model_infer(request("m", [[1, 1]]))) == [5, 5]
+    finally:
+        if hidden.exists():
+            hidden.rename(run_dir)
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_sequences_are_refused_not_forgotten(engine: Engine, repository: Path) -> None:
