@@ -47,6 +47,7 @@ class Settings:
     refresh_token_ttl_s: int = _setting(30 * 86_400, "life of a refresh token that is not used", low=1)
     sign_in_failures: int = _setting(5, "failed sign-ins at once for one user from one address", low=1)
     sign_in_failure_interval_s: float = _setting(30.0, "after which one more failed sign-in is allowed", low=0.001)
+    registration: str = _setting("open", "closed: new accounts need a sign-up token", choices=("open", "closed"))
     log_level: str = _setting("info", "debug adds one line a request", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:

@@ -17,6 +17,29 @@ PACKAGES = {
 """Package -> the packages of ours that it may import."""
 
 ROOMS = {
+    "inference_client": [
+        ["client"],
+        ["dispatcher"],
+        ["thrift_channel", "grpc_channel"],
+        ["thrift_pool"],
+        ["thrift_connection"],
+        ["thrift_codec", "grpc_codec", "grpc_status", "result"],
+        ["hosts"],
+        ["channel"],
+        ["deadline", "addresses", "files"],
+    ],
+    "gateway": [
+        ["__main__", "wsgi"],
+        ["launch"],
+        ["blueprints"],
+        ["context"],
+        ["operations"],
+        ["models_rpc", "storage"],
+        ["model_declaration", "request_body", "log", "metrics", "settings", "clock"],
+        ["types"],
+        ["errors"],
+        ["error_texts"],
+    ],
     "inference_server": [
         ["__main__"],
         ["transports"],

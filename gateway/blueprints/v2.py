@@ -64,6 +64,7 @@ def model_ready(model: str, version: str = "") -> ResponseReturnValue:
     """200 for a model that takes requests; 503, or 404 for one that is not there, with the reason."""
     models, call = services().models, current_call()
     if not models.model_ready(model, version):
+        inference.require_callable(models, call, model, version)
         models.metadata(model, version)  # raises the reason
         raise ServingError(Code.NOT_READY, f"model {model!r} is not ready")
     inference.require_callable(models, call, model, version)

@@ -23,7 +23,15 @@ class Call:
 
 def require_callable(models: Models, call: Call, model: str, version: str = "") -> None:
     """Raises unauthenticated for a private model and nobody signed in, and what the host says of a model that it does not serve."""
-    if call.principal is None and not models.declaration(model, version).public:
+    if call.principal is not None:
+        return
+    try:
+        public = models.declaration(model, version).public
+    except ServingError as error:
+        if error.code in (Code.NOT_READY, Code.INVALID_MODEL):  # perhaps a private one: why is not for everybody to know
+            raise ServingError(error.code, f"model {model!r} is not ready", retry_after_ms=error.retry_after_ms) from error
+        raise
+    if not public:
         raise ServingError(Code.UNAUTHENTICATED, f"model {model!r} is private: sign in to use it")
 
 

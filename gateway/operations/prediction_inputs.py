@@ -114,7 +114,9 @@ def _parsed(name: str, value: str) -> Any:
     try:
         return tensor_json.parse(tensor_json.encode_text(f"input {name!r}", value))
     except ServingError as error:
-        raise ServingError(error.code, f"input {name!r} takes a number or a JSON list: {error.message}") from error
+        raise ServingError(
+            error.code, f"input {name!r} takes a number, a JSON list, or a file (curl: -F {name}=@PATH): {error.message}"
+        ) from error
 
 
 def _from_files(model: str, spec: TensorSpec, declaration: Declaration, given: Files, limits: Limits, assumed: dict[str, Any]) -> Tensor:

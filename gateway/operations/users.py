@@ -32,14 +32,17 @@ class Users:
         self._signups = storage.signups
         self._throttle = Throttle(storage, settings)
         self._now = now
+        self._open = settings.registration == "open"
         self._impossible_hash = passwords.impossible_hash()
 
     def register(self, username: str, password: str, email: str | None = None, signup_token: str = "") -> UserRecord:
         """A new account; a valid sign-up token gives it the token's role.
 
         Raises invalid_input naming each wrong field, already_exists for a name or address that is taken, forbidden for a sign-up token
-        that is not valid.
+        that is not valid, or for none where registration is closed.
         """
+        if not self._open and not signup_token:
+            raise ServingError(Code.FORBIDDEN, "registration is closed here: a new account needs a sign-up token")
         _refuse_invalid(
             {"username": _against_name(username), "password": passwords.reason_against(password), "email": _against_email(email)}
         )

@@ -271,8 +271,8 @@ class TestForms:
         ("model", "fields", "says"),
         [
             ("triple", {}, "no input"),
-            ("triple", {"x": "1, 2"}, "'x' takes a number or a JSON list"),
-            ("triple", {"x": ""}, "'x' takes a number or a JSON list"),
+            ("triple", {"x": "1, 2"}, "'x' takes a number, a JSON list"),
+            ("triple", {"x": ""}, "'x' takes a number, a JSON list"),
             ("triple", {"x": "3"}, "takes shape [-1, 2], not 1 single value"),
             ("triple", {"x": "[1, 2]"}, "shape [2], the model takes [-1, 2]"),
             ("same-FP32", {"x": '"text"'}, "a text"),

@@ -12,6 +12,7 @@ from gateway.context import Services
 from gateway.operations import passwords
 from gateway.settings import Settings, SettingsError
 from gateway.types import Role
+from idl.codes import Code, ServingError
 from tests.gateway.conftest import PASSWORD, SetClock, unreachable_models
 
 NEW_PASSWORD = "another long password"
@@ -41,6 +42,19 @@ def test_register_and_read(client: FlaskClient) -> None:
     times = {"created_at": "2026-11-21T04:05:06.000000Z", "updated_at": "2026-11-21T04:05:06.000000Z"}
     assert answer.get_json() == expected | times
     assert client.get("/v1/me", headers=signed_in(client, "Ann_1-x")).get_json() == expected | times
+
+
+def test_registration_can_be_closed(services: Services) -> None:
+    settings = replace(services.settings, registration="closed")
+    closed = build_services(settings, unreachable_models(settings))
+    try:
+        with pytest.raises(ServingError) as refused:
+            closed.users.register("ann", PASSWORD)
+        assert refused.value.code is Code.FORBIDDEN and "closed" in refused.value.message
+        token = closed.users.first_administrator("")
+        assert closed.users.register("admin", PASSWORD, signup_token=token).role is Role.ADMINISTRATOR
+    finally:
+        closed.close()
 
 
 @pytest.mark.parametrize("name", ["", " ", "-a", "_a", "a b", "a.b", "a/b", "ä", "a" * 65, "a\n", "a\x00", "\u0661"])
