@@ -1,5 +1,6 @@
 """The caller's side of the local lane: a pool of connections to one executor, lent to one request at a time."""
 
+import errno
 import json
 import os
 import socket
@@ -13,6 +14,8 @@ from idl import lane
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
 
+NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
+"""What making shared memory fails with when the host is short of something: the peer is well."""
 REPLY_GRACE_S = 0.25
 """How long past a request's deadline its answer is still waited for: the executor, too, gives up at the deadline and says so."""
 
@@ -63,6 +66,10 @@ class LaneConnection:
         except TimeoutError:
             raise
         except OSError as error:
+            if error.errno in NO_ROOM:
+                raise ServingError(
+                    Code.INSUFFICIENT_CAPACITY, f"this host has no room for {size} bytes of tensors: {error.strerror}"
+                ) from error
             raise ExecutorGone(sent=False) from error
         try:
             frame = self._end.receive()

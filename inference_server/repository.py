@@ -126,8 +126,10 @@ class Repository:
             return stored
         part = folder / f".{header.file_name}.{os.getpid()}-{threading.get_ident()}.part"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_left_overs(folder)
+            with self._lock:  # a refused copy's clean-up must not take the folder away before there is something in it
+                folder.mkdir(parents=True, exist_ok=True)
+                _remove_left_overs(folder)
+                part.touch(exist_ok=False)
             if shutil.disk_usage(folder).free < header.size:
                 raise OSError(errno.ENOSPC, "disk full")
             _write(part, header, chunks)
@@ -137,8 +139,9 @@ class Repository:
                 raise ServingError(Code.INSUFFICIENT_CAPACITY, f"the model host's disk has no room for {header.size} bytes") from error
             raise ServingError(Code.INTERNAL, f"the file could not be written: {error.strerror}") from error
         finally:
-            part.unlink(missing_ok=True)
-            _remove_empty(folder, *([folder.parent] if header.version else []))
+            with self._lock:
+                part.unlink(missing_ok=True)
+                _remove_empty(folder, *([folder.parent] if header.version else []))
 
     def _publish(self, part: Path, target: Path, header: FileHeader) -> StoredFile:
         with self._lock:
@@ -200,7 +203,7 @@ def _already(target: Path, header: FileHeader) -> StoredFile | None:
 
 def _write(part: Path, header: FileHeader, chunks: Iterator[bytes]) -> None:
     digest, size = hashlib.sha256(), 0
-    with part.open("xb") as file:
+    with part.open("wb") as file:
         for chunk in chunks:
             size += len(chunk)
             if size > header.size:

@@ -3,6 +3,7 @@
 import array
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -117,3 +118,27 @@ def test_memory_that_could_shrink_or_is_too_large_is_refused(ends: tuple[LaneEnd
         with pytest.raises(LaneError, match="memory"):
             right.receive()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_room_for_shared_memory_is_said_and_is_no_crash() -> None:
+    import resource
+
+    from idl.codes import Code, ServingError
+    from idl.lane_calls import LaneConnection
+    from idl.messages import InferRequest
+
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = LaneConnection.__new__(LaneConnection)
+    connection._end, connection._sequence, connection.last_used = LaneEnd(left, LIMIT), 0, 0.0
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(ServingError) as caught:
+            connection.call(InferRequest("m", (Tensor("x", "UINT8", (2**20,), bytes(2**20)),), deadline=time.monotonic() + 5))
+        assert caught.value.code is Code.INSUFFICIENT_CAPACITY
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        connection.close()
+        right.close()

@@ -20,6 +20,7 @@ import numpy as np
 
 from idl import lane, tensors
 from idl.codes import Code, ServingError
+from idl.lane_calls import NO_ROOM
 from idl.messages import Tensor
 from idl.tensors import Array
 from inference_server import errors
@@ -151,7 +152,12 @@ class Executor:
     ) -> None:
         try:
             waiting.end.send(kind, waiting.frame.sequence, numbers, head, parts, size)
-        except OSError:  # gone, or not reading what it asked for
+        except OSError as error:
+            if error.errno in NO_ROOM and kind == lane.RESULT:
+                raise ServingError(
+                    Code.INSUFFICIENT_CAPACITY, f"this host has no room for an answer of {size} bytes: {error.strerror}"
+                ) from error
+            # gone, or not reading what it asked for
             descriptor = waiting.end.sock.fileno()
             if descriptor in self._ends:
                 self._drop(descriptor, waiting.end)
