@@ -64,7 +64,8 @@ struct ModelMetadataResponse {
   2: list<string> versions,
   3: string platform,
   4: list<TensorMetadata> inputs,
-  5: list<TensorMetadata> outputs
+  5: list<TensorMetadata> outputs,
+  6: map<string, string> properties
 }
 
 struct ModelConfigRequest { 1: string name, 2: string version, 3: string token }
@@ -96,11 +97,13 @@ struct ModelIndex { 1: string name, 2: string version, 3: string state, 4: strin
 struct RepositoryIndexRequest { 1: string repository_name, 2: bool ready, 3: string token }
 struct RepositoryIndexResponse { 1: list<ModelIndex> models }
 
+/** files: "file:<version>/<name>" -> content; with any, the parameter "config" is needed. */
 struct RepositoryModelLoadRequest {
   1: string repository_name,
   2: string model_name,
   3: map<string, string> parameters,
-  4: string token
+  4: string token,
+  5: map<string, binary> files
 }
 struct RepositoryModelLoadResponse {}
 

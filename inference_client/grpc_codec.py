@@ -109,22 +109,32 @@ def _spec(tensor: Any) -> TensorSpec:
 
 def _decode_metadata(reply: Any) -> ModelMetadata:
     inputs, outputs = (tuple(map(_spec, specs)) for specs in (reply.inputs, reply.outputs))
-    return ModelMetadata(reply.name, tuple(reply.versions), reply.platform, inputs, outputs)
+    return ModelMetadata(reply.name, tuple(reply.versions), reply.platform, inputs, outputs, dict(reply.properties))
 
 
 def _decode_config(reply: Any) -> dict[str, Any]:
     """protobuf's JSON mapping with the IDL's field names; 64-bit numbers are numbers, as `/v2/models/{model}/config` has them."""
     config: dict[str, Any] = {"max_batch_size": reply.config.max_batch_size}
-    config |= MessageToDict(reply.config, preserving_proto_field_name=True)
+    config |= _with_numbers(reply.config.DESCRIPTOR, MessageToDict(reply.config, preserving_proto_field_name=True))
     for tensor in [*config.get("input", ()), *config.get("output", ())]:
-        tensor["dims"] = [int(size) for size in tensor.get("dims", ())]
-    specific = config.get("version_policy", {}).get("specific")
-    if specific:
-        specific["versions"] = [int(version) for version in specific.get("versions", ())]
-    batching = config.get("dynamic_batching", {})
-    if "max_queue_delay_microseconds" in batching:
-        batching["max_queue_delay_microseconds"] = int(batching["max_queue_delay_microseconds"])
+        tensor.setdefault("dims", [])
     return config
+
+
+def _with_numbers(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """protobuf's JSON mapping writes 64-bit numbers as texts: here they become numbers again."""
+    return {name: _number(kind.fields_by_name[name], value) for name, value in values.items()}
+
+
+def _number(field: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(field, item) for item in value]
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return {key: _number(kind.fields_by_name["value"], item) for key, item in value.items()}
+    if kind is not None:
+        return _with_numbers(kind, value)
+    return int(value) if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) else value
 
 
 def _statistics(model: Any) -> ModelStatistics:

@@ -83,7 +83,8 @@ def _spec(tensor: Any) -> TensorSpec:
 
 def _decode_metadata(reply: Any) -> ModelMetadata:
     inputs, outputs = (tuple(map(_spec, tensors or ())) for tensors in (reply.inputs, reply.outputs))
-    return ModelMetadata(reply.name or "", tuple(reply.versions or ()), reply.platform or "", inputs, outputs)
+    properties = dict(reply.properties or {})
+    return ModelMetadata(reply.name or "", tuple(reply.versions or ()), reply.platform or "", inputs, outputs, properties)
 
 
 def _decode_server_metadata(reply: Any) -> ServerMetadata:
@@ -121,8 +122,14 @@ def _index(model: Any) -> ModelIndex:
     return ModelIndex(model.name or "", model.version or "", model.state or "", model.reason or "")
 
 
-def _encode_change(kind: Any) -> Callable[[RepositoryChange, str, int], Any]:
-    return lambda change, token, _: kind(model_name=change.name, parameters=_texts(change.parameters), token=token)
+def _encode_load(change: RepositoryChange, token: str, _: int) -> Any:
+    files = {name: value for name, value in change.parameters.items() if isinstance(value, bytes)}
+    texts = _texts({name: value for name, value in change.parameters.items() if name not in files})
+    return schema.RepositoryModelLoadRequest(model_name=change.name, parameters=texts, token=token, files=files)
+
+
+def _encode_unload(change: RepositoryChange, token: str, _: int) -> Any:
+    return schema.RepositoryModelUnloadRequest(model_name=change.name, parameters=_texts(change.parameters), token=token)
 
 
 def _encode_name(kind: Any) -> Callable[[ModelName, str, int], Any]:
@@ -144,8 +151,8 @@ CODECS: dict[str, Codec] = {
         lambda ready, token, ms: schema.RepositoryIndexRequest(ready=ready, token=token),
         lambda reply: tuple(map(_index, reply.models or ())),
     ),
-    "RepositoryModelLoad": Codec(_encode_change(schema.RepositoryModelLoadRequest), lambda _: None),
-    "RepositoryModelUnload": Codec(_encode_change(schema.RepositoryModelUnloadRequest), lambda _: None),
+    "RepositoryModelLoad": Codec(_encode_load, lambda _: None),
+    "RepositoryModelUnload": Codec(_encode_unload, lambda _: None),
 }
 """By the verb's name in the contract; a verb that Thrift does not have is not in it."""
 

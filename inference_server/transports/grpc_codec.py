@@ -178,6 +178,7 @@ def model_metadata(metadata: ModelMetadata) -> Any:
         platform=metadata.platform,
         inputs=map(_tensor_metadata, metadata.inputs),
         outputs=map(_tensor_metadata, metadata.outputs),
+        properties=metadata.properties,
     )
 
 

@@ -66,11 +66,18 @@ def model_metadata(metadata: ModelMetadata) -> Any:
         platform=metadata.platform,
         inputs=[_tensor_metadata(spec) for spec in metadata.inputs],
         outputs=[_tensor_metadata(spec) for spec in metadata.outputs],
+        properties=dict(metadata.properties),
     )
 
 
 def _tensor_metadata(spec: TensorSpec) -> Any:
     return schema.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+
+
+def load_parameters(request: Any) -> dict[str, Any]:
+    """Of `RepositoryModelLoadRequest`: the texts and the files in one, as the model repository extension has them."""
+    files = {name: bytes(content) for name, content in (request.files or {}).items()}
+    return {**(request.parameters or {}), **files}
 
 
 def model_config(config: dict[str, Any]) -> Any:

@@ -53,7 +53,7 @@ class Verbs:
         return codec.repository_index(self._inference.repository_index(bool(request.ready)))
 
     def repository_model_load(self, request: Any) -> Any:
-        self._inference.repository_model_load(request.model_name or "", request.parameters or {})
+        self._inference.repository_model_load(request.model_name or "", codec.load_parameters(request))
         return schema.RepositoryModelLoadResponse()
 
     def repository_model_unload(self, request: Any) -> Any:
