@@ -30,6 +30,18 @@ def model_failed(message: str) -> ServingError:
     return ServingError(Code.MODEL_FAILED, message)
 
 
+def too_large(message: str) -> ServingError:
+    return ServingError(Code.TOO_LARGE, message)
+
+
+def overloaded(message: str, retry_after_ms: int) -> ServingError:
+    return ServingError(Code.OVERLOADED, message, retry_after_ms=retry_after_ms)
+
+
+def insufficient_capacity(message: str) -> ServingError:
+    return ServingError(Code.INSUFFICIENT_CAPACITY, message)
+
+
 def deadline_exceeded(message: str) -> ServingError:
     return ServingError(Code.DEADLINE_EXCEEDED, message)
 
