@@ -12,9 +12,10 @@ from benchmarks.inprocess import server
 from benchmarks.loads import wrk
 from benchmarks.loads.steady import Answer, steady
 from benchmarks.processes import memory
-from benchmarks.repository import Workload, add_version, make_demo
+from benchmarks.repository import add_version, make_demo
 from benchmarks.servers import Host, outboard_up, scratch
 from benchmarks.start import by_role
+from benchmarks.workload import Workload
 
 WORKERS = 4
 CONCURRENCY = 16

@@ -1,5 +1,6 @@
 """Processes that a measurement starts: free ports, waiting, ending, and what a tree of them holds in memory."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import IO
 
 MIB = 2**20
+Cores = tuple[int, ...]
+"""Numbers of cores that processes may use; empty: all."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +36,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def pinned(command: list[str], cores: Cores) -> list[str]:
+    """The command, started so that it and all that it starts use only these cores."""
+    return ["taskset", "-c", ",".join(map(str, cores)), *command] if cores else command
+
+
+def _end_with_us() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextmanager
 def running(
     command: list[str], *, log: Path, environ: Mapping[str, str] | None = None, stdout: int | None = None, timeout_s: float = 30
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that is asked to end with SIGTERM and, past `timeout_s`, made to. What it logs goes to the file `log`."""
+    """A process that is asked to end with SIGTERM and, past `timeout_s`, made to, with all that it started.
+
+    What it logs goes to the file `log`. It gets SIGTERM as well when this process dies.
+    """
+    # what outlives its parent becomes our child, so that it is found below
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with log.open("a") as errors:
-        process = subprocess.Popen(command, env=environ, stdout=stdout or errors, stderr=errors, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=environ,
+            stdout=stdout or errors,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_end_with_us,  # noqa: PLW1509  one thread starts processes here, and nothing may run before it is told
+        )
     try:
         yield process
     finally:
@@ -45,9 +73,11 @@ def running(
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            for pid in left:
-                _kill(pid)
+            process.kill()
             process.wait()
+        # what is no descendant of ours any more ended long ago, and its number may be another's
+        for pid in set(left) & set(tree(os.getpid())) - {process.pid, os.getpid()}:
+            _kill(pid)
         if process.stdout:
             process.stdout.close()
 
@@ -117,3 +147,14 @@ def memory(root: int) -> list[Resident]:
 
 def total_pss(root: int) -> int:
     return sum(item.pss for item in memory(root))
+
+
+def cpu_seconds(root: int) -> float:
+    """What the processes of the tree used so far, in seconds of one core; what has ended counts where its parent waited for it."""
+    used = 0
+    for pid in tree(root):
+        try:
+            used += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
+    return used / _TICKS

@@ -2,34 +2,19 @@
 
 import io
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import skimage
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, save
 from PIL import Image
 
+from benchmarks.workload import Workload, workload
 from outboard import demo
 
 TINY = "tiny"
 DEMO = demo.NAME
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """A model and one input for it; `image` is a JPEG file's bytes where the model takes pictures."""
-
-    model: str
-    file: Path
-    input: str
-    output: str
-    array: NDArray[np.float32]
-    expected: NDArray[np.float32]
-    image: bytes = b""
 
 
 def make_repository(folder: Path) -> tuple[Workload, Workload]:
@@ -45,7 +30,7 @@ def make_tiny(folder: Path) -> Workload:
     graph = helper.make_graph([helper.make_node("Mul", ["X", "X"], ["Y"])], "square", floats[:1], floats[1:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
     (file.parents[1] / "model.toml").write_text("public = true\n")
-    return _workload(TINY, file, "X", np.arange(1, 7, dtype=np.float32).reshape(3, 2))
+    return workload(TINY, file, {"X": np.arange(1, 7, dtype=np.float32).reshape(3, 2)})
 
 
 def make_demo(folder: Path) -> Workload:
@@ -54,7 +39,7 @@ def make_demo(folder: Path) -> Workload:
     photo = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
     jpeg = io.BytesIO()
     photo.save(jpeg, "JPEG", quality=90)
-    return _workload(DEMO, file, "image", picture_tensor(Image.open(jpeg)), jpeg.getvalue())
+    return workload(DEMO, file, {"image": picture_tensor(Image.open(jpeg))}, image=jpeg.getvalue())
 
 
 def add_version(folder: Path, model: str, version: int) -> None:
@@ -73,18 +58,3 @@ def picture_tensor(photo: Image.Image) -> NDArray[np.float32]:
     left, top = (photo.width - 224) // 2, (photo.height - 224) // 2
     pixels = np.asarray(photo.crop((left, top, left + 224, top + 224)), np.float32)
     return np.ascontiguousarray(((pixels - 127) / 128).transpose(2, 0, 1)[None])
-
-
-def open_session(file: Path, threads: int) -> Any:
-    """`threads` of one inference, 0 for one per core; idle ones do not spin, as in the model host."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-def _workload(model: str, file: Path, name: str, array: NDArray[np.float32], image: bytes = b"") -> Workload:
-    session = open_session(file, 1)
-    output = session.get_outputs()[0].name
-    return Workload(model, file, name, output, array, session.run([output], {name: array})[0], image)

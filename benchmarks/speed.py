@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks import payloads
 from benchmarks.figures import Sample, summary
 from benchmarks.loads import callers, h2load, thrift_frames, wrk
-from benchmarks.repository import Workload
 from benchmarks.servers import Host
+from benchmarks.workload import Workload
 
 CONCURRENCIES = (1, 16)
 

@@ -11,8 +11,9 @@ from benchmarks import payloads
 from benchmarks.figures import best_and_median
 from benchmarks.loads.thrift_frames import is_success
 from benchmarks.processes import Resident, free_port, memory, wait_until
-from benchmarks.repository import Workload, make_tiny
+from benchmarks.repository import make_tiny
 from benchmarks.servers import outboard_serve, outboard_up, scratch
+from benchmarks.workload import Workload
 
 
 def measure(starts: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from flask import Flask, request
 from PIL import Image
 
 from benchmarks.inprocess import LABELS_VARIABLE, MODEL_VARIABLE
-from benchmarks.repository import open_session, picture_tensor
+from benchmarks.repository import picture_tensor
+from benchmarks.workload import open_session
 
 TOP_K = 5
 

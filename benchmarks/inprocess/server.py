@@ -12,7 +12,7 @@ from benchmarks import payloads
 from benchmarks.inprocess import LABELS_VARIABLE, MODEL_VARIABLE
 from benchmarks.machine import ROOT
 from benchmarks.processes import free_port, running, wait_until
-from benchmarks.repository import Workload
+from benchmarks.workload import Workload
 
 PATH = "/predictions"
 

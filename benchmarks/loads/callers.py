@@ -14,8 +14,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.figures import Sample, sample
-from benchmarks.repository import Workload, open_session
+from benchmarks.processes import Cores, pinned
+from benchmarks.workload import DATATYPES, Workload, open_session
 
 NAME = "Python threads"
 Call = Callable[[], None]
@@ -26,7 +29,7 @@ def onnxruntime_itself(target: str, load: Workload) -> Callable[[], Call]:
     session = open_session(load.file, int(target))
 
     def call() -> None:
-        session.run([load.output], {load.input: load.array})
+        session.run(None, load.inputs)
 
     return lambda: call
 
@@ -37,11 +40,12 @@ def triton_grpc(target: str, load: Workload) -> Callable[[], Call]:
 
     def make() -> Call:
         client = triton.InferenceServerClient(target)
-        tensor = triton.InferInput(load.input, load.array.shape, "FP32")
-        tensor.set_data_from_numpy(load.array)
+        tensors = [triton.InferInput(name, array.shape, DATATYPES[array.dtype.name]) for name, array in load.inputs.items()]
 
         def call() -> None:
-            client.infer(load.model, [tensor]).as_numpy(load.output)
+            for tensor in tensors:
+                tensor.set_data_from_numpy(load.inputs[tensor.name()])
+            client.infer(load.model, tensors).as_numpy(load.output)
 
         return call
 
@@ -55,21 +59,50 @@ def outboard_client(target: str, load: Workload) -> Callable[[], Call]:
     client = Client(target)
 
     def call() -> None:
-        client.infer(load.model, {load.input: load.array}).outputs[load.output]
+        client.infer(load.model, load.inputs).outputs[load.output]
 
     return lambda: call
+
+
+def thriftpy2_client(target: str, load: Workload) -> Callable[[], Call]:
+    """What anybody writes who has only the IDL: thriftpy2 itself, on a unix socket."""
+    from thriftpy2.protocol import TCyBinaryProtocolFactory
+    from thriftpy2.rpc import make_client
+    from thriftpy2.transport import TCyFramedTransportFactory
+
+    from idl.thrift_schema import schema
+
+    def make() -> Call:
+        client = make_client(
+            schema.Inference, unix_socket=target, proto_factory=TCyBinaryProtocolFactory(), trans_factory=TCyFramedTransportFactory()
+        )
+        given = [(name, DATATYPES[array.dtype.name], array) for name, array in load.inputs.items()]
+
+        def call() -> None:
+            tensors = [
+                schema.Tensor(name=name, datatype=datatype, shape=list(array.shape), data=array.tobytes())
+                for name, datatype, array in given
+            ]
+            answer = client.ModelInfer(schema.InferRequest(model_name=load.model, inputs=tensors))
+            found = next(tensor for tensor in answer.outputs if tensor.name == load.output)
+            np.frombuffer(found.data, load.expected.dtype).reshape(found.shape)
+
+        return call
+
+    return make
 
 
 KINDS: dict[str, Callable[[str, Workload], Callable[[], Call]]] = {
     "onnxruntime": onnxruntime_itself,
     "tritonclient.grpc": triton_grpc,
     "inference_client": outboard_client,
+    "thriftpy2": thriftpy2_client,
 }
 
 
-def load(kind: str, target: str, workload: Path, concurrency: int, seconds: float) -> Sample:
+def load(kind: str, target: str, workload: Path, concurrency: int, seconds: float, *, cores: Cores = ()) -> Sample:
     command = [sys.executable, "-m", "benchmarks.loads.callers", kind, target, str(workload), str(concurrency), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True)
+    done = subprocess.run(pinned(command, cores), capture_output=True, text=True, timeout=seconds + 60, check=True)
     return Sample(**json.loads(done.stdout))
 
 
