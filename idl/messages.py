@@ -106,18 +106,28 @@ class ModelStatistics:
 
 @dataclass(frozen=True, slots=True)
 class HostModel:
-    """One loaded version on a model host; `memory_bytes` is resident and private."""
+    """One loaded version on a model host; `memory_bytes` is resident and private, of all its instances.
+
+    `cpus` and `memory_reserved_bytes`: what is reserved for all of them, 0 for nothing. `instances`: those that take requests. `reason`
+    says why where `state` is not READY.
+    """
 
     name: str
     version: str
     state: str
     memory_bytes: int
     in_flight: int
+    cpus: float = 0.0
+    memory_reserved_bytes: int = 0
+    instances: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a model host has and what is loaded there."""
+    """What a model host has and what is loaded there. `cpus_free` and `memory_free_bytes` are what can still be reserved: that nobody uses
+    them now is another matter (`memory_available_bytes`).
+    """
 
     cpus: float
     memory_bytes: int
@@ -125,3 +135,7 @@ class Capacity:
     disk_available_bytes: int
     execution_providers: tuple[str, ...]
     models: tuple[HostModel, ...]
+    cpus_reserved: float = 0.0
+    cpus_free: float = 0.0
+    memory_reserved_bytes: int = 0
+    memory_free_bytes: int = 0

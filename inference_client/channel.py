@@ -65,6 +65,24 @@ class DrainOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class InstancesOrder:
+    """`version` empty: every version that serves."""
+
+    name: str
+    version: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsOrder:
+    """`labels`: label -> version, all of them."""
+
+    name: str
+    labels: Mapping[str, int]
+    canary_percent: int
+
+
+@dataclass(frozen=True, slots=True)
 class DrainState:
     """`drained`: nothing is in flight."""
 
@@ -86,6 +104,8 @@ REPOSITORY_MODEL_UNLOAD: Verb[RepositoryChange, None] = Verb("RepositoryModelUnl
 PUT_FILE: Verb[LocalFile, RemoteFile] = Verb("PutFile", changes=True)
 CAPACITY: Verb[None, Capacity] = Verb("Capacity", reads=True)
 DRAIN: Verb[DrainOrder, DrainState] = Verb("Drain", changes=True)
+SET_INSTANCES: Verb[InstancesOrder, None] = Verb("SetInstances", changes=True)
+SET_LABELS: Verb[LabelsOrder, None] = Verb("SetLabels", changes=True)
 
 
 class Channel(Protocol):

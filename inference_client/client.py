@@ -12,7 +12,19 @@ from idl.codes import ServingError
 from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
 from inference_client import channel as verbs
 from inference_client.addresses import Address, parse
-from inference_client.channel import Channel, DrainOrder, DrainState, LocalFile, ModelName, RemoteFile, RepositoryChange, Verb, closed
+from inference_client.channel import (
+    Channel,
+    DrainOrder,
+    DrainState,
+    InstancesOrder,
+    LabelsOrder,
+    LocalFile,
+    ModelName,
+    RemoteFile,
+    RepositoryChange,
+    Verb,
+    closed,
+)
 from inference_client.deadline import Deadline
 from inference_client.dispatcher import Dispatcher
 from inference_client.files import sha256_of
@@ -158,6 +170,14 @@ class Client:
     def drain(self, timeout_s: float, resume: bool = False) -> DrainState:
         """The host takes no new inference and finishes what is in flight, for at most `timeout_s`; `resume` takes it back. gRPC only."""
         return self._call(verbs.DRAIN, DrainOrder(timeout_s, resume), self._timeout_s + timeout_s)
+
+    def set_instances(self, model: str, count: int, version: str = "", *, timeout_s: float | None = None) -> None:
+        """How many processes serve the model; returns when they do. `version` empty: each version that serves. gRPC only."""
+        self._call(verbs.SET_INSTANCES, InstancesOrder(model, version, count), timeout_s)
+
+    def set_labels(self, model: str, labels: Mapping[str, int], canary_percent: int = 0, *, timeout_s: float | None = None) -> None:
+        """What the labels mean from now on, all of them, and the percentage of requests without a version for "canary". gRPC only."""
+        self._call(verbs.SET_LABELS, LabelsOrder(model, labels, canary_percent), timeout_s)
 
     def close(self) -> None:
         """Calls under way finish; later ones are refused with unavailable. Idempotent."""

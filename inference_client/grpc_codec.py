@@ -23,7 +23,7 @@ from idl.messages import (
     Tensor,
     TensorSpec,
 )
-from inference_client.channel import DrainOrder, DrainState, LocalFile, ModelName, RemoteFile, RepositoryChange
+from inference_client.channel import DrainOrder, DrainState, InstancesOrder, LabelsOrder, LocalFile, ModelName, RemoteFile, RepositoryChange
 
 CHUNK_BYTES = 1024 * 1024
 """What one message of PutFile may carry."""
@@ -155,12 +155,38 @@ def _decode_capacity(reply: Any) -> Capacity:
         reply.memory_available_bytes,
         reply.disk_available_bytes,
         tuple(reply.execution_providers),
-        tuple(HostModel(m.name, m.version, m.state, m.memory_bytes, m.in_flight) for m in reply.models),
+        tuple(map(_host_model, reply.models)),
+        reply.cpus_reserved,
+        reply.cpus_free,
+        reply.memory_reserved_bytes,
+        reply.memory_free_bytes,
+    )
+
+
+def _host_model(model: Any) -> HostModel:
+    return HostModel(
+        model.name,
+        model.version,
+        model.state,
+        model.memory_bytes,
+        model.in_flight,
+        model.cpus,
+        model.memory_reserved_bytes,
+        model.instances,
+        model.reason,
     )
 
 
 def _encode_drain(order: DrainOrder) -> Any:
     return control.DrainRequest(resume=order.resume, timeout_ms=int(order.timeout_s * 1000))
+
+
+def _encode_instances(order: InstancesOrder) -> Any:
+    return control.SetInstancesRequest(model_name=order.name, version=order.version, count=order.count)
+
+
+def _encode_labels(order: LabelsOrder) -> Any:
+    return control.SetLabelsRequest(model_name=order.name, labels=order.labels, canary_percent=order.canary_percent)
 
 
 class FileMessages:
@@ -236,5 +262,7 @@ CODECS: dict[str, Codec] = {
     "PutFile": _control("PutFile", FileMessages, lambda reply: RemoteFile(reply.size, reply.sha256, reply.existed)),
     "Capacity": _control("Capacity", lambda _: control.CapacityRequest(), _decode_capacity),
     "Drain": _control("Drain", _encode_drain, lambda reply: DrainState(reply.drained, reply.in_flight)),
+    "SetInstances": _control("SetInstances", _encode_instances, lambda _: None),
+    "SetLabels": _control("SetLabels", _encode_labels, lambda _: None),
 }
 """By the verb's name in the contract."""

@@ -20,7 +20,8 @@ class Settings:
     """Ports: 0 takes a free one, -1 opens none. Sizes are bytes, times seconds. Empty socket paths open none.
 
     `models`: repository roots, the first one wins where two hold the same model. `push_dir`: where pushed models go that no root has;
-    empty means the first root. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files.
+    empty means the first root. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files. `memory_limits`:
+    "auto" (control groups where they can be used, else watching) or "watch". `kept_memory_bytes` cannot be reserved by models.
     """
 
     models: tuple[Path, ...] = ()
@@ -42,6 +43,9 @@ class Settings:
     request_timeout_s: float = 30.0
     drain_timeout_s: float = 30.0
     model_threads: int = 0
+    memory_limits: str = "auto"
+    kept_memory_bytes: int = 512 * 2**20
+    hang_grace_s: float = 10.0
     execution_providers: tuple[str, ...] = ("CPUExecutionProvider",)
     log_level: str = "info"
 
@@ -70,6 +74,11 @@ class Settings:
         for name in ("max_message_bytes", "grpc_threads", "thrift_threads", "max_connections"):
             if getattr(self, name) < 1:
                 raise InvalidSettings(f"{PREFIX}{name.upper()} = {getattr(self, name)} is below 1")
+        for name in ("kept_memory_bytes", "hang_grace_s"):
+            if getattr(self, name) < 0:
+                raise InvalidSettings(f"{PREFIX}{name.upper()} = {getattr(self, name)} is below 0")
+        if self.memory_limits not in ("auto", "watch"):
+            raise InvalidSettings(f"{PREFIX}MEMORY_LIMITS = {self.memory_limits!r} is neither auto nor watch")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSettings(f"{PREFIX}LOG_LEVEL = {self.log_level!r} is none of debug, info, warning, error")
         if not is_loopback(self.host) and not self.token and not self.insecure:

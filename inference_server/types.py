@@ -81,3 +81,11 @@ class Operations(Protocol):
     def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
         """(nothing is in flight, how many are)."""
         ...
+
+    def set_instances(self, name: str, version: str, count: int) -> None:
+        """How many processes serve a version, "" for every version that serves; returns when they do, no request is lost."""
+        ...
+
+    def set_labels(self, name: str, labels: Mapping[str, int], canary_percent: int) -> None:
+        """What the labels mean from now on, all of them, and the part of the requests without a version that goes to the canary."""
+        ...

@@ -17,6 +17,7 @@ from idl.generated import inference_pb2 as pb
 from idl.messages import (
     Capacity,
     Duration,
+    HostModel,
     InferRequest,
     InferResponse,
     ModelIndex,
@@ -243,16 +244,31 @@ def put_file(stored: StoredFile) -> Any:
 
 
 def capacity(host: Capacity) -> Any:
-    model = control.CapacityResponse.Model
     return control.CapacityResponse(
         cpus=host.cpus,
         memory_bytes=host.memory_bytes,
         memory_available_bytes=host.memory_available_bytes,
         disk_available_bytes=host.disk_available_bytes,
         execution_providers=host.execution_providers,
-        models=[
-            model(name=m.name, version=m.version, state=m.state, memory_bytes=m.memory_bytes, in_flight=m.in_flight) for m in host.models
-        ],
+        models=map(_host_model, host.models),
+        cpus_reserved=host.cpus_reserved,
+        cpus_free=host.cpus_free,
+        memory_reserved_bytes=host.memory_reserved_bytes,
+        memory_free_bytes=host.memory_free_bytes,
+    )
+
+
+def _host_model(model: HostModel) -> Any:
+    return control.CapacityResponse.Model(
+        name=model.name,
+        version=model.version,
+        state=model.state,
+        memory_bytes=model.memory_bytes,
+        in_flight=model.in_flight,
+        cpus=model.cpus,
+        memory_reserved_bytes=model.memory_reserved_bytes,
+        instances=model.instances,
+        reason=model.reason,
     )
 
 

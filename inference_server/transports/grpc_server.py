@@ -21,7 +21,7 @@ from inference_server.types import Inference, Operations
 
 log = logging.getLogger("outboard.server")
 
-_SLOW = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "PutFile", "Drain"})
+_SLOW = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "PutFile", "Drain", "SetInstances", "SetLabels"})
 """Verbs that may take minutes: they have threads of their own, so that neither inference nor a health check waits behind them."""
 _QUICK_THREADS, _SLOW_THREADS, _STREAMS = 4, 4, 16
 _SWEEP_S = 1.0
@@ -79,6 +79,14 @@ class Verbs:
 
     def drain(self, request: Any, call: Call) -> Any:
         return codec.drain(*self._operations.drain(request.resume, request.timeout_ms / 1000))
+
+    def set_instances(self, request: Any, call: Call) -> Any:
+        self._operations.set_instances(request.model_name, request.version, request.count)
+        return control.SetInstancesResponse()
+
+    def set_labels(self, request: Any, call: Call) -> Any:
+        self._operations.set_labels(request.model_name, dict(request.labels), request.canary_percent)
+        return control.SetLabelsResponse()
 
 
 class GrpcServer:

@@ -339,7 +339,13 @@ def test_parts_are_joined_without_losing_a_byte() -> None:
 def test_thrift_has_no_control_verbs(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x")
     with Client(f"thrift://127.0.0.1:{free_port()}") as client:
-        for call in (client.capacity, lambda: client.drain(1), lambda: client.put_file(tmp_path / "f", "m", 1, "f")):
+        for call in (
+            client.capacity,
+            lambda: client.drain(1),
+            lambda: client.put_file(tmp_path / "f", "m", 1, "f"),
+            lambda: client.set_instances("m", 2),
+            lambda: client.set_labels("m", {"stable": 1}),
+        ):
             with pytest.raises(ServingError) as caught:
                 call()
             assert caught.value.code is Code.UNSUPPORTED

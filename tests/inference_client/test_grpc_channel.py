@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -187,6 +188,26 @@ def test_a_verb_that_the_server_lacks_is_unsupported() -> None:
     with GrpcPeer({}) as peer, Client(peer.address) as client, pytest.raises(ServingError) as caught:
         client.capacity()
     assert caught.value.code is Code.UNSUPPORTED
+
+
+def test_the_orders_of_an_operator_arrive_as_they_were_given() -> None:
+    got: dict[str, bytes] = {}
+
+    def take(name: str) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        return lambda message, _: got.update({name: message}) or b""
+
+    with GrpcPeer({name: take(name) for name in ("SetInstances", "SetLabels")}) as peer, Client(peer.address) as client:
+        client.set_instances("m", 3)
+        assert control.SetInstancesRequest.FromString(got["SetInstances"]) == control.SetInstancesRequest(model_name="m", count=3)
+        client.set_instances("m", 1, "7")
+        assert control.SetInstancesRequest.FromString(got["SetInstances"]).version == "7"
+        client.set_labels("m", {"stable": 3, "canary": 4}, 10)
+        labels = control.SetLabelsRequest.FromString(got["SetLabels"])
+        assert (labels.model_name, dict(labels.labels), labels.canary_percent) == ("m", {"stable": 3, "canary": 4}, 10)
+        for wrong in (lambda: client.set_instances("m", -1), lambda: client.set_labels("m", {"stable": 2**63})):
+            with pytest.raises(ServingError) as caught:
+                wrong()
+            assert caught.value.code is Code.INVALID_INPUT
 
 
 @pytest.mark.parametrize("reply", [b"\xff\xff", pb.ModelInferResponse(outputs=[{}, {}], raw_output_contents=[b""]).SerializeToString()])

@@ -34,7 +34,21 @@ CONFIG = {
 STATISTICS = ModelStatistics(
     "echo", "1", 1_700_000_000_000, 7, 5, Duration(7, 70), Duration(1, 10), Duration(7, 1), Duration(7, 2), Duration(7, 3), Duration(7, 4)
 )
-CAPACITY = Capacity(2.0, 8 << 30, 4 << 30, 100 << 30, ("CPUExecutionProvider",), (HostModel("echo", "1", "READY", 1 << 20, 0),))
+CAPACITY = Capacity(
+    cpus=2.0,
+    memory_bytes=8 << 30,
+    memory_available_bytes=4 << 30,
+    disk_available_bytes=100 << 30,
+    execution_providers=("CPUExecutionProvider",),
+    models=(
+        HostModel("echo", "1", "READY", 1 << 20, 5, cpus=1.5, memory_reserved_bytes=3 << 30, instances=2),
+        HostModel("echo", "2", "UNAVAILABLE", 0, 0, reason="its process died 8 times in a row"),
+    ),
+    cpus_reserved=1.5,
+    cpus_free=0.5,
+    memory_reserved_bytes=3 << 30,
+    memory_free_bytes=4 << 30,
+)
 
 
 class EchoEngine:
@@ -120,3 +134,9 @@ class EchoEngine:
     def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
         self.calls.append(("drain", resume, timeout_s))
         return True, 0
+
+    def set_instances(self, name: str, version: str, count: int) -> None:
+        self.calls.append(("set_instances", name, version, count))
+
+    def set_labels(self, name: str, labels: Mapping[str, int], canary_percent: int) -> None:
+        self.calls.append(("set_labels", name, dict(labels), canary_percent))

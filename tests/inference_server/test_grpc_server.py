@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -316,9 +317,14 @@ def test_control_verbs(server: GrpcServer, engine: EchoEngine) -> None:
             CAPACITY.memory_bytes,
             ["CPUExecutionProvider"],
         )
-        assert (host.models[0].name, host.models[0].memory_bytes) == ("echo", 1 << 20)
+        assert {field.name: getattr(host.models[0], field.name) for field in host.models[0].DESCRIPTOR.fields} == asdict(CAPACITY.models[0])
+        assert host.models[1].reason == "its process died 8 times in a row"
+        assert (host.cpus_reserved, host.cpus_free, host.memory_reserved_bytes, host.memory_free_bytes) == (1.5, 0.5, 3 << 30, 4 << 30)
         assert control(channel, "Drain", control_pb2.DrainRequest(resume=True, timeout_ms=1500)).drained
-    assert engine.calls == [("drain", True, 1.5)]
+        control(channel, "SetInstances", control_pb2.SetInstancesRequest(model_name="m", version="3", count=4))
+        labels = {"stable": 3, "canary": 4}
+        control(channel, "SetLabels", control_pb2.SetLabelsRequest(model_name="m", labels=labels, canary_percent=10))
+    assert engine.calls == [("drain", True, 1.5), ("set_instances", "m", "3", 4), ("set_labels", "m", labels, 10)]
 
 
 @pytest.mark.parametrize(
