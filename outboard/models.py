@@ -1,4 +1,4 @@
-"""`outboard models push|reload|rollback|list|smoke-test`: an operator's verbs on one model host.
+"""`outboard models push|reload|rollback|list|smoke-test` and the verbs of `models_serving`: an operator's work on one model host.
 
 Each prints what serves before and after on standard output, progress and reasons on standard error, and returns 0, 1 where it did not do
 what was asked, or 130 after Ctrl-C. None leaves the host without the version that served before.
@@ -14,8 +14,11 @@ from typing import Any
 
 from idl.codes import ServingError
 from inference_client import Client
+from outboard import models_serving
 from outboard.models_copy import Meter, over_rpc, over_ssh
 from outboard.models_host import Host, Refused, Tested, Version
+from outboard.models_serving import version_number
+from outboard.models_table import print_table
 
 MODEL_FILE, SETTINGS_FILE = "model.onnx", "model.toml"
 DEFAULT_HOST = "127.0.0.1:8001"
@@ -28,7 +31,7 @@ def register(subparsers: Any) -> None:
     """Adds the verbs; each parser sets `run`, a function of the parsed arguments that returns the exit status."""
     push = _add(subparsers, "push", _push, "copy a model file to the host, load it and test it with a real request", name=True)
     push.add_argument("file", metavar="FILE", type=Path, help="the model, ONNX")
-    push.add_argument("--version", type=_version, help="a whole number from 1; default: the highest there is, and 1")
+    push.add_argument("--version", type=version_number, help="a whole number from 1; default: the highest there is, and 1")
     push.add_argument("--model-toml", metavar="FILE", type=Path, help="settings to put beside the model's versions")
     push.add_argument("--no-load", action="store_true", help="copy only; what serves stays as it is")
     push.add_argument("--ssh", metavar="LOGIN", help="copy over SSH (user@machine or ssh://user@machine:port) and not through --host")
@@ -36,9 +39,10 @@ def register(subparsers: Any) -> None:
     push.add_argument("--ssh-config", metavar="FILE", default="", help="with --ssh: a configuration file for ssh")
     _add(subparsers, "reload", _reload, "load what the host's repository holds now, beside what serves, and swap", name=True)
     rollback = _add(subparsers, "rollback", _rollback, "serve the version before the one that serves now", name=True)
-    rollback.add_argument("--to", metavar="VERSION", type=_version, help="this one; default: the highest below the one that serves")
+    rollback.add_argument("--to", metavar="VERSION", type=version_number, help="this one; default: the highest below the one that serves")
     _add(subparsers, "list", _list, "every version in the host's repository and its state", name=False)
     _add(subparsers, "smoke-test", _smoke_test, "a real request to every model version that is ready", name=False)
+    models_serving.register(partial(_add, subparsers))
 
 
 def _add(subparsers: Any, verb: str, run: Verb, text: str, *, name: bool) -> argparse.ArgumentParser:
@@ -51,12 +55,6 @@ def _add(subparsers: Any, verb: str, run: Verb, text: str, *, name: bool) -> arg
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for one load or one request; default 300")
     parser.set_defaults(run=partial(_run, run))
     return parser
-
-
-def _version(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**18):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def _run(verb: Verb, arguments: argparse.Namespace) -> int:
@@ -173,7 +171,7 @@ def _list(host: Host, arguments: argparse.Namespace) -> int:
 def _smoke_test(host: Host, arguments: argparse.Namespace) -> int:
     ready = [version for version in host.versions(arguments.name) if version.state == "READY"]
     tested = [host.test(version.model, version.number) for version in ready]
-    _print_table(("MODEL", "VERSION", "RESULT", "LATENCY"), [_row(each) for each in tested])
+    print_table(("MODEL", "VERSION", "RESULT", "LATENCY"), [_row(each) for each in tested])
     if not tested:
         _say("no model is ready")
     return 0 if tested and not any(each.failure for each in tested) else 1
@@ -194,14 +192,7 @@ def _print_versions(when: str, versions: Sequence[Version]) -> None:
         print(f"{when}:" + ("" if versions else " nothing"))
     if versions or not when:
         rows = [(each.model, each.number, each.state, "default" if each.default else "", each.reason) for each in versions]
-        _print_table(("MODEL", "VERSION", "STATE", "SERVES", "REASON"), rows)
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    sys.stdout.flush()
+        print_table(("MODEL", "VERSION", "STATE", "SERVES", "REASON"), rows)
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,7 @@
 """What an operator's verbs do on one model host: look, load, test, and put back what served before where that fails."""
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from idl import tensors
 from idl.codes import Code, ServingError
-from idl.messages import ModelMetadata, TensorSpec
+from idl.messages import Capacity, ModelMetadata, TensorSpec
 from inference_client import Client
 
 _NOT_SERVING = frozenset({Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND, Code.NOT_FOUND, Code.NOT_READY})
@@ -75,6 +75,16 @@ class Host:
     def load(self, name: str, version: int | None = None) -> None:
         """Loads exactly `version`, or what the model's version policy chooses."""
         self._client.load_model(name, {"version": str(version)} if version else {}, timeout_s=self._timeout_s)
+
+    def set_instances(self, name: str, count: int, version: str = "") -> None:
+        """Returns when as many serve, of `version` or of each version that serves."""
+        self._client.set_instances(name, count, version, timeout_s=self._timeout_s)
+
+    def set_labels(self, name: str, labels: Mapping[str, int], canary_percent: int) -> None:
+        self._client.set_labels(name, labels, canary_percent, timeout_s=self._timeout_s)
+
+    def capacity(self) -> Capacity:
+        return self._client.capacity()
 
     def test(self, name: str, version: str) -> Tested:
         """One inference with zeros (and empty texts) of the smallest shape that the model allows."""
