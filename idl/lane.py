@@ -11,6 +11,9 @@ only one that is sealed against shrinking, so a careless peer cannot make it fau
     INFER    deadline (CLOCK_MONOTONIC ns, 0: none), 0, 0, 0; then inputs, names of wanted outputs, parameters
     RESULT   queue ns, input ns, compute ns, output ns; then outputs, parameters
     ERROR    retry after (ms), 0, 0, 0; the head is JSON {"code", "message"}
+    WELCOME  the connection's cell in the journal, 0, 0, 0; with a descriptor of the board (see `idl.board`). The executor sends it once,
+             before anything else
+    MOVED    0, 0, 0, 0: the executor is on its way out; the request was not run and is to go elsewhere
 
 The layout is private to one machine and one release: native byte order, nothing is kept.
 """
@@ -29,7 +32,7 @@ from typing import Any
 
 from idl.messages import Tensor
 
-INFER, RESULT, ERROR = 1, 2, 3
+INFER, RESULT, ERROR, WELCOME, MOVED = 1, 2, 3, 4, 5
 SHARED, NEW_MEMORY = 1, 2
 MAGIC = 0x4F4C
 HEADER = struct.Struct("=HBBIqqqqIQ")
@@ -171,13 +174,14 @@ def map_peer_memory(descriptor: int, limit: int) -> mmap.mmap:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame as received. `body` is a view that holds until the next receive on the same end."""
+    """A frame as received. `body` is a view that holds until the next receive on the same end; `descriptor` is the receiver's to close."""
 
     kind: int
     sequence: int
     numbers: tuple[int, int, int, int]
     head: bytes
     body: memoryview
+    descriptor: int = -1
 
 
 class LaneEnd:
@@ -233,17 +237,22 @@ class LaneEnd:
     def receive(self) -> Frame | None:
         """The next frame, None at end of file. Raises LaneError for what is not one, OSError and TimeoutError as the socket does."""
         size, ancillary, flags, _ = self.sock.recvmsg_into([self._buffer], 64)
-        descriptors = [fd for level, kind, data in ancillary if (level, kind) == _RIGHTS for fd in _ints(data)]
-        if descriptors:
-            self._take_memory(descriptors)
+        descriptors = [fd for level, kind, data in ancillary if (level, kind) == _RIGHTS for fd in _ints(data)] if ancillary else ()
         if size == 0:
             return None
         if flags & _TRUNCATED or size < HEADER.size:
+            _close_all(descriptors)
             raise LaneError(f"a frame of {size} bytes")
         magic, kind, bits, sequence, a, b, c, d, head_size, body_size = HEADER.unpack_from(self._buffer)
         start = HEADER.size + head_size
         if magic != MAGIC or start > size:
+            _close_all(descriptors)
             raise LaneError("not a lane frame")
+        if descriptors:
+            _close_all(descriptors[1:])
+            if kind == WELCOME:
+                return Frame(kind, sequence, (a, b, c, d), b"", memoryview(b""), descriptors[0])
+            self._take_memory(descriptors[0])
         head = bytes(self._view[HEADER.size : start])
         if bits & SHARED:
             if self._peer is None or body_size > len(self._peer):
@@ -256,11 +265,14 @@ class LaneEnd:
             body = self._view[start : start + body_size]
         return Frame(kind, sequence, (a, b, c, d), head, body)
 
-    def _take_memory(self, descriptors: list[int]) -> None:
-        for extra in descriptors[1:]:
-            os.close(extra)
+    def welcome(self, slot: int, board: int) -> None:
+        """What an executor says first: the connection's cell in the journal, and a descriptor of the board."""
+        header = HEADER.pack(MAGIC, WELCOME, 0, 0, slot, 0, 0, 0, 0, 0)
+        self.sock.sendmsg([header], [(*_RIGHTS, array.array("i", [board]))])
+
+    def _take_memory(self, descriptor: int) -> None:
         old, self._peer = self._peer, None
-        self._peer = map_peer_memory(descriptors[0], self._memory_limit)
+        self._peer = map_peer_memory(descriptor, self._memory_limit)
         if old is not None:
             _close_map(old)
 
@@ -275,6 +287,11 @@ class LaneEnd:
             self._peer = None
         self._view = memoryview(b"")
         _close_map(self._buffer)
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _close_map(memory: mmap.mmap) -> None:

@@ -3,14 +3,17 @@
 import errno
 import json
 import os
+import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from idl import lane
+from idl import lane, tensors
+from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
 
@@ -32,37 +35,85 @@ class LaneAnswer:
     output_ns: int
 
 
-class ExecutorGone(Exception):
-    """The connection broke. `sent`: the request had left, so it may have run."""
+class Answered(ServingError):
+    """An executor's own refusal or failure, or the end of the wait for it: the executor counts it."""
 
-    def __init__(self, sent: bool) -> None:
+
+class Moved(Exception):
+    """The executor is on its way out: the request was not run, and the routes say where it can go."""
+
+
+class ExecutorGone(Exception):
+    """The connection broke. `ran`: the request had begun to run; otherwise it certainly did not."""
+
+    def __init__(self, ran: bool) -> None:
         super().__init__("the executor closed the connection")
-        self.sent = sent
+        self.ran = ran
 
 
 class LaneConnection:
-    """One connection; not thread-safe. After any exception but ServingError it must be closed, never used again."""
+    """One connection; not thread-safe. After any exception but ServingError and Moved it must be closed, never used again.
 
-    def __init__(self, path: str, memory_limit: int) -> None:
+    Blocking: `call`. With an event loop: `send`, and `receive` each time that `fileno()` is readable, until it gives an answer.
+    """
+
+    __slots__ = ("_board", "_end", "_memory_limit", "_pool", "_sequence", "_slot", "last_used")
+
+    def __init__(self, path: str, memory_limit: int, pool: "LanePool | None" = None) -> None:
+        """Connects. Raises ExecutorGone where nobody listens (any more)."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             sock.connect(path)
         except OSError as error:
             sock.close()
-            raise ExecutorGone(sent=False) from error
+            raise ExecutorGone(ran=False) from error
         self._end = lane.LaneEnd(sock, memory_limit)
+        self._memory_limit = memory_limit
+        self._pool = pool
+        self._board: Board | None = None
+        self._slot = -1
         self._sequence = 0
         self.last_used = 0.0
 
-    def call(self, request: InferRequest) -> LaneAnswer:
-        """Sends and waits. Raises ServingError as the executor says, ExecutorGone, LaneError, or TimeoutError past the deadline."""
-        head, parts, size = lane.pack_request(request.inputs, request.outputs, request.parameters)
-        self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
-        now = time.monotonic()
-        deadline = request.deadline
-        self._end.sock.settimeout(None if deadline is None else max(0.0, deadline - now) + REPLY_GRACE_S)
+    def fileno(self) -> int:
+        return self._end.sock.fileno()
+
+    def call(self, request: InferRequest, watch: int = -1) -> LaneAnswer:
+        """Sends and waits. Raises as `send` and `receive` do, and TimeoutError past the deadline. `watch`: see LanePool.call."""
+        sock, deadline = self._end.sock, request.deadline
+        sock.settimeout(None if deadline is None else max(0.0, deadline - time.monotonic()) + REPLY_GRACE_S)
+        self.send(request)
+        if watch >= 0:
+            self._wait(watch, deadline)
+        while (answer := self.receive()) is None:
+            pass
+        return answer
+
+    def _wait(self, watch: int, deadline: float | None) -> None:
+        poll = select.poll()
+        poll.register(self._end.sock.fileno(), select.POLLIN)
+        poll.register(watch, select.POLLRDHUP)
+        ready = poll.poll(None if deadline is None else (max(0.0, deadline - time.monotonic()) + REPLY_GRACE_S) * 1000)
+        if not ready:
+            raise TimeoutError
+        if not any(descriptor != watch for descriptor, _ in ready):
+            raise CallerGone
+
+    def send(self, request: InferRequest) -> None:
+        """Raises ExecutorGone, LaneError, TimeoutError; ServingError insufficient_capacity where the host has no memory for it,
+        too_large, and invalid_input for what no frame can hold."""
         try:
-            self._end.send(lane.INFER, sequence, (0 if deadline is None else int(deadline * 1e9), 0, 0, 0), head, parts, size)
+            head, parts, size = lane.pack_request(request.inputs, request.outputs, request.parameters)
+        except (struct.error, TypeError, ValueError) as error:
+            raise _unpackable(request, error) from error
+        if size > self._memory_limit and (bytes_in := sum(len(tensor.data) for tensor in request.inputs)) > self._memory_limit:
+            raise ServingError(Code.TOO_LARGE, f"the request has {bytes_in} bytes of tensors, at most {self._memory_limit} are taken")
+        self._sequence += 1
+        deadline = request.deadline
+        try:
+            self._end.send(
+                lane.INFER, self._sequence & 0xFFFFFFFF, (0 if deadline is None else int(deadline * 1e9), 0, 0, 0), head, parts, size
+            )
         except TimeoutError:
             raise
         except OSError as error:
@@ -70,22 +121,62 @@ class LaneConnection:
                 raise ServingError(
                     Code.INSUFFICIENT_CAPACITY, f"this host has no room for {size} bytes of tensors: {error.strerror}"
                 ) from error
-            raise ExecutorGone(sent=False) from error
+            raise ExecutorGone(ran=False) from error
+
+    def receive(self) -> LaneAnswer | None:
+        """The answer; None where what came was only the executor's greeting, and the answer is still to come.
+
+        Raises Answered as the executor says, Moved, ExecutorGone, LaneError; BlockingIOError on a non-blocking socket with nothing there.
+        """
         try:
             frame = self._end.receive()
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise
-        except OSError as error:
-            raise ExecutorGone(sent=True) from error
+        except OSError:
+            frame = None
         if frame is None:
-            raise ExecutorGone(sent=True)
-        if frame.sequence != sequence:
+            raise ExecutorGone(self._ran())
+        if frame.kind == lane.WELCOME:
+            self._greeted(frame)
+            return None
+        if frame.sequence != self._sequence & 0xFFFFFFFF:
             raise lane.LaneError("an answer to another request")
-        self.last_used = now
+        self.last_used = time.monotonic()
         return _answer(frame)
+
+    def _greeted(self, frame: lane.Frame) -> None:
+        self._slot = frame.numbers[0]
+        try:
+            if self._pool is None:
+                self._board = Board(frame.descriptor, writable=False)
+            else:
+                self._board = self._pool.share(frame.descriptor)
+        except (OSError, ValueError) as error:
+            raise lane.LaneError(f"a board that cannot be read: {error}") from error
+        finally:
+            os.close(frame.descriptor)
+
+    def _ran(self) -> bool:
+        """Whether the executor had begun to run the last request. Without a greeting it never saw this connection."""
+        return self._board is not None and self._board.began(self._slot) == self._sequence & 0xFFFFFFFF
 
     def close(self) -> None:
         self._end.close()
+        self._board = None
+
+
+class CallerGone(Exception):
+    """The descriptor that a call watches was hung up: nobody waits for the answer."""
+
+
+def _unpackable(request: InferRequest, error: Exception) -> ServingError:
+    """Why a request does not fit the lane's fields."""
+    for tensor in request.inputs:
+        try:
+            tensors.element_count(tensor.name, tensor.shape)
+        except ServingError as said:
+            return said
+    return tensors.invalid(f"the request cannot be sent to the model: {error}")
 
 
 def _answer(frame: lane.Frame) -> LaneAnswer:
@@ -93,10 +184,12 @@ def _answer(frame: lane.Frame) -> LaneAnswer:
     if frame.kind == lane.RESULT:
         head = lane.unpack_head(frame.head)
         return LaneAnswer(lane.unpack_tensors(head, frame.body), head.parameters, a, b, c, d)
+    if frame.kind == lane.MOVED:
+        raise Moved
     if frame.kind != lane.ERROR:
         raise lane.LaneError(f"a frame of kind {frame.kind} as an answer")
     said = json.loads(frame.head)
-    raise ServingError(Code(said["code"]), said["message"], retry_after_ms=a)
+    raise Answered(Code(said["code"]), said["message"], retry_after_ms=a)
 
 
 class LanePool:
@@ -107,39 +200,74 @@ class LanePool:
         self._memory_limit = memory_limit
         self._lock = threading.Lock()
         self._idle: list[LaneConnection] = []
+        self._lent = 0
         self._closed = False
         self._pid = os.getpid()
+        self._board: Board | None = None
 
-    def call(self, request: InferRequest) -> LaneAnswer:
-        """As LaneConnection.call; past the deadline it raises ServingError deadline_exceeded."""
-        connection = self._take()
+    @property
+    def outstanding(self) -> int:
+        """Requests that the executor has not answered: everybody's where its board is known, else this pool's."""
+        board = self._board
+        return board.in_flight if board is not None else self._lent
+
+    def call(self, request: InferRequest, watch: int = -1) -> LaneAnswer:
+        """As LaneConnection.call; past the deadline it raises Answered deadline_exceeded.
+
+        `watch`: a descriptor whose hang-up means that nobody waits any more; then the call is given up and Answered cancelled raised.
+        """
+        connection = self.take()
         try:
-            answer = connection.call(request)
-        except ServingError:
-            self._give_back(connection)
+            answer = connection.call(request, watch)
+        except (ServingError, Moved):
+            self.give_back(connection)
             raise
         except TimeoutError:
-            connection.close()  # the executor sees that the caller is gone and drops what is still queued
-            raise ServingError(Code.DEADLINE_EXCEEDED, f"model {request.model_name!r} did not answer before the deadline") from None
+            self.drop(connection)  # the executor sees that the caller is gone and drops what is still queued
+            raise Answered(Code.DEADLINE_EXCEEDED, f"model {request.model_name!r} did not answer before the deadline") from None
+        except CallerGone:
+            self.drop(connection)
+            raise Answered(Code.CANCELLED, "the caller has gone") from None
         except BaseException:
-            connection.close()
+            self.drop(connection)
             raise
-        self._give_back(connection)
+        self.give_back(connection)
         return answer
 
-    def _take(self) -> LaneConnection:
+    def share(self, descriptor: int) -> Board:
+        """The board, mapped once for every connection."""
+        with self._lock:
+            if self._board is None:
+                self._board = Board(descriptor, writable=False)
+            return self._board
+
+    def take(self) -> LaneConnection:
+        """A connection, lent until `give_back` or `drop`. Raises ExecutorGone. For event loops; `call` does all of it."""
         with self._lock:
             if self._pid != os.getpid():
-                self._idle, self._pid = [], os.getpid()
+                self._idle, self._pid, self._lent = [], os.getpid(), 0
+            self._lent += 1
             if self._idle:
                 return self._idle.pop()
-        return LaneConnection(self.path, self._memory_limit)
+        try:
+            return LaneConnection(self.path, self._memory_limit, self)
+        except BaseException:
+            with self._lock:
+                self._lent -= 1
+            raise
 
-    def _give_back(self, connection: LaneConnection) -> None:
+    def give_back(self, connection: LaneConnection) -> None:
         with self._lock:
+            self._lent -= 1
             if not self._closed:
                 self._idle.append(connection)
                 return
+        connection.close()
+
+    def drop(self, connection: LaneConnection) -> None:
+        """Closes it: a request that still waits in the executor's queue is not run."""
+        with self._lock:
+            self._lent -= 1
         connection.close()
 
     def trim(self, idle_since: float) -> None:
@@ -155,5 +283,6 @@ class LanePool:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            self._board = None
         for connection in idle:
             connection.close()

@@ -25,10 +25,11 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, 
 
 from inference_server import logs
 from inference_server.engine import Engine
-from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
+from inference_server.executors.process import Watcher, Zygote
+from inference_server.launcher import Launcher
 from inference_server.metrics import Metrics
-from inference_server.repository import Repository, RepositoryModel
-from inference_server.served import ServedVersion
+from inference_server.repository import Repository
+from inference_server.routing import RoutePublisher, attach_beside, detach_beside
 from inference_server.settings import InvalidSettings, Settings
 from inference_server.transports.grpc_server import GrpcServer
 from inference_server.transports.thrift_server import ThriftServer
@@ -93,29 +94,34 @@ class Server:
 
     def __init__(self, settings: Settings, run_dir: Path) -> None:
         self._settings = settings
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._run_dir = run_dir
         self._guard = _only_one(run_dir)
         self._stopping = threading.Event()
         self._closers = contextlib.ExitStack()
         try:
             self._listeners = self._listen()
-            self._zygote = Zygote(run_dir, settings.max_message_bytes)
-            self._closers.callback(self._zygote.close)
-            self._watcher = Watcher()
-            self._closers.callback(self._watcher.close)
+            self.metrics = Metrics()
+            zygote = Zygote(run_dir, settings.max_message_bytes)
+            self._closers.callback(zygote.close)
+            watcher = Watcher()
+            self._closers.callback(watcher.close)
+            self._launcher = Launcher(settings, self.metrics, zygote, watcher)
+            self._routes = RoutePublisher(run_dir, settings.max_message_bytes)
+            self._closers.callback(self._routes.close)
             self._wire()
         except BaseException:
             self._closers.close()
             raise
 
     def _wire(self) -> None:
-        settings, self.metrics = self._settings, Metrics()
+        settings = self._settings
         self.engine = Engine(
             Repository(settings.models, settings.push_dir),
-            self._start,
+            self._launcher.start,
             self.metrics,
+            self._routes,
             version=_version(),
-            max_message_bytes=settings.max_message_bytes,
             drain_timeout_s=settings.drain_timeout_s,
         )
         self._closers.callback(self.engine.close)
@@ -138,17 +144,6 @@ class Server:
             idle_timeout_s=settings.thrift_idle_timeout_s,
             max_connections=settings.max_connections,
         )
-
-    def _start(self, model: RepositoryModel, number: int) -> ServedVersion:
-        settings = self._settings
-        threads = max(1, round(model.settings.cpus)) if model.settings.cpus else settings.model_threads
-        wanted = LoadRequest(model.name, model.file(number), threads, settings.execution_providers)
-        limit = settings.max_message_bytes
-
-        def start() -> ProcessExecutor:
-            return ProcessExecutor(self._zygote, self._watcher, wanted, limit)
-
-        return ServedVersion(model.name, number, model.settings, start, self.metrics.model(model.name, str(number)))
 
     def _grpc_addresses(self) -> list[str]:
         made = [f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"] if self._settings.grpc_port >= 0 else []
@@ -176,6 +171,8 @@ class Server:
             if self._settings.grpc_socket:
                 self._settings.grpc_socket.chmod(0o660)  # as the Thrift one; grpcio leaves it to the umask
             self._thrift.start()
+            for path in self._unix_sockets():
+                attach_beside(path, self._run_dir)
             addresses = {"grpc": self._grpc_address(), "thrift": self._thrift_address(), "metrics": self._serve_metrics()}
             log.info("listening", extra={"fields": addresses})
             loader = threading.Thread(target=self._load, args=(addresses,), name="first-load", daemon=True)
@@ -206,10 +203,13 @@ class Server:
             stop.start()
         for stop in stops:
             stop.join()
-        for path in (self._settings.grpc_socket, self._settings.thrift_socket):
-            if path:
-                path.unlink(missing_ok=True)
+        for path in self._unix_sockets():
+            detach_beside(path)
+            path.unlink(missing_ok=True)
         log.info("stopped", extra={"fields": {"in_flight": self.engine.in_flight()}})
+
+    def _unix_sockets(self) -> list[Path]:
+        return [path for path in (self._settings.grpc_socket, self._settings.thrift_socket) if path]
 
     def _serve_metrics(self) -> str:
         if self._settings.metrics_port < 0:

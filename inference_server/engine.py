@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from idl.codes import Code, ServingError
+from idl.codes import ServingError
+from idl.lane_calls import Answered
+from idl.lane_routes import response, split
 from idl.messages import (
     Capacity,
     HostModel,
@@ -29,7 +31,7 @@ from inference_server import errors, host
 from inference_server.metrics import Gauges, Metrics
 from inference_server.model_config import model_config
 from inference_server.repository import Repository, RepositoryModel
-from inference_server.request_checks import check
+from inference_server.routing import RoutePublisher
 from inference_server.served import Closing, ServedVersion
 from inference_server.types import FileHeader, StoredFile
 
@@ -39,15 +41,27 @@ SERVER_NAME = "outboard"
 EXTENSIONS = ("model_repository", "model_configuration", "statistics", "binary_tensor_data")
 IDLE_LANE_S = 30.0
 
-Start = Callable[[RepositoryModel, int], ServedVersion]
+Start = Callable[[RepositoryModel, int, int], ServedVersion]
+"""(model, version, instances) -> the version, loaded and ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What serves of one model. `default`: the version that a request without one gets."""
+    """What serves of one model. `default`: (version, weight) of the requests that name none; `labels`: other names of versions."""
 
     versions: Mapping[int, ServedVersion]
-    default: int
+    default: tuple[tuple[int, int], ...]
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def choose(self, version: str) -> ServedVersion | None:
+        """Of a number, a label, or "" for the default."""
+        if not version:
+            if len(self.default) == 1:
+                return self.versions.get(self.default[0][0])
+            version = split([(str(number), weight) for number, weight in self.default])
+        if version in self.labels:
+            return self.versions.get(self.labels[version])
+        return self.versions.get(int(version)) if version.isascii() and version.isdigit() and len(version) < 19 else None
 
 
 class Engine:
@@ -57,19 +71,22 @@ class Engine:
     """
 
     def __init__(
-        self, repository: Repository, start: Start, metrics: Metrics, *, version: str, max_message_bytes: int, drain_timeout_s: float
+        self, repository: Repository, start: Start, metrics: Metrics, routes: RoutePublisher, *, version: str, drain_timeout_s: float
     ) -> None:
         self._repository = repository
         self._start = start
         self._metrics = metrics
+        self._routes = routes
         self._version = version
-        self._max_message_bytes = max_message_bytes
         self._drain_timeout_s = drain_timeout_s
         self._lock = threading.Lock()
         self._served: Mapping[str, ServedModel] = {}
         self._loading_locks: dict[str, threading.Lock] = {}
         self._loading: set[tuple[str, int]] = set()
         self._leaving: set[ServedVersion] = set()
+        self._publishing = threading.Lock()
+        self._instances: dict[str, int] = {}
+        """Model -> instances, where an operator has changed what its settings say."""
         self._failures: dict[str, dict[int, str]] = {}
         """Model -> version -> why its last load failed; version 0 where it failed before a version was chosen."""
         self._wanted: frozenset[str] = frozenset()
@@ -113,8 +130,12 @@ class Engine:
         begun = time.monotonic_ns()
         served: ServedVersion | None = None
         try:
+            if self._draining:
+                raise errors.not_ready("the server is draining")
+            if request.deadline is not None and time.monotonic() > request.deadline:
+                raise errors.deadline_exceeded("the deadline had passed when the request arrived")
             while True:
-                served = self._admit(request)
+                served = self._route(request.model_name, request.model_version)
                 try:
                     answer = served.call(request)
                     break
@@ -124,34 +145,15 @@ class Engine:
             error.request_id = error.request_id or request.id
             self._count_failure(request, served, error, time.monotonic_ns() - begun)
             raise
-        total = time.monotonic_ns() - begun
-        served.stats.succeeded(total, answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("request", extra={"fields": _request_fields(request, served.stats.version, "ok", total)})
-        parameters = {**answer.parameters, "queue_us": answer.queue_ns // 1000, "compute_us": answer.compute_ns // 1000}
-        return InferResponse(served.name, served.stats.version, request.id, answer.outputs, parameters)
-
-    def _admit(self, request: InferRequest) -> ServedVersion:
-        if self._draining:
-            raise errors.not_ready("the server is draining")
-        served = self._route(request.model_name, request.model_version)
-        if request.parameters.get("sequence_id") not in (None, 0, "", "0"):
-            raise errors.unsupported("sequences are not supported: this model would forget what the request before told it")
-        check(served.signature, request)
-        size = sum(len(tensor.data) for tensor in request.inputs)
-        if size > self._max_message_bytes:
-            raise ServingError(Code.TOO_LARGE, f"the request has {size} bytes of tensors, at most {self._max_message_bytes} are taken")
-        if request.deadline is not None and time.monotonic() > request.deadline:
-            raise errors.deadline_exceeded("the deadline had passed when the request arrived")
-        return served
+            log.debug("request", extra={"fields": _request_fields(request, served.stats.version, "ok", time.monotonic_ns() - begun)})
+        return response(request, served.stats.version, answer)
 
     def _route(self, name: str, version: str) -> ServedVersion:
         model = self._served.get(name)
         if model is None:
             raise self._why_not(name)
-        if not version:
-            return model.versions[model.default]
-        served = model.versions.get(int(version)) if version.isascii() and version.isdigit() and len(version) < 19 else None
+        served = model.choose(version)
         if served is None:
             raise self._why_not(name, version)
         return served
@@ -173,10 +175,10 @@ class Engine:
     def _count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, total_ns: int) -> None:
         if served is None:
             model = self._served.get(request.model_name)
-            served = model.versions[model.default] if model is not None and not request.model_version else None
+            served = model.choose(request.model_version) if model is not None else None
         if served is None:
             self._metrics.refused(error.code.value)
-        else:
+        elif not isinstance(error, Answered):  # else the executor has counted it
             served.stats.failed(error.code.value, total_ns)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request", extra={"fields": _request_fields(request, request.model_version, error.code.value, total_ns)})
@@ -265,10 +267,10 @@ class Engine:
             fields = {"model": name, "versions": wanted, "code": error.code.value, "reason": error.message}
             log.warning("load failed", extra={"fields": fields})
             raise
-        for old in self._swap(name, ServedModel(fresh, max(fresh))):
+        for old in self._swap(name, ServedModel(fresh, ((max(fresh), 1),))):
             threading.Thread(target=self._retire, args=(old,), name=f"retire-{name}", daemon=True).start()
         self._metrics.loaded(name, "ok")
-        log.info("loaded", extra={"fields": {"model": name, "versions": wanted, "unused_settings": model.settings.not_used_yet()}})
+        log.info("loaded", extra={"fields": {"model": name, "versions": wanted, "unused_settings": list(getattr(model, "unused", ()))}})
 
     def _start_all(self, model: RepositoryModel, versions: tuple[int, ...]) -> dict[int, ServedVersion]:
         fresh: dict[int, ServedVersion] = {}
@@ -277,7 +279,7 @@ class Engine:
             self._loading |= keys
         try:
             for version in versions:
-                fresh[version] = self._start(model, version)
+                fresh[version] = self._start(model, version, self._instances.get(model.name, model.settings.instances))
             return fresh
         except BaseException:
             for served in fresh.values():
@@ -302,8 +304,20 @@ class Engine:
             self._leaving.update(leaving)
         for served in model.versions.values() if model else ():
             served.on_death = lambda: self._metrics.died(name)
+            served.on_change = lambda: self._publish(name)
             served.watch()
+        self._publish(name)
         return leaving
+
+    def _publish(self, name: str) -> None:
+        """Tells callers on this host where a model is served now."""
+        with self._publishing:
+            model = self._served.get(name)
+            if model is None:
+                self._routes.withdraw(name)
+                return
+            lanes = {number: served.lanes() for number, served in model.versions.items()}
+            self._routes.publish(name, lanes, model.labels, model.default)
 
     def _retire(self, served: ServedVersion) -> None:
         drained = False
@@ -319,6 +333,7 @@ class Engine:
         with self._loading_lock(name):
             model = self._served.get(name)
             self._wanted -= {name}
+            self._instances.pop(name, None)
             self._failures.pop(name, None)
             if model is None:
                 if self._repository.read(name) is None:
@@ -330,6 +345,20 @@ class Engine:
     def _loading_lock(self, name: str) -> threading.Lock:
         with self._lock:
             return self._loading_locks.setdefault(name, threading.Lock())
+
+    def set_instances(self, name: str, version: str, count: int) -> None:
+        """Of one version, or of every one that serves; returns when they take requests. Kept over reloads, until an unload."""
+        if not 1 <= count <= 1024:
+            raise errors.invalid_input(f"{count} instances are not a whole number from 1 to 1024")
+        with self._loading_lock(name):
+            chosen = [self._route(name, version)] if version else None
+            if chosen is None:
+                self._route(name, "")
+                chosen = list(self._served[name].versions.values())
+                self._instances[name] = count
+            for served in chosen:
+                served.resize(count)
+            log.info("instances", extra={"fields": {"model": name, "version": version, "count": count}})
 
     # control ---------------------------------------------------------------------------------------------------------------------
 
@@ -352,6 +381,7 @@ class Engine:
 
     def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
         self._draining = not resume
+        self._routes.accepting(resume)
         log.info("taking requests again" if resume else "draining")
         deadline = time.monotonic() + timeout_s
         while not resume and self.in_flight() and time.monotonic() < deadline:
@@ -373,6 +403,7 @@ class Engine:
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="load") as pool:
             list(pool.map(self._first_load, names))
         self._started = True
+        self._routes.accepting(not self._draining)
 
     def trim(self) -> None:
         """Gives idle memory of the lanes back; to be called every few seconds."""
@@ -386,6 +417,7 @@ class Engine:
         with self._lock:
             versions = [version for model in self._served.values() for version in model.versions.values()] + list(self._leaving)
             self._served = {}
+        self._routes.close()
         for served in versions:
             served.close(0.0)
 
@@ -395,6 +427,7 @@ class Engine:
             {key: served.ready for key, served in versions.items()},
             {key: served.in_flight for key, served in versions.items()},
             {key: served.memory_bytes() for key, served in versions.items()},
+            {key: served.instances for key, served in versions.items()},
             not self._draining,
         )
 

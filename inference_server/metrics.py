@@ -1,84 +1,127 @@
-"""What the server counts. Plain integers under one lock a model version; Prometheus reads them only when it is asked to."""
+"""What the server counts. Executors count on their boards, the server itself only what never reached one; Prometheus reads both when it
+is asked to.
+"""
 
-import bisect
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from idl import board as boards
+from idl.board import BUCKETS_S, KINDS, Board
+from idl.codes import Code
 from idl.messages import Duration, ModelStatistics
 
-BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BOUNDS = (*map(str, BUCKETS_S), "+Inf")
 
 
-class Counter:
-    """Histogram and sums of one kind of duration, in nanoseconds."""
+class Tally:
+    """Sums of boards: of the living ones at a moment, or of those that are gone."""
 
-    __slots__ = ("buckets", "count", "ns")
+    __slots__ = ("batches", "cancelled", "cancelled_ns", "errors", "executions", "kinds", "last_inference_ms")
 
     def __init__(self) -> None:
-        self.count = 0
-        self.ns = 0
-        self.buckets = [0] * (len(BUCKETS_S) + 1)
+        self.kinds = {kind: [0] * (len(BUCKETS_S) + 3) for kind in KINDS}
+        self.errors: dict[str, int] = {}
+        self.batches: dict[int, list[int]] = {}
+        self.executions = self.cancelled = self.cancelled_ns = self.last_inference_ms = 0
 
-    def add(self, ns: int) -> None:
-        self.count += 1
-        self.ns += ns
-        self.buckets[bisect.bisect_left(BUCKETS_S, ns / 1e9)] += 1
+    def add_board(self, board: Board) -> None:
+        for kind, sums in self.kinds.items():
+            for index, value in enumerate(board.kind(kind)):
+                sums[index] += value
+        for code, count in board.errors():
+            self.errors[code] = self.errors.get(code, 0) + count
+        for rows, *sums in board.batches():
+            kept = self.batches.setdefault(rows, [0, 0, 0, 0])
+            self.batches[rows] = [left + right for left, right in zip(kept, sums, strict=True)]
+        cells = board.cells
+        self.executions += cells[boards.EXECUTIONS]
+        self.cancelled += cells[boards.CANCELLED]
+        self.cancelled_ns += cells[boards.CANCELLED_NS]
+        self.last_inference_ms = max(self.last_inference_ms, cells[boards.LAST_INFERENCE])
 
-    def duration(self) -> Duration:
-        return Duration(self.count, self.ns)
+    def fail(self, code: str, ns: int, times: int = 1) -> None:
+        self.errors[code] = self.errors.get(code, 0) + times
+        sums = self.kinds["fail"]
+        sums[0] += times
+        sums[1] += ns
+        sums[-1] += times
 
-    def cumulative(self) -> list[tuple[str, float]]:
+    def copy(self) -> "Tally":
+        made = Tally()
+        made.kinds = {kind: list(sums) for kind, sums in self.kinds.items()}
+        made.errors = dict(self.errors)
+        made.batches = {rows: list(sums) for rows, sums in self.batches.items()}
+        for name in ("executions", "cancelled", "cancelled_ns", "last_inference_ms"):
+            setattr(made, name, getattr(self, name))
+        return made
+
+    def duration(self, kind: str) -> Duration:
+        return Duration(self.kinds[kind][0], self.kinds[kind][1])
+
+    def cumulative(self, kind: str) -> list[tuple[str, float]]:
         """Prometheus buckets: (upper bound in seconds, how many at or under it)."""
         total, made = 0, []
-        for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self.buckets, strict=True):
+        for bound, count in zip(_BOUNDS, self.kinds[kind][2:], strict=True):
             total += count
             made.append((bound, float(total)))
         return made
 
 
 class ModelStats:
-    """The counts of one version of one model, kept over reloads. Thread-safe."""
+    """The counts of one version of one model, kept over crashes and reloads. Thread-safe."""
 
     def __init__(self, name: str, version: str) -> None:
         self.name = name
         self.version = version
         self._lock = threading.Lock()
-        self._last_inference_ms = 0
-        self._kinds = {kind: Counter() for kind in ("success", "fail", "queue", "input", "compute", "output")}
-        self._errors: dict[str, int] = {}
+        self._past = Tally()
+        self._boards: set[Board] = set()
 
-    def succeeded(self, total_ns: int, queue_ns: int, input_ns: int, compute_ns: int, output_ns: int) -> None:
-        now_ms = time.time_ns() // 1_000_000
+    def attach(self, board: Board) -> None:
+        """Counts what a fresh executor will write there."""
         with self._lock:
-            self._last_inference_ms = now_ms
-            kinds = self._kinds
-            kinds["success"].add(total_ns)
-            kinds["queue"].add(queue_ns)
-            kinds["input"].add(input_ns)
-            kinds["compute"].add(compute_ns)
-            kinds["output"].add(output_ns)
+            self._boards.add(board)
+
+    def absorb(self, board: Board) -> int:
+        """Keeps the counts of an executor that is gone; returns how many requests were inside it: they failed with it. Idempotent."""
+        with self._lock:
+            if board not in self._boards:
+                return 0
+            self._boards.discard(board)
+            inside = board.cells[boards.RUNNING]
+            self._past.add_board(board)
+            if inside:
+                self._past.fail(Code.MODEL_FAILED.value, 0, inside)
+            return inside
 
     def failed(self, code: str, total_ns: int) -> None:
+        """A request that no executor has counted."""
         with self._lock:
-            self._kinds["fail"].add(total_ns)
-            self._errors[code] = self._errors.get(code, 0) + 1
+            self._past.fail(code, total_ns)
+
+    def tally(self) -> Tally:
+        """Everything up to now."""
+        with self._lock:
+            now = self._past.copy()
+            for board in self._boards:
+                now.add_board(board)
+            return now
 
     def statistics(self) -> ModelStatistics:
-        with self._lock:
-            kinds = {name: kind.duration() for name, kind in self._kinds.items()}
-            last = self._last_inference_ms
-        done = kinds["success"].count
-        times = (kinds["queue"], kinds["input"], kinds["compute"], kinds["output"])
-        return ModelStatistics(self.name, self.version, last, done, done, kinds["success"], kinds["fail"], *times)
+        now = self.tally()
+        success, fail, queue, taken, compute, given = (now.duration(kind) for kind in KINDS)
+        return ModelStatistics(
+            self.name, self.version, now.last_inference_ms, success.count, now.executions, success, fail, queue, taken, compute, given
+        )
 
     def snapshot(self) -> "Snapshot":
-        with self._lock:
-            histograms = {kind: (counter.cumulative(), counter.ns / 1e9) for kind, counter in self._kinds.items()}
-            return Snapshot(self.name, self.version, histograms, self._kinds["success"].count, dict(self._errors))
+        now = self.tally()
+        histograms = {kind: (now.cumulative(kind), now.kinds[kind][1] / 1e9) for kind in KINDS}
+        batches = {rows: sums[0] for rows, sums in now.batches.items()}
+        return Snapshot(self.name, self.version, histograms, now.kinds["success"][0], now.errors, now.executions, batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +131,8 @@ class Snapshot:
     histograms: dict[str, tuple[list[tuple[str, float]], float]]
     successes: int
     errors: dict[str, int]
+    executions: int
+    batches: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +142,7 @@ class Gauges:
     ready: dict[tuple[str, str], bool]
     in_flight: dict[tuple[str, str], int]
     memory_bytes: dict[tuple[str, str], int]
+    instances: dict[tuple[str, str], int]
     accepting: bool
 
 
@@ -109,7 +155,7 @@ class Metrics:
         self._loads: dict[tuple[str, str], int] = {}
         self._deaths: dict[str, int] = {}
         self._refused: dict[str, int] = {}
-        self.gauges: Callable[[], Gauges] = lambda: Gauges({}, {}, {}, False)
+        self.gauges: Callable[[], Gauges] = lambda: Gauges({}, {}, {}, {}, False)
 
     def model(self, name: str, version: str) -> ModelStats:
         with self._lock:
@@ -150,6 +196,7 @@ class Metrics:
                 buckets, total = snapshot.histograms[kind]
                 family.add_metric((snapshot.name, snapshot.version), buckets, total)
             yield family
+        yield from _runs(snapshots)
         yield from self._gauges()
 
     def _requests(self, snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
@@ -179,10 +226,22 @@ class Metrics:
         for name, text, values in (
             ("outboard_model_ready", "1 where the version serves", {key: float(ready) for key, ready in now.ready.items()}),
             ("outboard_in_flight_requests", "Requests inside the server", now.in_flight),
-            ("outboard_model_memory_bytes", "Private resident memory of the version's process", now.memory_bytes),
+            ("outboard_model_memory_bytes", "Private resident memory of the version's processes", now.memory_bytes),
+            ("outboard_model_instances", "Processes of the version that take requests", now.instances),
         ):
             family = GaugeMetricFamily(name, text, labels=("model", "version"))
             for key, value in values.items():
                 family.add_metric(key, value)
             yield family
         yield GaugeMetricFamily("outboard_accepting", "1 while inference requests are taken, 0 while draining", value=float(now.accepting))
+
+
+def _runs(snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
+    runs = CounterMetricFamily("outboard_executions", "Runs of the model; one may answer several requests", labels=("model", "version"))
+    batches = CounterMetricFamily("outboard_batches", "Runs by rows in the batch", labels=("model", "version", "rows"))
+    for snapshot in snapshots:
+        runs.add_metric((snapshot.name, snapshot.version), snapshot.executions)
+        for rows, count in snapshot.batches.items():
+            batches.add_metric((snapshot.name, snapshot.version, str(rows)), count)
+    yield runs
+    yield batches

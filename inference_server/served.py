@@ -1,25 +1,21 @@
-"""One loaded version of a model: its executor, the requests inside it, and what happens when the executor dies."""
+"""One loaded version of a model: its instances, which of them a request goes to, and its way out."""
 
-import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from idl.lane_calls import LaneAnswer
+from idl.codes import Code
+from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, Moved
 from idl.messages import InferRequest
 from inference_server import errors
-from inference_server.executors.process import ProcessExecutor
+from inference_server.executors.process import Loaded
+from inference_server.instance import Executor, Instance, Start
 from inference_server.metrics import ModelStats
 from inference_server.model_settings import ModelSettings
 from inference_server.types import Signature
 
-log = logging.getLogger("outboard.server")
-
-FIRST_BACK_OFF_S = 0.1
-LONGEST_BACK_OFF_S = 30.0
 LONGEST_WAIT_S = 2.0
-MOST_CRASHES = 8
-"""Consecutive deaths, with no answered request between them, after which a version is `failed` and not started again."""
 
 
 class Closing(Exception):
@@ -27,118 +23,188 @@ class Closing(Exception):
 
 
 class ServedVersion:
-    """Thread-safe. `start` makes an executor of this version; it raises ServingError where the model cannot be loaded."""
+    """Thread-safe. `start(number)` makes the executor of instance `number`; it raises ServingError where the model cannot be loaded."""
 
-    def __init__(self, name: str, version: int, settings: ModelSettings, start: Callable[[], ProcessExecutor], stats: ModelStats) -> None:
+    def __init__(
+        self, name: str, version: int, settings: ModelSettings, start: Callable[[int], Start], stats: ModelStats, instances: int = 1
+    ) -> None:
         self.name, self.version, self.settings, self.stats = name, version, settings, stats
         self._start = start
         self._changed = threading.Condition()
+        self._resizing = threading.Lock()
         self._in_flight = 0
         self._closing = False
-        self._crashes = 0
-        self.failure = ""
+        self._watching = False
+        self._instances: tuple[Instance, ...] = ()
         self.on_death: Callable[[], None] = lambda: None
-        self._executor: ProcessExecutor | None = start()
-        self.signature: Signature = self._executor.signature
-        self.providers = self._executor.providers
+        self.on_change: Callable[[], None] = lambda: None
+        self._executors: tuple[Executor, ...] = ()
+        try:
+            for number in range(instances):
+                self._instances += (self._make(number),)
+        except BaseException:
+            self._end(self._instances, 0.0)
+            raise
+        self.loaded: Loaded = self._instances[0].loaded
+        self.signature: Signature = self.loaded.signature
+        self.providers = self.loaded.providers
+        self._look()
+
+    def _make(self, number: int) -> Instance:
+        return Instance(f"{self.name}/{self.version}", self._start(number), self.stats, self._look, self._death)
+
+    def _death(self) -> None:
+        self.on_death()  # set after the instances were made
+
+    def _look(self) -> None:
+        """Which instances take requests has changed."""
+        with self._changed:
+            found = [executor for instance in self._instances if (executor := instance.executor) is not None]
+            self._executors = tuple(found)
+            self._changed.notify_all()
+        self.on_change()
 
     def watch(self) -> None:
-        """From now on a death of the executor is noticed and mended. Not before the version is wanted: a failed load needs no mending."""
-        if self._executor is not None:
-            self._executor.watch(self._died)
+        """From now on a death is noticed and mended. Not before the version is wanted: a failed load needs no mending."""
+        self._watching = True
+        for instance in self._instances:
+            instance.watch()
 
     @property
     def ready(self) -> bool:
-        return self._executor is not None and not self._closing
+        return bool(self._executors) and not self._closing
+
+    @property
+    def failure(self) -> str:
+        """Why no instance comes back; "" while one may."""
+        return next((instance.failure for instance in self._instances if instance.failure), "") if not self._executors else ""
+
+    @property
+    def instances(self) -> int:
+        """Those that take requests."""
+        return len(self._executors)
+
+    @property
+    def executors(self) -> tuple[Executor, ...]:
+        return self._executors
 
     @property
     def in_flight(self) -> int:
-        return self._in_flight
+        """Requests inside, whoever asked."""
+        return max(self._in_flight, sum(executor.outstanding for executor in self._executors))
+
+    def lanes(self) -> Sequence[Path]:
+        """The sockets of the instances that take requests."""
+        return () if self._closing else [executor.path for executor in self._executors]
 
     def memory_bytes(self) -> int:
-        executor = self._executor
-        return executor.memory_bytes() if executor is not None else 0
+        return sum(instance.memory_bytes() for instance in self._instances)
 
     def call(self, request: InferRequest) -> LaneAnswer:
-        """Raises Closing when this version is on its way out, else ServingError."""
+        """Raises Closing when this version is on its way out, else ServingError; Answered is what an executor has counted."""
         with self._changed:
             if self._closing:
                 raise Closing
             self._in_flight += 1
-            executor = self._executor or self._wait_for_executor(request.deadline)
         try:
-            if executor is None:
-                raise errors.not_ready(f"model {self.name!r} version {self.version}: {self.failure or 'its process is starting again'}")
-            answer = executor.call(request)
-            self._crashes = 0
-            return answer
+            return self._call(request)
         finally:
             with self._changed:
                 self._in_flight -= 1
                 if self._closing and not self._in_flight:
                     self._changed.notify_all()
 
-    def _wait_for_executor(self, deadline: float | None) -> ProcessExecutor | None:
+    def _call(self, request: InferRequest) -> LaneAnswer:
+        give_up = 0.0
+        while True:
+            executors = self._executors
+            if not executors:
+                give_up = give_up or time.monotonic() + LONGEST_WAIT_S
+                executors = self._wait(give_up, request.deadline)
+            executor = executors[0] if len(executors) == 1 else min(executors, key=_outstanding)
+            try:
+                return executor.call(request)
+            except Moved:
+                pass
+            except ExecutorGone as gone:
+                if gone.ran:
+                    why = executor.why()
+                    raise Answered(
+                        Code.MODEL_FAILED,
+                        f"the process of model {request.model_name!r} died while it had the request" + (f": it was {why}" if why else ""),
+                    ) from gone
+            give_up = give_up or time.monotonic() + LONGEST_WAIT_S
+            self._gone(executor, give_up)
+
+    def _wait(self, give_up: float, deadline: float | None) -> tuple[Executor, ...]:
         """A dead executor is back in milliseconds: what arrives meanwhile waits a moment for it, within its own deadline."""
-        longest = LONGEST_WAIT_S if deadline is None else min(LONGEST_WAIT_S, max(0.0, deadline - time.monotonic()))
-        self._changed.wait_for(lambda: self._executor is not None or self._closing or self.failure != "", longest)
-        return self._executor
+        now = time.monotonic()
+        longest = max(0.0, min(give_up, deadline if deadline is not None else give_up) - now)
+        with self._changed:
+            self._changed.wait_for(lambda: self._executors or self._closing or self.failure, longest)
+            if self._closing:
+                raise Closing
+        if not self._executors:
+            if deadline is not None and time.monotonic() > deadline:
+                raise errors.deadline_exceeded("the deadline passed while the model's process was starting again")
+            raise errors.not_ready(f"model {self.name!r} version {self.version}: {self.failure or 'its process is starting again'}")
+        return self._executors
+
+    def _gone(self, executor: Executor, give_up: float) -> None:
+        """Waits until the list no longer names an executor that is dead or on its way out."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or executor not in self._executors, max(0.0, give_up - time.monotonic()))
+            if self._closing:
+                raise Closing
+            if executor in self._executors:
+                raise errors.not_ready(f"model {self.name!r} version {self.version}: its process does not answer")
+
+    def resize(self, count: int) -> None:
+        """Starts or ends instances until there are `count`; no request is dropped. Raises ServingError, then nothing has changed."""
+        with self._resizing:
+            if self._closing:
+                raise errors.not_ready(f"model {self.name!r} version {self.version} is on its way out")
+            fresh: list[Instance] = []
+            try:
+                for number in range(len(self._instances), count):
+                    fresh.append(self._make(number))
+            except BaseException:
+                self._end(fresh, 0.0)
+                raise
+            surplus = self._instances[count:]
+            self._instances = (*self._instances[:count], *fresh)
+            self._look()
+            if self._watching:
+                for instance in fresh:
+                    instance.watch()
+            self._end(surplus, LONGEST_WAIT_S * 15)
 
     def trim(self, idle_since: float) -> None:
-        executor = self._executor
-        if executor is not None:
-            executor.trim(idle_since)
+        for instance in self._instances:
+            instance.trim(idle_since)
 
     def close(self, drain_s: float) -> bool:
-        """Takes no new requests, waits up to `drain_s` for those inside, ends the process. True when all of them finished."""
+        """Takes no new requests, waits up to `drain_s` for those inside, ends the processes. True when all of them finished."""
+        deadline = time.monotonic() + drain_s
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            drained = self._changed.wait_for(lambda: not self._in_flight, drain_s)
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.close()
+        self.on_change()
+        drained = self._end(self._instances, drain_s)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._in_flight, max(0.0, deadline - time.monotonic())) and drained
+
+    @staticmethod
+    def _end(instances: Sequence[Instance], drain_s: float) -> bool:
+        deadline = time.monotonic() + drain_s
+        leaving = [(instance, instance.leave()) for instance in instances]
+        drained = True
+        for instance, executor in leaving:
+            if executor is not None and drain_s > 0:
+                drained &= executor.left(deadline - time.monotonic())
+            instance.end(executor)
         return drained
 
-    def _died(self) -> None:
-        with self._changed:
-            if self._closing or self._executor is None:
-                return
-            executor, self._executor = self._executor, None
-            self._changed.notify_all()
-        self.on_death()
-        threading.Thread(target=self._mend, args=(executor,), name=f"mend-{self.name}", daemon=True).start()
 
-    def _mend(self, dead: ProcessExecutor) -> None:
-        """Starts the executor again, waiting longer after each consecutive crash; gives up after MOST_CRASHES."""
-        dead.close()
-        while True:
-            with self._changed:
-                self._crashes += 1
-                self._changed.notify_all()
-            log.warning("executor died", extra={"fields": {"model": self.name, "version": self.version, "crashes": self._crashes}})
-            if self._crashes > MOST_CRASHES:
-                with self._changed:
-                    self.failure = f"its process died {MOST_CRASHES} times in a row; load it again"
-                    self._changed.notify_all()
-                log.error("model failed", extra={"fields": {"model": self.name, "version": self.version, "reason": self.failure}})
-                return
-            with self._changed:
-                wait = min(FIRST_BACK_OFF_S * 2 ** (self._crashes - 1), LONGEST_BACK_OFF_S) if self._crashes > 1 else 0.0
-                if self._changed.wait_for(lambda: self._closing, wait):
-                    return
-            try:
-                fresh = self._start()
-            except Exception as error:  # noqa: BLE001 - whatever it is, giving up here would leave the model dead
-                log.warning("executor not started", extra={"fields": {"model": self.name, "reason": str(error)}})
-                continue
-            break
-        with self._changed:
-            if not self._closing:
-                self._executor = fresh
-            self._changed.notify_all()
-        if self._executor is not fresh:
-            fresh.close()
-            return
-        log.info("executor back", extra={"fields": {"model": self.name, "version": self.version}})
-        fresh.watch(self._died)
+def _outstanding(executor: Executor) -> int:
+    return executor.outstanding

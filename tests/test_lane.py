@@ -130,6 +130,7 @@ def test_no_room_for_shared_memory_is_said_and_is_no_crash() -> None:
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection = LaneConnection.__new__(LaneConnection)
     connection._end, connection._sequence, connection.last_used = LaneEnd(left, LIMIT), 0, 0.0
+    connection._memory_limit, connection._pool, connection._board, connection._slot = LIMIT, None, None, -1
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

@@ -11,17 +11,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idl import board as boards
+from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
-from idl.lane_calls import ExecutorGone, LaneAnswer, LanePool
+from idl.lane_calls import LaneAnswer, LanePool
 from idl.messages import InferRequest, TensorSpec
 from inference_server import errors
+from inference_server.executors.batcher import QueuePolicy
+from inference_server.executors.tuning import Tuning
 from inference_server.types import Signature
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,19 +37,31 @@ FORK_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What an executor is to load. `threads`: of one model run, 0 for as many as there are cores."""
+    """What an executor is to load: `asked` is the JSON message of `executors.loading`. `placed(pid)` is called between the birth of the
+    process and its load, `why(pid)` after its death: "" or what it died of.
+    """
 
     name: str
-    path: Path
-    threads: int
+    asked: Mapping[str, Any]
+    placed: Callable[[int], None] = lambda pid: None
+    why: Callable[[int], str] = lambda pid: ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an executor says of its model."""
+
+    signature: Signature
     providers: tuple[str, ...]
+    tuning: Tuning
+    queue: QueuePolicy
 
 
 class Zygote:
     """The process that executors are forked from; restarted when it dies. One owner, thread-safe, `close` is idempotent."""
 
     def __init__(self, run_dir: Path, memory_limit: int) -> None:
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._memory_limit = memory_limit
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -62,7 +78,7 @@ class Zygote:
         self._keeper.submit(self._start).result()
 
     def _socket_path(self, number: int) -> Path:
-        return self._run_dir / f"x{number}.lane"
+        return self.run_dir / f"x{number}.lane"
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -73,11 +89,11 @@ class Zygote:
         theirs.close()
         self._channel = ours
 
-    def spawn(self, name: str) -> tuple[Path, socket.socket, int, int]:
+    def spawn(self, name: str, board: int) -> tuple[Path, socket.socket, int, int]:
         """(lane socket path, control socket, pid, pidfd) of a fresh executor; pidfd is -1 where it is dead already."""
         path = self._socket_path(next(self._numbers))
         try:
-            return path, *self._spawn(path, name)
+            return path, *self._spawn(path, name, board)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -85,17 +101,17 @@ class Zygote:
                 raise errors.not_ready(f"no process can be started for it: {error.strerror}") from error
             raise
 
-    def _spawn(self, path: Path, name: str) -> tuple[socket.socket, int, int]:
+    def _spawn(self, path: Path, name: str, board: int) -> tuple[socket.socket, int, int]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener:
             listener.bind(str(path))
-            path.chmod(0o600)
+            path.chmod(0o660)  # the folder's mode decides who may call
             listener.listen(4096)
             control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 try:
                     with self._lock:
-                        return control, *self._ask(name, listener.fileno(), theirs.fileno())
+                        return control, *self._ask(name, listener.fileno(), theirs.fileno(), board)
                 except BaseException:
                     control.close()
                     raise
@@ -144,13 +160,20 @@ class ProcessExecutor:
     """
 
     def __init__(self, zygote: Zygote, watcher: "Watcher", wanted: LoadRequest, memory_limit: int) -> None:
-        self.path, self._control, self.pid, self._pidfd = zygote.spawn(wanted.name)
+        descriptor = _fresh_board()
+        try:
+            self.board = Board(descriptor, writable=False)
+            self.path, self._control, self.pid, self._pidfd = zygote.spawn(wanted.name, descriptor)
+        finally:
+            os.close(descriptor)
         self._watcher = watcher
+        self._wanted = wanted
         self._pool = LanePool(str(self.path), memory_limit)
         self._closed = False
         self._lock = threading.Lock()
         try:
-            self.signature, self.providers = self._load(wanted)
+            wanted.placed(self.pid)
+            self.loaded = self._load(wanted)
         except BaseException:
             self.close()
             raise
@@ -159,33 +182,59 @@ class ProcessExecutor:
         """Calls `on_death` when the process ends unasked; at once if it has."""
         self._watcher.add(self._control.fileno(), on_death)
 
-    def _load(self, wanted: LoadRequest) -> tuple[Signature, tuple[str, ...]]:
-        asked = {"name": wanted.name, "path": str(wanted.path), "threads": wanted.threads, "providers": wanted.providers}
+    def _load(self, wanted: LoadRequest) -> Loaded:
         self._control.settimeout(LOAD_TIMEOUT_S)
         try:
-            self._control.send(json.dumps(asked).encode())
+            self._control.send(json.dumps({"load": wanted.asked}).encode())
             text = self._control.recv(1 << 20)
         except TimeoutError:
             raise errors.invalid_model(wanted.name, f"not loaded after {LOAD_TIMEOUT_S:.0f} s") from None
         except OSError:
             text = b""
         if not text:
+            self._wait_for_end()
+            if why := wanted.why(self.pid):
+                raise errors.insufficient_capacity(f"model {wanted.name!r}: its process was {why} while loading it")
             raise errors.invalid_model(wanted.name, "its process died while loading it")
-        reply = json.loads(text)
-        if "failed" in reply:
-            raise ServingError(Code(reply["failed"]), reply["message"])
-        return _signature(reply["ready"]), tuple(reply["providers"])
+        return read_loaded(text)
+
+    @property
+    def outstanding(self) -> int:
+        """Requests in its queue or in its model, whoever asked."""
+        return self.board.in_flight
 
     def call(self, request: InferRequest) -> LaneAnswer:
-        """Raises ServingError: the executor's own, model_failed when it died with the request, deadline_exceeded."""
+        """Raises Answered (what the executor refuses or fails with, and counts), Moved, ExecutorGone, and ServingError."""
         try:
             return self._pool.call(request)
-        except ExecutorGone as gone:
-            if not gone.sent:
-                raise errors.not_ready(f"model {request.model_name!r} is starting again") from gone
-            raise errors.model_failed(f"the process of model {request.model_name!r} died while it had the request") from gone
         except LaneError as error:
             raise ServingError(Code.INTERNAL, f"the lane to model {request.model_name!r} broke: {error}") from error
+
+    def leave(self) -> None:
+        """Takes no new requests from now on: who asks is sent to the routes. `left` waits for those inside."""
+        self._watcher.remove(self._control.fileno())
+        with contextlib.suppress(OSError):
+            self._control.settimeout(1.0)
+            self._control.send(b'{"leave": true}')
+
+    def left(self, timeout_s: float) -> bool:
+        """True when everything that it had taken is answered."""
+        try:
+            self._control.settimeout(max(0.001, timeout_s))
+            return b"left" in self._control.recv(1 << 16)
+        except OSError:
+            return False
+
+    def why(self) -> str:
+        """What it died of, where that is known."""
+        return self._wanted.why(self.pid)
+
+    def kill(self) -> None:
+        """Ends the process as a crash does; whoever watches it is told."""
+        with self._lock:
+            if not self._closed and self._pidfd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def trim(self, idle_since: float) -> None:
         """Gives the memory of idle connections back."""
@@ -212,11 +261,31 @@ class ProcessExecutor:
             try:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-                ended = select.poll()  # select() refuses descriptors above 1023
-                ended.register(self._pidfd, select.POLLIN)
-                ended.poll(10_000)
+                self._wait_for_end()
             finally:
                 os.close(self._pidfd)
+
+    def _wait_for_end(self) -> None:
+        if self._pidfd >= 0:
+            ended = select.poll()  # select() refuses descriptors above 1023
+            ended.register(self._pidfd, select.POLLIN)
+            ended.poll(10_000)
+
+
+def _fresh_board() -> int:
+    try:
+        return boards.create()
+    except OSError as error:
+        raise errors.not_ready(f"no process can be started for it: {error.strerror}") from error
+
+
+def read_loaded(text: bytes) -> Loaded:
+    """An executor's answer to its load message. Raises what it says that went wrong."""
+    reply = json.loads(text)
+    if "failed" in reply:
+        raise ServingError(Code(reply["failed"]), reply["message"])
+    queue = QueuePolicy(**reply["queue"] | {"preferred": tuple(reply["queue"]["preferred"])})
+    return Loaded(_signature(reply["ready"]), tuple(reply["providers"]), Tuning.from_json(reply["tuning"]), queue)
 
 
 def _signature(said: dict[str, Any]) -> Signature:

@@ -1,32 +1,35 @@
-"""What runs inside an executor process: takes requests off the lane, runs the model, answers.
+"""What runs inside an executor process: takes requests off the lane, runs the model on one or several of them, answers.
 
-One thread. It reads whatever has arrived into a queue, then runs the oldest request that is still wanted: a caller that hung up or
-whose deadline has passed is never run. Batching will take several off the same queue.
+One thread runs the model. Between two runs it reads whatever has arrived into the queue; while a long run lasts, a doorkeeper does, so
+that a full queue says so at once. A caller that hung up or whose deadline has passed is never run.
 """
 
-import ctypes
 import json
-import select
-import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from idl import lane, tensors
+from idl import board as boards
+from idl import lane
+from idl.board import Board
 from idl.codes import Code, ServingError
-from idl.lane_calls import NO_ROOM
-from idl.messages import Tensor
+from idl.messages import TensorSpec
 from idl.tensors import Array
 from inference_server import errors
+from inference_server.executors.batcher import Batcher, QueuePolicy
+from inference_server.executors.door import Door, Doorkeeper
+from inference_server.executors.merging import NotSplittable, Results, decode, merge
+from inference_server.executors.prepared import Preparer
+from inference_server.executors.requests import Connection, Waiting
+from inference_server.executors.tuning import Tuning
 from inference_server.types import Signature
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+LONG_RUN_NS = 2_000_000
+"""From this on the doorkeeper is worth its hand-over."""
+LEAST_RETRY_MS, MOST_RETRY_MS = 10, 30_000
+_SUCCESS, _FAIL, _QUEUE, _INPUT, _COMPUTE, _OUTPUT = range(len(boards.KINDS))
 
 
 class Backend(Protocol):
@@ -35,168 +38,329 @@ class Backend(Protocol):
     signature: Signature
     providers: tuple[str, ...]
 
-    def run(self, inputs: dict[str, Array], wanted: list[str]) -> list[Array]: ...
+    def run(self, inputs: Mapping[str, Array], wanted: list[str]) -> list[Array]: ...
 
 
-@dataclass(slots=True)
-class Waiting:
-    """One request off the wire. `body` is the connection's own memory: it holds until the answer is sent."""
+Load = Callable[[dict[str, Any]], tuple[Backend, Tuning, QueuePolicy]]
 
-    end: lane.LaneEnd
-    frame: lane.Frame
-    arrived_ns: int
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Of one run: when it started, and how long its parts took."""
+
+    started: int
+    input_ns: int
+    compute_ns: int
+    output_ns: int
 
 
 class Executor:
-    """The loop of one model instance. `control` is the supervisor's socket: its end of file ends the process."""
+    """The loop of one model instance. `control` is the supervisor's socket: its end of file ends the process.
 
-    def __init__(self, listener: socket.socket, control: socket.socket, memory_limit: int) -> None:
-        self._listener = listener
+    The supervisor says {"load": {...}} once, and {"leave": true} when the instance is to take nothing more; the answers are
+    {"ready": ...} or {"failed": ...}, and {"left": true} when the queue is empty.
+    """
+
+    def __init__(self, listener: socket.socket, control: socket.socket, board: Board, board_descriptor: int, memory_limit: int) -> None:
         self._control = control
+        self._board = board
         self._memory_limit = memory_limit
-        self._ends: dict[int, lane.LaneEnd] = {}
-        self._queue: deque[Waiting] = deque()
-        self._asking: set[int] = set()  # descriptors with a request in the queue: one at a time each
-        self._poll = select.epoll()
-        for sock in (listener, control):
-            sock.setblocking(False)
-            self._poll.register(sock.fileno(), select.EPOLLIN)
+        self._door = Door(
+            listener,
+            control,
+            board,
+            board_descriptor,
+            memory_limit,
+            asked=self._asked,
+            left=self._left,
+            commanded=self._command,
+        )
+        self._keeper = Doorkeeper(self._door)
+        self._batcher = Batcher(QueuePolicy())
         self._model: Backend | None = None
+        self._name = ""
+        self._commands: list[dict[str, Any]] = []
         self._running = True
+        self._leaving = False
+        self._row_ns = 0
+        """Time of the model for one row, lately."""
 
-    def serve(self, load: Callable[[dict[str, Any]], Backend]) -> None:
-        """Until the supervisor goes away. `load` makes the model that the supervisor's first message describes."""
+    def serve(self, load: Load) -> None:
+        """Until the supervisor goes away. `load` makes the model that the supervisor's message describes."""
         while self._running:
-            for descriptor, events in self._poll.poll(0 if self._queue else -1):
-                self._event(descriptor, events, load)
-            self._run_one()
+            self.turn(load)
+        self._keeper.close()
+        self._door.close()
 
-    def _event(self, descriptor: int, events: int, load: Callable[[dict[str, Any]], Backend]) -> None:
-        if descriptor == self._control.fileno():
-            self._command(load)
-        elif descriptor == self._listener.fileno():
-            self._accept()
-        elif end := self._ends.get(descriptor):
-            self._read(descriptor, end)
+    def turn(self, load: Load) -> None:
+        """Waits for something to do, and does it."""
+        batcher = self._batcher
+        due = batcher.due_in(time.monotonic_ns()) if batcher.size else None
+        self._door.step(-1 if due is None else due / 1e9)
+        if self._commands:
+            self._obey(load)
+        expired: list[Waiting] = []
+        batch = batcher.take(time.monotonic_ns(), expired)
+        for request in expired:
+            self._refuse(request, errors.deadline_exceeded("the deadline passed in the queue; the request was not run"))
+        if batch:
+            self._run(batch)
+        if self._leaving and not batcher.size:
+            self._leaving = False
+            self._say({"left": True})
 
-    def _accept(self) -> None:
+    # what arrives ----------------------------------------------------------------------------------------------------------------
+
+    def _asked(self, connection: Connection, frame: lane.Frame) -> None:
+        """A request: queued, or refused at once."""
+        now = time.monotonic_ns()
         try:
-            sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        sock.setblocking(False)
-        self._ends[sock.fileno()] = lane.LaneEnd(sock, self._memory_limit)
-        self._poll.register(sock.fileno(), select.EPOLLIN)
-
-    def _read(self, descriptor: int, end: lane.LaneEnd) -> None:
-        try:
-            frame = end.receive()
-        except BlockingIOError:
-            return
-        except (OSError, lane.LaneError):
-            frame = None
-        if frame is None or frame.kind != lane.INFER or descriptor in self._asking:
-            self._drop(descriptor, end)
-            return
-        self._asking.add(descriptor)
-        self._queue.append(Waiting(end, frame, time.monotonic_ns()))
-
-    def _drop(self, descriptor: int, end: lane.LaneEnd) -> None:
-        """The caller is gone (or broke the rules): what it asked for is not run."""
-        if descriptor in self._asking:
-            self._asking.discard(descriptor)
-            self._queue = deque(waiting for waiting in self._queue if waiting.end is not end)
-        self._poll.unregister(descriptor)
-        del self._ends[descriptor]
-        end.close()
-
-    def _run_one(self) -> None:
-        if not self._queue:
-            return
-        waiting = self._queue.popleft()
-        self._asking.discard(waiting.end.sock.fileno())
-        started = time.monotonic_ns()
-        deadline = waiting.frame.numbers[0]
-        try:
-            if deadline and started > deadline:
-                raise errors.deadline_exceeded("the deadline passed in the queue; the request was not run")
-            self._answer(waiting, started)
-        except ServingError as error:
-            self._refuse(waiting, error)
+            if self._model is None:
+                raise errors.not_ready("the model is loading")
+            if self._board.cells[boards.STATE] == boards.LEAVING:
+                self._door.send(connection, lane.MOVED, frame.sequence, (0, 0, 0, 0))
+                return
+            prepared = self._prepare(frame.head)
+            if prepared.body_size > len(frame.body):
+                raise errors.invalid_input("the tensors are longer than their frame")
         except lane.LaneError as error:
-            self._refuse(waiting, errors.invalid_input(str(error)))
+            self._refuse_frame(connection, frame, errors.invalid_input(str(error)))
+            return
+        except ServingError as error:
+            self._refuse_frame(connection, frame, error)
+            return
+        deadline = frame.numbers[0]
+        if prepared.timeout_ns:
+            deadline = min(deadline or now + prepared.timeout_ns, now + prepared.timeout_ns)
+        request = Waiting(connection, frame.sequence, frame.body, prepared, now, deadline)
+        if not self._batcher.add(request):
+            self._refuse_frame(connection, frame, self._overloaded())
+            return
+        connection.request = request
+        self._board.cells[boards.ACCEPTED] += 1
+
+    def _overloaded(self) -> ServingError:
+        waiting = self._batcher.size
+        wait_ms = waiting * self._row_ns // 1_000_000
+        return errors.overloaded(
+            f"{waiting} requests wait for model {self._name!r} already", max(LEAST_RETRY_MS, min(MOST_RETRY_MS, wait_ms))
+        )
+
+    def _left(self, request: Waiting) -> None:
+        """Its caller hung up. What waits is not run; what runs is answered to nobody."""
+        if request.gone:
+            return
+        if self._board.began(request.connection.slot) == request.sequence:
+            request.gone = True
+            return
+        self._batcher.drop(request)
+        self._count_gone(request, time.monotonic_ns())
+
+    # what runs -------------------------------------------------------------------------------------------------------------------
+
+    def _run(self, batch: list[Waiting]) -> None:
+        started = time.monotonic_ns()
+        board, cells = self._board, self._board.cells
+        for request in batch:
+            board.begin(request.connection.slot, request.sequence)
+        deadlines = [request.deadline_ns for request in batch]
+        cells[boards.RUNNING_DEADLINE] = max(deadlines) if all(deadlines) else 0
+        cells[boards.RUNNING_SINCE] = started
+        cells[boards.RUNNING] = len(batch)
+        try:
+            self._run_together(batch, started)
+        finally:
+            cells[boards.RUNNING] = 0
+            cells[boards.RUNNING_SINCE] = 0
+
+    def _run_together(self, batch: list[Waiting], started: int) -> None:
+        try:
+            if len(batch) == 1:
+                inputs = decode(batch[0].prepared, batch[0].body)
+            else:
+                inputs = merge([(request.prepared, request.body) for request in batch])
+            decoded = time.monotonic_ns()
+            results = self._compute(batch, inputs)
+            computed = time.monotonic_ns()
+            if len(batch) > 1:
+                results.check_rows(sum(request.prepared.rows for request in batch))
+        except NotSplittable:
+            self._prepare.stop_batching()
+            self._one_by_one(batch)
+        except ServingError as error:
+            if len(batch) == 1:
+                self._refuse(batch[0], error)
+            else:
+                self._one_by_one(batch)  # one of them is to blame, and must not harm the others
         except Exception as error:  # noqa: BLE001 - one request must not end the model for the others
-            self._refuse(waiting, ServingError(Code.MODEL_FAILED, f"the model's answer cannot be used: {type(error).__name__}: {error}"))
+            if len(batch) == 1:
+                self._refuse(batch[0], errors.model_failed(f"the model's answer cannot be used: {type(error).__name__}: {error}"))
+            else:
+                self._one_by_one(batch)
+        else:
+            self._answer(batch, results, started, decoded, computed)
 
-    def _answer(self, waiting: Waiting, started: int) -> None:
-        if self._model is None:
-            raise errors.not_ready("the model is loading")
-        head = lane.unpack_head(waiting.frame.head)
-        wanted = list(head.wanted) or [spec.name for spec in self._model.signature.outputs]
-        inputs = _decode(head, waiting.frame.body)
-        decoded = time.monotonic_ns()
-        arrays = self._model.run(inputs, wanted)
-        computed = time.monotonic_ns()
-        described, parts, size = _encode(self._model.signature, wanted, arrays)
-        if size > self._memory_limit:
-            raise ServingError(Code.TOO_LARGE, f"the answer has {size} bytes, at most {self._memory_limit} are sent")
-        numbers = (started - waiting.arrived_ns, decoded - started, computed - decoded, time.monotonic_ns() - computed)
-        self._send(waiting, lane.RESULT, numbers, described, parts, size)
+    def _one_by_one(self, batch: list[Waiting]) -> None:
+        for request in batch:
+            self._run_together([request], time.monotonic_ns())
 
-    def _refuse(self, waiting: Waiting, error: ServingError) -> None:
+    def _compute(self, batch: list[Waiting], inputs: dict[str, Array]) -> Results:
+        model, prepared = self._model, batch[0].prepared
+        assert model is not None, "nothing is queued before a model is there"
+        wanted = list(prepared.wanted)
+        if self._row_ns * len(batch) > LONG_RUN_NS:
+            with self._keeper:
+                arrays = model.run(inputs, wanted)
+        else:
+            arrays = model.run(inputs, wanted)
+        return Results(model.signature, wanted, arrays)
+
+    def _answer(self, batch: list[Waiting], results: Results, started: int, decoded: int, computed: int) -> None:
+        begin, rows, encoded = 0, 0, []
+        for request in batch:
+            rows += request.prepared.rows
+            encoded.append(results.whole() if len(batch) == 1 else results.rows(begin, rows))
+            begin = rows
+        times = _Times(started, decoded - started, computed - decoded, time.monotonic_ns() - computed)
+        self._board.executed(rows, times.input_ns, times.compute_ns, times.output_ns)
+        row_ns = times.compute_ns // len(batch)
+        self._row_ns = (3 * self._row_ns + row_ns) // 4 if self._row_ns else row_ns
+        for request, (head, parts, size) in zip(batch, encoded, strict=True):
+            if size > self._memory_limit:
+                self._refuse(request, errors.too_large(f"the answer has {size} bytes, at most {self._memory_limit} are sent"))
+            elif request.deadline_ns and computed > request.deadline_ns and not request.gone:
+                self._refuse(request, errors.deadline_exceeded("the deadline passed while the model ran"))
+            else:
+                self._deliver(request, times, head, parts, size)
+
+    def _deliver(self, request: Waiting, times: _Times, head: bytes, parts: list[tuple[int, Any]], size: int) -> None:
+        """Counted before it is sent: who has an answer finds it in the statistics."""
+        connection, now = request.connection, time.monotonic_ns()
+        connection.request = None
+        if request.gone:
+            self._count_gone(request, now)
+            return
+        self._count(request, times, now, 1)
+        numbers = (times.started - request.arrived_ns, times.input_ns, times.compute_ns, times.output_ns)
+        try:
+            if self._door.send(connection, lane.RESULT, request.sequence, numbers, head, parts, size):
+                return
+        except ServingError as error:
+            self._count(request, times, now, -1)
+            self._refuse(request, error)
+        else:
+            self._count(request, times, now, -1)
+            self._count_gone(request, now)
+
+    # what is counted -------------------------------------------------------------------------------------------------------------
+
+    def _count(self, request: Waiting, times: _Times, now: int, sign: int) -> None:
+        """A success; `sign` -1 takes it back."""
+        board, cells = self._board, self._board.cells
+        board.add(_SUCCESS, now - request.arrived_ns, sign)
+        board.add(_QUEUE, times.started - request.arrived_ns, sign)
+        board.add(_INPUT, times.input_ns, sign)
+        board.add(_COMPUTE, times.compute_ns, sign)
+        board.add(_OUTPUT, times.output_ns, sign)
+        cells[boards.FINISHED] += sign
+        cells[boards.RUNNING] -= sign
+        cells[boards.LAST_INFERENCE] = time.time_ns() // 1_000_000
+
+    def _count_gone(self, request: Waiting, now: int) -> None:
+        """Nobody took the answer: its time was up, or its caller went away."""
+        late = request.deadline_ns and now > request.deadline_ns
+        code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+        cells = self._board.cells
+        cells[boards.CANCELLED] += 1
+        cells[boards.CANCELLED_NS] += now - request.arrived_ns
+        self._board.failed(code.value, now - request.arrived_ns)
+        self._finished(request)
+
+    def _finished(self, request: Waiting) -> None:
+        cells = self._board.cells
+        cells[boards.FINISHED] += 1
+        if cells[boards.RUNNING] and self._board.began(request.connection.slot) == request.sequence:
+            cells[boards.RUNNING] -= 1
+
+    def _refuse(self, request: Waiting, error: ServingError) -> None:
+        """The answer to a request that was in the queue or in the model."""
+        now = time.monotonic_ns()
+        request.connection.request = None
+        if request.gone or not self._send_error(request.connection, request.sequence, error):
+            self._count_gone(request, now)
+            return
+        self._board.failed(error.code.value, now - request.arrived_ns)
+        self._finished(request)
+
+    def _refuse_frame(self, connection: Connection, frame: lane.Frame, error: ServingError) -> None:
+        """The answer to a request that never came into the queue."""
+        self._board.failed(error.code.value, 0)
+        self._send_error(connection, frame.sequence, error)
+
+    def _send_error(self, connection: Connection, sequence: int, error: ServingError) -> bool:
         said = json.dumps({"code": error.code.value, "message": error.message[:2000]}).encode()
-        self._send(waiting, lane.ERROR, (error.retry_after_ms, 0, 0, 0), said, [], 0)
+        return self._door.send(connection, lane.ERROR, sequence, (error.retry_after_ms, 0, 0, 0), said)
 
-    def _send(
-        self, waiting: Waiting, kind: int, numbers: tuple[int, int, int, int], head: bytes, parts: list[tuple[int, Any]], size: int
-    ) -> None:
-        try:
-            waiting.end.send(kind, waiting.frame.sequence, numbers, head, parts, size)
-        except OSError as error:
-            if error.errno in NO_ROOM and kind == lane.RESULT:
-                raise ServingError(
-                    Code.INSUFFICIENT_CAPACITY, f"this host has no room for an answer of {size} bytes: {error.strerror}"
-                ) from error
-            # gone, or not reading what it asked for
-            descriptor = waiting.end.sock.fileno()
-            if descriptor in self._ends:
-                self._drop(descriptor, waiting.end)
+    # what the supervisor says ----------------------------------------------------------------------------------------------------
 
-    def _command(self, load: Callable[[dict[str, Any]], Backend]) -> None:
+    def _command(self) -> None:
+        """Only reads: a command is obeyed by the thread that runs the model."""
         try:
-            text = self._control.recv(1 << 16)
+            text = self._control.recv(1 << 20)
         except BlockingIOError:
             return
+        except OSError:
+            text = b""
         if not text:
             self._running = False
-            return
+        else:
+            self._commands.append(json.loads(text))
+
+    def _obey(self, load: Load) -> None:
+        commands, self._commands = self._commands, []
+        for command in commands:
+            if "load" in command:
+                self._load(command["load"], load)
+            elif "leave" in command:
+                self._board.cells[boards.STATE] = boards.LEAVING
+                self._leaving = True
+
+    def _load(self, asked: dict[str, Any], load: Load) -> None:
         try:
-            self._model = load(json.loads(text))
-            reply = {"ready": _describe(self._model.signature), "providers": list(self._model.providers)}
+            model, tuning, policy = load(asked)
         except ServingError as error:
-            reply = {"failed": error.code.value, "message": error.message}
-        self._control.send(json.dumps(reply).encode())
-
-
-def _decode(head: lane.Head, body: memoryview) -> dict[str, Array]:
-    if head.body_size > len(body):
-        raise lane.LaneError("the tensors are longer than their frame")
-    return {t.name: tensors.decode(t.name, t.datatype, t.shape, body[t.offset : t.offset + t.size]) for t in head.tensors}
-
-
-def _encode(signature: Signature, wanted: list[str], arrays: list[Array]) -> tuple[bytes, list[tuple[int, Any]], int]:
-    datatypes = {spec.name: spec.datatype for spec in signature.outputs}
-    made: list[Tensor] = []
-    for name, array in zip(wanted, arrays, strict=True):
-        data: Any = (
-            tensors.encode(array, "BYTES") if datatypes[name] == "BYTES" else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            self._say({"failed": error.code.value, "message": error.message})
+            return
+        self._name = asked["name"]
+        self._batcher = Batcher(policy)
+        self._prepare = Preparer(
+            asked["name"],
+            model.signature,
+            batching=policy.max_batch_size > 1,
+            limit=self._memory_limit,
+            default_timeout_ns=policy.default_timeout_ns,
         )
-        made.append(Tensor(name, datatypes[name], array.shape, data))
-    return lane.pack_request(made, (), {})
+        self._row_ns = tuning.row_ns.get(1, 0)
+        self._model = model
+        self._board.cells[boards.STATE] = boards.READY
+        self._say(
+            {
+                "ready": _describe(model.signature),
+                "providers": list(model.providers),
+                "tuning": tuning.to_json(),
+                "queue": asdict(policy),
+            }
+        )
+
+    def _say(self, message: dict[str, Any]) -> None:
+        try:
+            self._control.send(json.dumps(message).encode())
+        except OSError:
+            self._running = False
 
 
 def _describe(signature: Signature) -> dict[str, Any]:
-    def specs(many: Any) -> list[list[Any]]:
+    def specs(many: tuple[TensorSpec, ...]) -> list[list[Any]]:
         return [[spec.name, spec.datatype, list(spec.shape)] for spec in many]
 
     return {
@@ -205,26 +369,3 @@ def _describe(signature: Signature) -> dict[str, Any]:
         "outputs": specs(signature.outputs),
         "batch_axis": signature.batch_axis,
     }
-
-
-def be_an_executor(name: str) -> None:
-    """Process-wide set-up: dies with its parent, is told apart in `ps`, and leaves Ctrl-C and SIGTERM to the supervisor."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(_PR_SET_NAME, name.encode()[:15])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def load_onnx(asked: dict[str, Any]) -> Backend:
-    """Loads and warms up. Raises invalid_model; a model that does not take the generated warm-up input is loaded all the same."""
-    from inference_server.backends.onnx import OnnxModel, OnnxOptions, sample_inputs
-
-    options = OnnxOptions(asked["threads"], tuple(asked["providers"]))
-    model = OnnxModel(Path(asked["path"]), asked["name"], options)
-    try:
-        model.run(sample_inputs(model.signature), [spec.name for spec in model.signature.outputs])
-    except ServingError as error:
-        if error.code is not Code.INVALID_INPUT and error.code is not Code.MODEL_FAILED:
-            raise
-    return model

@@ -1,9 +1,9 @@
 """The process that executors are forked from: it has imported numpy and onnxruntime, and nothing else.
 
 It holds no session, no CUDA context and as few threads as the imports leave, so a fork is ready in milliseconds and shares the
-libraries' memory. The supervisor talks to it over a SOCK_SEQPACKET pair: one JSON message {"name", "memory_limit"} with two
-descriptors (the listening lane socket, the executor's end of its control socket), one answer {"pid"} with a pidfd. End of file on
-that socket ends the zygote, and with it, by the parent-death signal, every executor.
+libraries' memory. The supervisor talks to it over a SOCK_SEQPACKET pair: one JSON message {"name", "memory_limit"} with three
+descriptors (the listening lane socket, the executor's end of its control socket, its board), one answer {"pid"} with a pidfd. End of
+file on that socket ends the zygote, and with it, by the parent-death signal, every executor.
 """
 
 import array
@@ -22,8 +22,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy  # noqa: F401
 import onnxruntime
 
-from inference_server.backends import onnx  # noqa: F401
-from inference_server.executors.serving import Executor, be_an_executor, load_onnx
+from idl.board import Board, read_only
+from inference_server.executors.loading import be_an_executor, load_onnx
+from inference_server.executors.serving import Executor
 
 
 def main(descriptor: int) -> None:
@@ -66,13 +67,16 @@ def _answer(channel: socket.socket, pid: int) -> None:
     os.close(pidfd)
 
 
-def _run(asked: dict[str, object], listener: int, control: int) -> None:
+def _run(asked: dict[str, object], listener: int, control: int, board: int) -> None:
     """The child's whole life; never returns."""
     status = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         be_an_executor(str(asked["name"]))
-        Executor(socket.socket(fileno=listener), socket.socket(fileno=control), int(str(asked["memory_limit"]))).serve(load_onnx)
+        shown, mapped = read_only(board), Board(board, writable=True)
+        os.close(board)
+        limit = int(str(asked["memory_limit"]))
+        Executor(socket.socket(fileno=listener), socket.socket(fileno=control), mapped, shown, limit).serve(load_onnx)
         status = 0
     finally:
         sys.stderr.flush()

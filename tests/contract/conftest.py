@@ -14,10 +14,12 @@ from gateway.models_rpc import Models
 from gateway.settings import Settings
 from inference_client import Client
 from inference_server.engine import Engine
-from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
+from inference_server.executors.process import Watcher, Zygote
+from inference_server.launcher import Launcher
 from inference_server.metrics import Metrics
-from inference_server.repository import Repository, RepositoryModel
-from inference_server.served import ServedVersion
+from inference_server.repository import Repository
+from inference_server.routing import RoutePublisher
+from inference_server.settings import Settings as ServerSettings
 from tests.contract.cases import KINDS, LIMIT
 from tests.contract.faces import FACES, Face
 from tests.e2e.conftest import Process, start_server
@@ -63,13 +65,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     zygote, watcher, metrics = Zygote(tmp_path_factory.mktemp("run"), LIMIT), Watcher(), Metrics()
-
-    def start(model: RepositoryModel, number: int) -> ServedVersion:
-        wanted = LoadRequest(model.name, model.file(number), 1, ("CPUExecutionProvider",))
-        stats = metrics.model(model.name, str(number))
-        return ServedVersion(model.name, number, model.settings, lambda: ProcessExecutor(zygote, watcher, wanted, LIMIT), stats)
-
-    made = Engine(Repository([models]), start, metrics, version="test", max_message_bytes=LIMIT, drain_timeout_s=10)
+    launcher = Launcher(ServerSettings(models=(models,), max_message_bytes=LIMIT, model_threads=1), metrics, zygote, watcher)
+    routes = RoutePublisher(zygote.run_dir, LIMIT)
+    made = Engine(Repository([models]), launcher.start, metrics, routes, version="test", drain_timeout_s=10)
     made.load_all()
     made.repository_model_unload("unloaded", {})
     yield made

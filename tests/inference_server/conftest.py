@@ -12,10 +12,12 @@ import pytest
 
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_server.engine import Engine
-from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
+from inference_server.executors.process import Watcher, Zygote
+from inference_server.launcher import Launcher
 from inference_server.metrics import Metrics
-from inference_server.repository import Repository, RepositoryModel
-from inference_server.served import ServedVersion
+from inference_server.repository import Repository
+from inference_server.routing import RoutePublisher
+from inference_server.settings import Settings
 
 LIMIT = 8 * 2**20
 
@@ -43,14 +45,10 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engine]:
-    metrics = Metrics()
-
-    def start(model: RepositoryModel, number: int) -> ServedVersion:
-        wanted = LoadRequest(model.name, model.file(number), 1, ("CPUExecutionProvider",))
-        stats = metrics.model(model.name, str(number))
-        return ServedVersion(model.name, number, model.settings, lambda: ProcessExecutor(zygote, watcher, wanted, LIMIT), stats)
-
-    made = Engine(Repository([repository]), start, metrics, version="test", max_message_bytes=LIMIT, drain_timeout_s=10)
+    metrics, routes = Metrics(), RoutePublisher(zygote.run_dir, LIMIT)
+    settings = Settings(models=(repository,), max_message_bytes=LIMIT, model_threads=1)
+    launcher = Launcher(settings, metrics, zygote, watcher)
+    made = Engine(Repository([repository]), launcher.start, metrics, routes, version="test", drain_timeout_s=10)
     yield made
     made.close()
 

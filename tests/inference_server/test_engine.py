@@ -13,9 +13,10 @@ import pytest
 
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
-from inference_server import served
+from inference_server import instance
 from inference_server.engine import Engine
 from inference_server.executors.process import Zygote
+from tests.eventually import eventually
 from tests.inference_server.conftest import LIMIT, floats, request
 from tests.onnx_models import identity, slow, times
 
@@ -156,7 +157,7 @@ def test_unload_ends_the_process_and_says_so(engine: Engine, repository: Path) -
 
 
 def executor_pid(engine: Engine, name: str) -> int:
-    executor = next(iter(engine._served[name].versions.values()))._executor
+    executor = next(iter(engine._served[name].versions.values())).executors[0]
     assert executor is not None
     return executor.pid
 
@@ -177,19 +178,18 @@ def test_a_killed_executor_comes_back_and_the_next_request_waits_for_it(engine: 
 
 
 def test_repeated_crashes_end_in_failed_with_the_reason(engine: Engine, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "MOST_CRASHES", 2)
-    monkeypatch.setattr(served, "FIRST_BACK_OFF_S", 0.001)
+    monkeypatch.setattr(instance, "MOST_CRASHES", 2)
+    monkeypatch.setattr(instance, "FIRST_BACK_OFF_S", 0.001)
     times(repository / "m" / "1" / "model.onnx", 1)
     engine.load_all()
     version = engine._served["m"].versions[1]
     for _ in range(3):
         with version._changed:
-            assert version._changed.wait_for(lambda: version._executor is not None, 5)
-            executor = version._executor
-        assert executor is not None
+            assert version._changed.wait_for(lambda: bool(version.executors), 5)
+            (executor,) = version.executors
         os.kill(executor.pid, signal.SIGKILL)
         with version._changed:
-            version._changed.wait_for(lambda before=executor: version._executor is not before, 5)
+            version._changed.wait_for(lambda before=executor: before not in version.executors, 5)
     with version._changed:
         assert version._changed.wait_for(lambda: version.failure != "", 5)
     assert not engine.server_ready() and not engine.model_ready("m", "")
@@ -207,8 +207,7 @@ def test_a_deadline_that_passes_in_the_queue_is_never_run(engine: Engine, reposi
     busy = threading.Thread(target=lambda: engine.model_infer(request("m", [0])))
     busy.start()
     version = engine._served["m"].versions[1]
-    while version.in_flight == 0:
-        time.sleep(0)
+    eventually(lambda: version.executors[0].outstanding, "the first request is in the executor")
     before = time.monotonic()
     assert code_of(lambda: engine.model_infer(request("m", [0], deadline=time.monotonic() + 0.02))) is Code.DEADLINE_EXCEEDED
     assert time.monotonic() - before < 5
@@ -224,8 +223,7 @@ def test_drain_finishes_what_is_inside_and_refuses_the_rest(engine: Engine, repo
     inside = threading.Thread(target=lambda: answers.append(engine.model_infer(request("m", [7]))))
     inside.start()
     version = engine._served["m"].versions[1]
-    while version.in_flight == 0:
-        time.sleep(0)
+    eventually(lambda: version.executors[0].outstanding, "the first request is in the executor")
     assert engine.drain(resume=False, timeout_s=0) == (False, 1)
     assert code_of(lambda: engine.model_infer(request("m", [7]))) is Code.NOT_READY
     assert not engine.server_ready() and not engine.model_ready("m", "")
@@ -253,15 +251,14 @@ def test_a_crash_is_mended_with_thousands_of_descriptors_and_after_a_failed_star
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     many = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
-    run_dir = zygote._run_dir
+    run_dir = zygote.run_dir
     hidden = run_dir.with_name("hidden")
     try:
         engine.repository_model_load("m", {})
         run_dir.rename(hidden)  # the executor that dies now cannot be started
         os.kill(executor_pid(engine, "m"), signal.SIGKILL)
         version = engine._served["m"].versions[1]
-        with version._changed:
-            assert version._changed.wait_for(lambda: version._crashes >= 2, 10)
+        eventually(lambda: version._instances[0]._crashes >= 2, "a second attempt")
         hidden.rename(run_dir)
         assert floats(engine.model_infer(request("m", [[1, 1]]))) == [5, 5]
     finally:

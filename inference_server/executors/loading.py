@@ -1,0 +1,66 @@
+"""Making the model of an executor, as the supervisor's load message describes it: load, warm up, find its batch size."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from idl.codes import Code, ServingError
+from idl.tensors import Array
+from inference_server.backends.onnx import OnnxModel, OnnxOptions, sample_inputs
+from inference_server.executors.batcher import QueuePolicy
+from inference_server.executors.serving import Backend
+from inference_server.executors.tuning import Tuning, tune
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+
+
+def be_an_executor(name: str) -> None:
+    """Process-wide set-up: dies with its parent, is told apart in `ps`, and leaves Ctrl-C and SIGTERM to the supervisor."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(_PR_SET_NAME, name.encode()[:15])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def load_onnx(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
+    """Loads, warms up, tunes. Raises invalid_model; a model that does not take a generated warm-up input is loaded all the same.
+
+    `asked`: name, path, threads, providers, cores (empty: all), queue (see `queue_policy`), tuning (what an earlier load found, or None).
+    """
+    if asked.get("cores"):
+        os.sched_setaffinity(0, asked["cores"])
+    model = OnnxModel(Path(asked["path"]), asked["name"], OnnxOptions(asked["threads"], tuple(asked["providers"])))
+    try:
+        model.run(sample_inputs(model.signature), [spec.name for spec in model.signature.outputs])
+    except ServingError as error:
+        if error.code is not Code.INVALID_INPUT and error.code is not Code.MODEL_FAILED:
+            raise
+    tuning = _tuning(model, asked, None)
+    return model, tuning, queue_policy(asked["queue"], tuning)
+
+
+def _tuning(model: Backend, asked: Mapping[str, Any], samples: Mapping[str, Array] | None) -> Tuning:
+    wanted = asked["queue"].get("max_batch_size")
+    kept = asked.get("tuning")
+    if kept is not None and wanted is None:
+        return Tuning.from_json(kept)
+    return tune(model.run, model.signature, wanted, samples)
+
+
+def queue_policy(queue: Mapping[str, Any], tuning: Tuning) -> QueuePolicy:
+    """What the owner says, and what was found where the owner says nothing."""
+    size = tuning.max_batch_size
+    preferred = tuple(sorted(rows for rows in queue.get("preferred_batch_sizes") or () if rows <= size))
+    return QueuePolicy(
+        size,
+        preferred if size > 1 else (),
+        1000 * (queue.get("max_queue_delay_us") or 0) if size > 1 else 0,
+        queue.get("max_queue_size") or tuning.max_queue_size,
+        queue.get("priority_levels") or 0,
+        queue.get("default_priority") or 0,
+        1000 * (queue.get("default_timeout_us") or 0),
+    )

@@ -1,0 +1,85 @@
+"""What a request's head asks for: read and checked once, and remembered, because callers send the same head again and again."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idl import lane
+from inference_server import errors
+from inference_server.request_checks import check
+from inference_server.types import Signature
+
+_MOST_KEPT = 1024
+_SCHEDULING = frozenset({"priority", "timeout"})
+_LONGEST_TIMEOUT_US = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked head. Requests of one `key` may share a run, None runs alone; `rows`: its share of the batch; `timeout_ns` 0: none."""
+
+    tensors: tuple[lane.TensorHead, ...]
+    wanted: tuple[str, ...]
+    parameters: Mapping[str, Any]
+    body_size: int
+    key: Hashable
+    rows: int
+    priority: int
+    timeout_ns: int
+
+
+class Preparer:
+    """Heads -> what they ask of one model. `batching`: whether requests may share a run. Not thread-safe."""
+
+    def __init__(self, model: str, signature: Signature, *, batching: bool, limit: int, default_timeout_ns: int = 0) -> None:
+        self._model = model
+        self._signature = signature
+        self._batching = batching
+        self._limit = limit
+        self._default_timeout_ns = default_timeout_ns
+        self._all = tuple(spec.name for spec in signature.outputs)
+        self._kept: dict[bytes, Prepared] = {}
+
+    def __call__(self, head: bytes) -> Prepared:
+        """Raises ServingError where the model cannot be asked that, LaneError where the head is not one."""
+        prepared = self._kept.get(head)
+        if prepared is None:
+            prepared = self._prepare(lane.unpack_head(head))
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept[head] = prepared
+        return prepared
+
+    def stop_batching(self) -> None:
+        """From now on every request runs alone."""
+        self._batching = False
+        self._kept.clear()
+
+    def _prepare(self, head: lane.Head) -> Prepared:
+        if head.parameters.get("sequence_id") not in (None, 0, "", "0"):
+            raise errors.unsupported("sequences are not supported: this model would forget what the request before told it")
+        check(self._signature, self._model, head.tensors, head.wanted)
+        if (size := sum(tensor.size for tensor in head.tensors)) > self._limit:
+            raise errors.too_large(f"the request has {size} bytes of tensors, at most {self._limit} are taken")
+        timeout_ns = 1000 * _whole(head.parameters, "timeout", _LONGEST_TIMEOUT_US) or self._default_timeout_ns
+        wanted = head.wanted or self._all
+        key, rows = self._key(head, wanted)
+        priority = _whole(head.parameters, "priority", 2**32)
+        return Prepared(head.tensors, wanted, head.parameters, head.body_size, key, rows, priority, timeout_ns)
+
+    def _key(self, head: lane.Head, wanted: tuple[str, ...]) -> tuple[Hashable, int]:
+        if not self._batching or not _SCHEDULING.issuperset(head.parameters):
+            return None, 1
+        rows = {tensor.shape[0] for tensor in head.tensors}
+        if len(rows) != 1 or 0 in rows:
+            return None, 1
+        return (wanted, tuple((t.name, t.datatype, t.shape[1:]) for t in head.tensors)), rows.pop()
+
+
+def _whole(parameters: Mapping[str, Any], name: str, most: int) -> int:
+    value = parameters.get(name, 0)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:20])  # Thrift's parameters are texts
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise errors.invalid_input(f"parameter {name!r} is {value!r}, not a whole number from 0 to {most}")
+    return value

@@ -1,0 +1,31 @@
+"""A caller's connection, and the request that it waits for."""
+
+from dataclasses import dataclass
+
+from idl.lane import LaneEnd
+from inference_server.executors.prepared import Prepared
+
+
+class Connection:
+    """One caller. `slot`: its cell in the journal. `request`: what it waits for, None between two requests."""
+
+    __slots__ = ("end", "request", "slot")
+
+    def __init__(self, end: LaneEnd, slot: int) -> None:
+        self.end = end
+        self.slot = slot
+        self.request: Waiting | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One request. `body` is its connection's own memory, which holds until the answer is sent. `deadline_ns` 0: none. `gone`: nobody
+    waits for it any more."""
+
+    connection: Connection
+    sequence: int
+    body: memoryview
+    prepared: Prepared
+    arrived_ns: int
+    deadline_ns: int
+    gone: bool = False
