@@ -1,69 +1,180 @@
 """Request counters and latencies, summed over the worker processes.
 
-With a folder (uWSGI) every worker writes memory-mapped files there and whoever is asked for the metrics adds them up. The files are
-named after the worker's number, not its process id: a worker that replaces a dead one goes on with its counters, so they neither
-fall nor leave files behind. Without a folder (one process) they live in memory.
+Each process counts in 64-bit cells that nobody else writes: with a folder (uWSGI) in a memory-mapped file there, without one in memory.
+Whoever is asked for the metrics adds up all files. They are named after the worker's number, not its process id: a worker that replaces
+a dead one goes on with its counters, so they neither fall nor leave files behind.
+
+Why not prometheus_client's own files: counting a request there takes five times as long. It still writes the text.
 """
 
+import bisect
+import mmap
 import os
+import struct
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client looks for the folder."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+OTHER = "other"
+"""The label for methods that are none of HTTP's, and for every endpoint once a file has no room for another row."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BOUNDS_NS = [int(bound * 1e9) for bound in _BUCKETS]
+
+# A file: this head, then rows. A row: its labels with NUL between them, then one cell for ns in all and one for each bucket.
+_HEAD = struct.Struct("=8sqq")
+_FORMAT = b"outbgw\0\1"
+_IN_FLIGHT, _ROWS = 1, 2
+_LABEL_BYTES = 160
+_CELLS = 1 + len(_BUCKETS) + 1
+_ROW = _LABEL_BYTES + 8 * _CELLS
+_MOST_ROWS = 2048
+_SIZE = _HEAD.size + _ROW * _MOST_ROWS
+
+Labels = tuple[str, str, str]
+"""Endpoint, method, status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What one process has counted. `rows`: labels -> ns in all, then requests by bucket."""
+
+    in_flight: int
+    rows: dict[Labels, tuple[int, ...]]
 
 
 class Metrics:
-    """What the gateway counts. `endpoint` is always a route's template, so that labels stay few."""
+    """What the gateway counts. `endpoint` is always a route's template, so that labels stay few. Thread-safe."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, worker: int = 0) -> None:
+        """Counts as worker number `worker` of `directory`; what a dead predecessor of that number had in flight is forgotten."""
         self._directory = directory
-        self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "outboard_gateway_requests", "Requests answered.", ["endpoint", "method", "status"], registry=self._registry
-        )
-        self._seconds = Histogram(
-            "outboard_gateway_request_seconds",
-            "Time from the request's arrival at a worker to its answer.",
-            ["endpoint", "method"],
-            buckets=_BUCKETS,
-            registry=self._registry,
-        )
-        self._in_flight = Gauge(
-            "outboard_gateway_requests_in_flight",
-            "Requests that workers are answering now.",
-            registry=self._registry,
-            multiprocess_mode="livesum",
-        )
+        self._lock = threading.Lock()
+        self._map = _mapped(None if directory is None else directory / f"worker-{worker}.cells")
+        self._cells = memoryview(self._map).cast("q")
+        self._at: dict[Labels, int] = {}
+        for number in range(self._cells[_ROWS]):
+            self._at[_labels(self._map, number)] = _first_cell(number)
+        self._cells[_IN_FLIGHT] = 0
 
     def begin(self) -> None:
         """A request has arrived; `end` must follow."""
-        self._in_flight.inc()
+        with self._lock:
+            self._cells[_IN_FLIGHT] += 1
 
     def end(self, endpoint: str, method: str, status: int, seconds: float) -> None:
         """A request was answered (`status`) after `seconds`."""
-        method = method if method in _METHODS else "other"
-        self._in_flight.dec()
-        self._requests.labels(endpoint, method, str(status)).inc()
-        self._seconds.labels(endpoint, method).observe(seconds)
+        ns = int(seconds * 1e9)
+        labels = (endpoint, method if method in _METHODS else OTHER, str(status))
+        with self._lock:
+            cells = self._cells
+            at = self._at.get(labels) or self._add(labels)
+            cells[at] += ns
+            cells[at + 1 + bisect.bisect_left(_BOUNDS_NS, ns)] += 1
+            cells[_IN_FLIGHT] -= 1
+
+    def _add(self, labels: Labels) -> int:
+        """The first cell of a new row. The caller holds the lock."""
+        number = self._cells[_ROWS]
+        name = "\0".join(labels).encode()
+        if number >= _MOST_ROWS - 1 or len(name) > _LABEL_BYTES:
+            labels = (OTHER, OTHER, OTHER)
+            if labels in self._at:
+                return self._at[labels]
+            name = "\0".join(labels).encode()
+        begin = _HEAD.size + _ROW * number
+        self._map[begin : begin + len(name)] = name
+        self._cells[_ROWS] = number + 1  # last: a row that is half written does not count
+        self._at[labels] = _first_cell(number)
+        return self._at[labels]
 
     def render(self) -> bytes:
         """Everything, in Prometheus's text format."""
-        if self._directory is None:
-            return generate_latest(self._registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]
+        registry.register(_Total(self._read_all()))
         return generate_latest(registry)
 
+    def _read_all(self) -> Iterator[Counted]:
+        if self._directory is None:
+            yield _read(bytes(self._map))
+            return
+        for path in sorted(self._directory.glob("worker-*.cells")):
+            with path.open("rb") as file:
+                yield _read(file.read())
 
-def for_worker(directory: Path, worker: int) -> Metrics:
-    """The metrics of worker number `worker` (from 1). What its dead predecessor had in flight is forgotten."""
-    os.environ[_DIRECTORY_VARIABLE] = str(directory)
-    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
-    mark_process_dead(worker, str(directory))  # type: ignore[no-untyped-call]
-    return Metrics(directory)
+
+class _Total(Collector):
+    """The sum of what processes counted, as prometheus_client writes it."""
+
+    def __init__(self, counted: Iterable[Counted]) -> None:
+        self._in_flight = 0
+        self._requests: dict[Labels, int] = defaultdict(int)
+        self._times: dict[tuple[str, str], list[int]] = {}
+        for each in counted:
+            self._in_flight += each.in_flight
+            for (endpoint, method, status), cells in each.rows.items():
+                self._requests[endpoint, method, status] += sum(cells[1:])
+                before = self._times.get((endpoint, method), [0] * _CELLS)
+                self._times[endpoint, method] = [one + other for one, other in zip(before, cells, strict=True)]
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("outboard_gateway_requests", "Requests answered.", labels=["endpoint", "method", "status"])
+        for labels, count in self._requests.items():
+            requests.add_metric(labels, count)
+        yield requests
+        seconds = HistogramMetricFamily(
+            "outboard_gateway_request_seconds", "Time from the request's arrival at a worker to its answer.", labels=["endpoint", "method"]
+        )
+        for pair, (ns, *counts) in self._times.items():
+            seconds.add_metric(pair, _cumulated(counts), ns / 1e9)
+        yield seconds
+        yield GaugeMetricFamily("outboard_gateway_requests_in_flight", "Requests that workers are answering now.", self._in_flight)
+
+
+def _cumulated(counts: list[int]) -> list[tuple[str, float]]:
+    bounds = [*map(floatToGoString, _BUCKETS), "+Inf"]
+    return [(bound, sum(counts[: index + 1])) for index, bound in enumerate(bounds)]
+
+
+def _mapped(path: Path | None) -> mmap.mmap:
+    """The cells' memory; what a file of another layout held is dropped."""
+    if path is None:
+        made = mmap.mmap(-1, _SIZE)
+    else:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, _SIZE)
+            made = mmap.mmap(descriptor, _SIZE)
+        finally:
+            os.close(descriptor)
+    if made[: len(_FORMAT)] != _FORMAT:
+        made[:] = bytes(_SIZE)
+        made[: _HEAD.size] = _HEAD.pack(_FORMAT, 0, 0)
+    return made
+
+
+def _first_cell(number: int) -> int:
+    return (_HEAD.size + _ROW * number + _LABEL_BYTES) // 8
+
+
+def _labels(data: mmap.mmap | bytes, number: int) -> Labels:
+    begin = _HEAD.size + _ROW * number
+    endpoint, method, status = data[begin : begin + _LABEL_BYTES].rstrip(b"\0").decode().split("\0")
+    return endpoint, method, status
+
+
+def _read(data: bytes) -> Counted:
+    """Of a file that another process may be writing: every cell is whole, because it is aligned."""
+    if len(data) < _SIZE or data[: len(_FORMAT)] != _FORMAT:
+        return Counted(0, {})  # its worker is just making it
+    _, in_flight, rows = _HEAD.unpack_from(data)
+    cells = memoryview(data).cast("q")
+    return Counted(in_flight, {_labels(data, number): tuple(cells[(at := _first_cell(number)) : at + _CELLS]) for number in range(rows)})

@@ -9,7 +9,7 @@ from contextlib import suppress
 import uwsgi
 
 from gateway import create_app, default_services, log
-from gateway.metrics import for_worker
+from gateway.metrics import Metrics
 from gateway.request_body import DirectBodies
 from gateway.settings import Settings
 from idl.codes import ServingError
@@ -17,7 +17,7 @@ from idl.codes import ServingError
 _started = time.perf_counter()
 _settings = Settings.from_env(os.environ)
 log.configure(_settings.log_level, int(sys.argv[1]))
-_services = default_services(_settings, for_worker(_settings.metrics_dir, uwsgi.worker_id()))
+_services = default_services(_settings, Metrics(_settings.metrics_dir, uwsgi.worker_id()))
 uwsgi.atexit = _services.close
 application = create_app(_settings, services=_services)
 if not _settings.socket:

@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -26,8 +27,17 @@ but those would take gigabytes. Counted by their brackets and commas before anyt
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """How numbers that JSON cannot write are spelled as strings."""
 
-_INTEGERS = frozenset({"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"})
-_FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
+_INTEGERS = {"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q"}
+_FLOATS = {"FP16": "e", "FP32": "f", "FP64": "d", "BF16": "f"}
+_FORMATS: Mapping[str, str] = {"BOOL": "?", **_INTEGERS, **_FLOATS}
+"""Datatype -> how `struct` calls it; BF16 goes through FP32."""
+_ALLOWED: Mapping[str, frozenset[type]] = {
+    "BOOL": frozenset({bool}),
+    **dict.fromkeys(_INTEGERS, frozenset({int})),
+    **dict.fromkeys(_FLOATS, frozenset({int, float})),
+}
+"""Datatype -> the types that its elements may have in a JSON document."""
+_decode = json.JSONDecoder().decode
 _B64 = frozenset({"b64"})
 
 
@@ -37,18 +47,23 @@ def parse(body: bytes | memoryview) -> Any:
     The numbers NaN, Infinity and -Infinity are taken, as the reference implementation of the open protocol does.
     """
     data = bytes(body)
-    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
-        raise ServingError(Code.TOO_LARGE, f"the JSON has over {MAX_CONTAINERS} lists and objects; send large tensors as binary data")
-    if data.count(b",") > MAX_VALUES:
-        raise ServingError(Code.TOO_LARGE, f"the JSON has over {MAX_VALUES} values; send large tensors as binary data")
+    if len(data) > MAX_CONTAINERS:
+        _refuse_too_many(data)
     try:
-        return json.loads(data.decode())
+        return _decode(data.decode())
     except RecursionError:
         raise invalid("the JSON is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise invalid(f"the JSON is not UTF-8: byte {error.start}") from None
     except ValueError as error:
         raise invalid(f"the body is not JSON: {error}") from None
+
+
+def _refuse_too_many(data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise ServingError(Code.TOO_LARGE, f"the JSON has over {MAX_CONTAINERS} lists and objects; send large tensors as binary data")
+    if data.count(b",") > MAX_VALUES:
+        raise ServingError(Code.TOO_LARGE, f"the JSON has over {MAX_VALUES} values; send large tensors as binary data")
 
 
 def flatten(name: str, data: Any) -> tuple[list[Any], tuple[int, ...]]:
@@ -92,52 +107,51 @@ _KINDS: Mapping[type, str] = {
 
 def to_tensor(name: str, datatype: str, flat: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
     """JSON values, as many as `shape` holds, -> tensor. Raises invalid_input."""
-    if datatype == "BYTES":
-        array = _texts(name, flat)
-    elif datatype == "BOOL":
-        _only(name, datatype, flat, {bool})
-        array = np.array(flat, np.bool_)
-    elif datatype in _INTEGERS:
-        _only(name, datatype, flat, {int})
-        array = _integers(name, datatype, flat)
-    elif datatype in _FLOATS:
-        array = _floats(name, datatype, flat)
-    else:
-        raise invalid(f"input {name!r} has datatype {datatype!r}, which is none of the protocol's")
-    return Tensor(name, datatype, shape, tensors.encode(array, datatype))
+    allowed = _ALLOWED.get(datatype)
+    if allowed is None:
+        if datatype != "BYTES":
+            raise invalid(f"input {name!r} has datatype {datatype!r}, which is none of the protocol's")
+        return Tensor(name, datatype, shape, tensors.encode(_texts(name, flat), datatype))
+    types = set(map(type, flat))
+    if not types <= allowed:
+        flat = _only(name, datatype, flat, types)
+    return Tensor(name, datatype, shape, _pack(name, datatype, flat))
 
 
-def _only(name: str, datatype: str, flat: Sequence[Any], allowed: set[type]) -> None:
-    wrong = set(map(type, flat)) - allowed
+def _only(name: str, datatype: str, flat: Sequence[Any], types: set[type]) -> Sequence[Any]:
+    """The elements, numbers that are spelled as strings replaced. Raises invalid_input where one has a type that the datatype has not."""
+    if str in types and datatype in _FLOATS:
+        flat = [NON_FINITE.get(item, item) if type(item) is str else item for item in flat]
+        types = set(map(type, flat))
+    wrong = types - _ALLOWED[datatype]
     if wrong:
         detail = "a fraction" if wrong == {float} and datatype in _INTEGERS else _kind(wrong)
         raise invalid(f"input {name!r} is {datatype} and has an element that is {detail}")
+    return flat
 
 
-def _integers(name: str, datatype: str, flat: Sequence[Any]) -> Array:
-    limits: Any = np.iinfo(tensors.DTYPES[datatype])
-    # asked here, not left to numpy: before 2.0 it wraps a number that does not fit
-    if flat and (min(flat) < limits.min or max(flat) > limits.max):
-        raise invalid(f"input {name!r} is {datatype} and has a number outside {limits.min} to {limits.max}")
-    return np.array(flat, tensors.DTYPES[datatype])
-
-
-def _floats(name: str, datatype: str, flat: Sequence[Any]) -> Array:
-    if str in set(map(type, flat)):
-        flat = [NON_FINITE.get(item, item) if type(item) is str else item for item in flat]
-    _only(name, datatype, flat, {int, float})
+def _pack(name: str, datatype: str, flat: Sequence[Any]) -> bytes:
+    """Raw contents. Faster than numpy at any length, which would go over an array of its own."""
     try:
-        exact = np.array(flat, np.float64)
-    except OverflowError:
-        raise invalid(f"input {name!r} is {datatype} and has a number that is too large for it") from None
-    if datatype == "FP64":
-        return exact
-    with np.errstate(over="ignore"):
-        array = exact.astype(np.float32 if datatype == "BF16" else tensors.DTYPES[datatype])
-    infinite = np.isinf(array)
-    if infinite.any() and (infinite != np.isinf(exact)).any():
-        raise invalid(f"input {name!r} is {datatype} and has a number that is too large for it")
-    return to_bfloat16(array) if datatype == "BF16" else array
+        packed = struct.pack(f"<{len(flat)}{_FORMATS[datatype]}", *flat)
+    except (struct.error, OverflowError):
+        raise invalid(f"input {name!r} is {datatype} and has a number {_beyond(datatype)}") from None
+    return packed if datatype != "BF16" else _bfloat16(name, packed)
+
+
+def _beyond(datatype: str) -> str:
+    if datatype in _FLOATS:
+        return "that is too large for it"
+    limits: Any = np.iinfo(tensors.DTYPES[datatype])
+    return f"outside {limits.min} to {limits.max}"
+
+
+def _bfloat16(name: str, packed: bytes) -> bytes:
+    exact = np.frombuffer(packed, "<f4")
+    bits = to_bfloat16(exact)
+    if (np.isinf(_from_bfloat16(bits)) & np.isfinite(exact)).any():
+        raise invalid(f"input {name!r} is BF16 and has a number {_beyond('BF16')}")
+    return tensors.encode(bits, "BF16")
 
 
 def to_bfloat16(array: Array) -> Array:
@@ -185,9 +199,21 @@ def decode_base64(where: str, text: Any) -> bytes:
 def to_array(tensor: Tensor) -> Array:
     """The tensor with elements that JSON has a type for: BF16 becomes FP32."""
     array = tensors.decode(tensor.name, tensor.datatype, tensor.shape, tensor.data)
-    if tensor.datatype == "BF16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array
+    return _from_bfloat16(array) if tensor.datatype == "BF16" else array
+
+
+def _from_bfloat16(bits: Array) -> Array:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_flat(tensor: Tensor) -> Sequence[Any]:
+    """The elements in C order, infinities and NaN as they are. Raises invalid_input where the contents do not have the tensor's size."""
+    datatype = tensor.datatype
+    if datatype == "BF16" or datatype not in _FORMATS:
+        found: Sequence[Any] = to_array(tensor).ravel().tolist()
+        return found
+    tensors.check_size(tensor.name, datatype, tensor.shape, len(tensor.data))
+    return struct.unpack(f"<{len(tensor.data) // tensors.DTYPES[datatype].itemsize}{_FORMATS[datatype]}", tensor.data)
 
 
 def to_nested(tensor: Tensor) -> Any:
