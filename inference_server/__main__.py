@@ -17,18 +17,21 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 
-from inference_server import logs
+from inference_server import host, logs
 from inference_server.engine import Engine
+from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import Watcher, Zygote
 from inference_server.launcher import Launcher
 from inference_server.metrics import Metrics
 from inference_server.repository import Repository
+from inference_server.reservations import Reservations
 from inference_server.routing import RoutePublisher, attach_beside, detach_beside
 from inference_server.settings import InvalidSettings, Settings
 from inference_server.transports.grpc_server import GrpcServer
@@ -36,7 +39,8 @@ from inference_server.transports.thrift_server import ThriftServer
 
 log = logging.getLogger("outboard.server")
 
-TRIM_EVERY_S = 5.0
+HANG_WATCH_S = 1.0
+TRIM_TURNS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,11 +106,17 @@ class Server:
         try:
             self._listeners = self._listen()
             self.metrics = Metrics()
+            limits = MemoryLimits(settings.memory_limits)  # before the zygote: it may move this process into a group of its own
+            self._closers.callback(limits.close)
+            log.info("memory limits", extra={"fields": {"by": limits.means}})
+            self._reservations = Reservations(
+                host.cores(), host.cpus(), host.memory()[0], kept=settings.kept_memory_bytes, default_threads=settings.model_threads
+            )
             zygote = Zygote(run_dir, settings.max_message_bytes)
             self._closers.callback(zygote.close)
             watcher = Watcher()
             self._closers.callback(watcher.close)
-            self._launcher = Launcher(settings, self.metrics, zygote, watcher)
+            self._launcher = Launcher(settings, self.metrics, zygote, watcher, self._reservations, limits)
             self._routes = RoutePublisher(run_dir, settings.max_message_bytes)
             self._closers.callback(self._routes.close)
             self._wire()
@@ -118,9 +128,10 @@ class Server:
         settings = self._settings
         self.engine = Engine(
             Repository(settings.models, settings.push_dir),
-            self._launcher.start,
+            self._launcher,
             self.metrics,
             self._routes,
+            self._reservations,
             version=_version(),
             drain_timeout_s=settings.drain_timeout_s,
         )
@@ -177,8 +188,12 @@ class Server:
             log.info("listening", extra={"fields": addresses})
             loader = threading.Thread(target=self._load, args=(addresses,), name="first-load", daemon=True)
             loader.start()
-            while not self._stopping.wait(TRIM_EVERY_S):
-                self.engine.trim()
+            turns = 0
+            while not self._stopping.wait(HANG_WATCH_S):
+                self._launcher.end_hung(time.monotonic_ns())
+                turns += 1
+                if turns % TRIM_TURNS == 0:
+                    self.engine.trim()
             self._drain()
         return 0
 

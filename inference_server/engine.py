@@ -9,10 +9,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from idl.codes import ServingError
 from idl.lane_calls import Answered
@@ -31,6 +31,7 @@ from inference_server import errors, host
 from inference_server.metrics import Gauges, Metrics
 from inference_server.model_config import model_config
 from inference_server.repository import Repository, RepositoryModel
+from inference_server.reservations import Reservation, Reservations
 from inference_server.routing import RoutePublisher
 from inference_server.served import Closing, ServedVersion
 from inference_server.types import FileHeader, StoredFile
@@ -41,8 +42,13 @@ SERVER_NAME = "outboard"
 EXTENSIONS = ("model_repository", "model_configuration", "statistics", "binary_tensor_data")
 IDLE_LANE_S = 30.0
 
-Start = Callable[[RepositoryModel, int, int], ServedVersion]
-"""(model, version, instances) -> the version, loaded and ready."""
+
+class Starter(Protocol):
+    """What loads versions. `start` returns one that is ready, or raises ServingError; `replaces`: reservations whose place it takes."""
+
+    def start(self, model: RepositoryModel, number: int, instances: int, replaces: Collection[Reservation]) -> ServedVersion: ...
+
+    def holding(self, name: str) -> Collection[Reservation]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,23 @@ class ServedModel:
 class Engine:
     """Satisfies `types.Inference` and `types.Operations`. Thread-safe; `close` is idempotent.
 
-    `start` loads one version and returns it ready, or raises ServingError. Sizes are bytes, times seconds.
+    Sizes are bytes, times seconds.
     """
 
     def __init__(
-        self, repository: Repository, start: Start, metrics: Metrics, routes: RoutePublisher, *, version: str, drain_timeout_s: float
+        self,
+        repository: Repository,
+        starter: Starter,
+        metrics: Metrics,
+        routes: RoutePublisher,
+        reservations: Reservations,
+        *,
+        version: str,
+        drain_timeout_s: float,
     ) -> None:
         self._repository = repository
-        self._start = start
+        self._starter = starter
+        self._reservations = reservations
         self._metrics = metrics
         self._routes = routes
         self._version = version
@@ -275,11 +290,13 @@ class Engine:
     def _start_all(self, model: RepositoryModel, versions: tuple[int, ...]) -> dict[int, ServedVersion]:
         fresh: dict[int, ServedVersion] = {}
         keys = {(model.name, version) for version in versions}
+        instances = self._instances.get(model.name, model.settings.instances)
+        replaces = self._starter.holding(model.name)
         with self._lock:
             self._loading |= keys
         try:
             for version in versions:
-                fresh[version] = self._start(model, version, self._instances.get(model.name, model.settings.instances))
+                fresh[version] = self._starter.start(model, version, instances, replaces)
             return fresh
         except BaseException:
             for served in fresh.values():
@@ -360,6 +377,12 @@ class Engine:
                 served.resize(count)
             log.info("instances", extra={"fields": {"model": name, "version": version, "count": count}})
 
+    def set_labels(self, name: str, labels: Mapping[str, int], canary_percent: int) -> None:
+        """What the labels mean from now on, all of them; nothing is loaded, so it is done at once."""
+        with self._loading_lock(name):
+            self._route(name, "")
+            raise errors.unsupported("labels cannot be set")
+
     # control ---------------------------------------------------------------------------------------------------------------------
 
     def put_file(self, header: FileHeader, chunks: Iterator[bytes]) -> StoredFile:
@@ -373,11 +396,35 @@ class Engine:
     def capacity(self) -> Capacity:
         total, available = host.memory()
         versions = [served for model in self._served.values() for served in model.versions.values()]
-        models = tuple(
-            HostModel(s.name, s.stats.version, "READY" if s.ready else "UNAVAILABLE", s.memory_bytes(), s.in_flight) for s in versions
-        )
         providers = tuple(sorted({provider for served in versions for provider in served.providers}))
-        return Capacity(host.cpus(), total, available, host.disk_available(self._repository.push_root), providers, models)
+        totals = self._reservations.totals()
+        return Capacity(
+            host.cpus(),
+            total,
+            available,
+            host.disk_available(self._repository.push_root),
+            providers,
+            tuple(self._host_model(served) for served in versions),
+            totals.cpus_reserved,
+            totals.cpus_free,
+            totals.memory_reserved,
+            totals.memory_free,
+        )
+
+    def _host_model(self, served: ServedVersion) -> HostModel:
+        state = "READY" if served.ready else "UNAVAILABLE"
+        cpus, memory = self._reservations.held(served.name, served.stats.version)
+        return HostModel(
+            served.name,
+            served.stats.version,
+            state,
+            served.memory_bytes(),
+            served.in_flight,
+            cpus,
+            memory,
+            served.instances,
+            served.failure,
+        )
 
     def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
         self._draining = not resume

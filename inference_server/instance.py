@@ -51,16 +51,26 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-Start = Callable[[], Executor]
+class Berth(Protocol):
+    """What is kept for one instance over crashes: where and how its executor runs.
+
+    `start` makes an executor, or raises ServingError; `leaving`: it takes no new requests; `free`: it is over.
+    """
+
+    def start(self) -> Executor: ...
+
+    def leaving(self) -> None: ...
+
+    def free(self) -> None: ...
 
 
 class Instance:
-    """Thread-safe. `start` makes an executor; it raises ServingError where the model cannot be loaded. `changed` is called, without a
-    lock held, whenever `executor` or `failure` has changed; `died` once for each crash.
+    """Thread-safe. Raises ServingError where the model cannot be loaded. `changed` is called, without a lock held, whenever `executor` or
+    `failure` has changed; `died` once for each crash.
     """
 
-    def __init__(self, label: str, start: Start, stats: ModelStats, changed: Callable[[], None], died: Callable[[], None]) -> None:
-        self._label, self._start, self._stats, self._changed, self._died = label, start, stats, changed, died
+    def __init__(self, label: str, berth: Berth, stats: ModelStats, changed: Callable[[], None], died: Callable[[], None]) -> None:
+        self._label, self._berth, self._stats, self._changed, self._died = label, berth, stats, changed, died
         self._lock = threading.Condition()
         self._closing = False
         self._crashes = 0
@@ -69,7 +79,7 @@ class Instance:
         self.loaded = self.executor.loaded
 
     def _started(self) -> Executor:
-        executor = self._start()
+        executor = self._berth.start()
         self._stats.attach(executor.board)
         return executor
 
@@ -94,15 +104,17 @@ class Instance:
             self._closing = True
             self._lock.notify_all()
             executor, self.executor = self.executor, None
+        self._berth.leaving()
         if executor is not None:
             executor.leave()
         return executor
 
     def end(self, executor: Executor | None) -> None:
-        """Ends what `leave` returned."""
+        """Ends what `leave` returned, and gives its place back."""
         if executor is not None:
             executor.close()
             self._stats.absorb(executor.board)
+        self._berth.free()
 
     def _on_death(self) -> None:
         with self._lock:
@@ -130,7 +142,7 @@ class Instance:
             wait = min(FIRST_BACK_OFF_S * 2 ** (self._crashes - 1), LONGEST_BACK_OFF_S) if self._crashes > 1 else 0.0
             with self._lock:
                 if self._lock.wait_for(lambda: self._closing, wait):
-                    return
+                    return  # `end` has given the place back
             try:
                 fresh = self._started()
             except Exception as error:  # noqa: BLE001 - whatever it is, giving up here would leave the model dead
@@ -149,7 +161,8 @@ class Instance:
             if wanted:
                 self.executor = fresh
         if not wanted:
-            self.end(fresh)
+            fresh.close()
+            self._stats.absorb(fresh.board)
             return
         log.info("executor back", extra={"fields": {"model": self._label, "seconds": round(time.monotonic() - begun, 3)}})
         self._changed()

@@ -5,17 +5,21 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from inference_server.executors.hang_watch import REASON, HangWatch
+from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
 from inference_server.executors.thread import ThreadExecutor
 from inference_server.executors.tuning import Tuning
-from inference_server.instance import Executor, Start
+from inference_server.instance import Executor
 from inference_server.metrics import Metrics
 from inference_server.model_settings import ModelSettings
 from inference_server.repository import RepositoryModel
+from inference_server.reservations import Reservation, Reservations
 from inference_server.served import ServedVersion
 from inference_server.settings import Settings
 
@@ -28,52 +32,125 @@ _MOST_MEASURED = 4096
 class Launcher:
     """Thread-safe."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, zygote: Zygote, watcher: Watcher) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, zygote: Zygote, watcher: Watcher, reservations: Reservations, limits: MemoryLimits
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._zygote = zygote
         self._watcher = watcher
+        self._reservations = reservations
+        self._limits = limits
         self._measured = Measurements(zygote.run_dir / _MEASURED)
+        self._hang_watch = HangWatch(settings.hang_grace_s)
+        self._living: dict[int, ProcessExecutor] = {}
+        self._hung: set[int] = set()
+        self._lock = threading.Lock()
+        self._holding: dict[str, list[Reservation]] = {}
 
-    def start(self, model: RepositoryModel, number: int, instances: int) -> ServedVersion:
-        """Loads version `number` in as many instances; returns it ready. Raises ServingError."""
-        stats = self._metrics.model(model.name, str(number))
-        threads = self._threads(model.settings, instances)
+    def start(self, model: RepositoryModel, number: int, instances: int, replaces: Collection[Reservation] = ()) -> ServedVersion:
+        """Loads version `number` in as many instances; returns it ready. Raises ServingError. `replaces`: what the load is to replace."""
+        stats, settings = self._metrics.model(model.name, str(number)), model.settings
+        taken_over = list(replaces)
 
-        def start(instance: int) -> Start:
-            return lambda: self._executor(model, number, threads)
+        def reserve(count: int) -> list[_Berth]:
+            made = self._reservations.reserve(
+                model.name, str(number), settings.cpus, settings.memory, instances=count, replaces=tuple(taken_over)
+            )
+            taken_over.clear()  # instances that are added later replace nothing
+            with self._lock:
+                self._holding.setdefault(model.name, []).extend(made)
+            return [_Berth(self, model, number, reservation, self._threads(reservation, max(count, instances))) for reservation in made]
 
-        return ServedVersion(model.name, number, model.settings, start, stats, instances)
+        return ServedVersion(model.name, number, settings, reserve, stats, instances)
 
-    def _executor(self, model: RepositoryModel, number: int, threads: int) -> Executor:
+    def launch(self, berth: "_Berth") -> Executor:
+        """An executor of the berth's model, loaded."""
+        model, number = berth.model, berth.number
         path = model.file(number)
-        key = _identity(path, threads, self._settings.execution_providers)
+        key = _identity(path, berth.threads, self._settings.execution_providers)
         known = self._measured.find(key)
         asked = {
             "name": model.name,
             "path": str(path),
-            "threads": threads,
+            "threads": berth.threads,
             "providers": self._settings.execution_providers,
             "queue": _queue(model.settings),
             "tuning": known.to_json() if known is not None else None,
         }
-        wanted = LoadRequest(model.name, asked)
+        wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
             made: Executor = ThreadExecutor(self._zygote.run_dir, wanted, limit)
         else:
-            made = ProcessExecutor(self._zygote, self._watcher, wanted, limit)
+            made = process = ProcessExecutor(self._zygote, self._watcher, wanted, limit)
+            self._living[process.pid] = process
         if known is None and model.settings.max_batch_size is None:
             self._measured.keep(key, made.loaded.tuning)
         return made
 
-    def _threads(self, settings: ModelSettings, instances: int) -> int:
-        """Of one model run; 0 for as many as there are cores. Several instances share the cores."""
-        if settings.cpus:
-            return max(1, round(settings.cpus))
-        if self._settings.model_threads or instances == 1:
-            return self._settings.model_threads
-        return max(1, len(os.sched_getaffinity(0)) // instances)
+    def place(self, reservation: Reservation, pid: int) -> None:
+        self._limits.apply(pid, reservation.memory)
+        self._reservations.place(reservation, pid)
+
+    def leaving(self, reservation: Reservation) -> None:
+        self._reservations.retire(reservation)
+
+    def free(self, reservation: Reservation) -> None:
+        self._reservations.release(reservation)
+        with self._lock:
+            held = self._holding.get(reservation.model, [])
+            if reservation in held:
+                held.remove(reservation)
+            if not held:
+                self._holding.pop(reservation.model, None)
+
+    def holding(self, name: str) -> tuple[Reservation, ...]:
+        """What the instances of a model have now."""
+        with self._lock:
+            return tuple(self._holding.get(name, ()))
+
+    def end_hung(self, now_ns: int) -> None:
+        """Ends the processes whose request ran far past its deadline; to be called every second, with CLOCK_MONOTONIC's time."""
+        living = dict(self._living)
+        for pid in self._hang_watch.step(now_ns, {pid: executor.board for pid, executor in living.items()}):
+            self._hung.add(pid)
+            living[pid].kill()
+
+    def _why(self, pid: int) -> str:
+        return REASON if pid in self._hung else self._limits.reason(pid)
+
+    def _forget(self, pid: int) -> None:
+        self._living.pop(pid, None)
+        self._hung.discard(pid)
+        self._limits.forget(pid)
+
+    def _threads(self, reservation: Reservation, instances: int) -> int:
+        """Of one model run; 0 for as many as there are cores. Several instances without cores of their own share them."""
+        if reservation.threads or instances == 1:
+            return reservation.threads
+        return max(1, len(reservation.cores) // instances)
+
+
+class _Berth:
+    """One instance's place: its reservation, and how its executor is made."""
+
+    def __init__(self, launcher: Launcher, model: RepositoryModel, number: int, reservation: Reservation, threads: int) -> None:
+        self.model, self.number, self.threads = model, number, threads
+        self._launcher = launcher
+        self._reservation = reservation
+
+    def start(self) -> Executor:
+        return self._launcher.launch(self)
+
+    def place(self, pid: int) -> None:
+        self._launcher.place(self._reservation, pid)
+
+    def leaving(self) -> None:
+        self._launcher.leaving(self._reservation)
+
+    def free(self) -> None:
+        self._launcher.free(self._reservation)
 
 
 def _queue(settings: ModelSettings) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, Moved
 from idl.messages import InferRequest
 from inference_server import errors
 from inference_server.executors.process import Loaded
-from inference_server.instance import Executor, Instance, Start
+from inference_server.instance import Berth, Executor, Instance
 from inference_server.metrics import ModelStats
 from inference_server.model_settings import ModelSettings
 from inference_server.types import Signature
 
 LONGEST_WAIT_S = 2.0
+
+Reserve = Callable[[int], Sequence[Berth]]
 
 
 class Closing(Exception):
@@ -23,13 +25,13 @@ class Closing(Exception):
 
 
 class ServedVersion:
-    """Thread-safe. `start(number)` makes the executor of instance `number`; it raises ServingError where the model cannot be loaded."""
+    """Thread-safe. `reserve(count)` gives places for as many instances, or raises ServingError; so does the constructor where the model
+    cannot be loaded.
+    """
 
-    def __init__(
-        self, name: str, version: int, settings: ModelSettings, start: Callable[[int], Start], stats: ModelStats, instances: int = 1
-    ) -> None:
+    def __init__(self, name: str, version: int, settings: ModelSettings, reserve: Reserve, stats: ModelStats, instances: int = 1) -> None:
         self.name, self.version, self.settings, self.stats = name, version, settings, stats
-        self._start = start
+        self._reserve = reserve
         self._changed = threading.Condition()
         self._resizing = threading.Lock()
         self._in_flight = 0
@@ -39,19 +41,25 @@ class ServedVersion:
         self.on_death: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         self._executors: tuple[Executor, ...] = ()
-        try:
-            for number in range(instances):
-                self._instances += (self._make(number),)
-        except BaseException:
-            self._end(self._instances, 0.0)
-            raise
+        self._instances = self._make(instances)
         self.loaded: Loaded = self._instances[0].loaded
         self.signature: Signature = self.loaded.signature
         self.providers = self.loaded.providers
         self._look()
 
-    def _make(self, number: int) -> Instance:
-        return Instance(f"{self.name}/{self.version}", self._start(number), self.stats, self._look, self._death)
+    def _make(self, count: int) -> tuple[Instance, ...]:
+        """As many more instances, all or none."""
+        berths = self._reserve(count)
+        made: list[Instance] = []
+        try:
+            for berth in berths:
+                made.append(Instance(f"{self.name}/{self.version}", berth, self.stats, self._look, self._death))
+        except BaseException:
+            for berth in berths[len(made) :]:
+                berth.free()
+            self._end(made, 0.0)
+            raise
+        return tuple(made)
 
     def _death(self) -> None:
         self.on_death()  # set after the instances were made
@@ -164,13 +172,7 @@ class ServedVersion:
         with self._resizing:
             if self._closing:
                 raise errors.not_ready(f"model {self.name!r} version {self.version} is on its way out")
-            fresh: list[Instance] = []
-            try:
-                for number in range(len(self._instances), count):
-                    fresh.append(self._make(number))
-            except BaseException:
-                self._end(fresh, 0.0)
-                raise
+            fresh = self._make(count - len(self._instances)) if count > len(self._instances) else ()
             surplus = self._instances[count:]
             self._instances = (*self._instances[:count], *fresh)
             self._look()

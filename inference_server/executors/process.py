@@ -38,13 +38,14 @@ FORK_TIMEOUT_S = 10.0
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
     """What an executor is to load: `asked` is the JSON message of `executors.loading`. `placed(pid)` is called between the birth of the
-    process and its load, `why(pid)` after its death: "" or what it died of.
+    process and its load, `why(pid)` after its death: "" or what it died of; `forget(pid)` last.
     """
 
     name: str
     asked: Mapping[str, Any]
     placed: Callable[[int], None] = lambda pid: None
     why: Callable[[int], str] = lambda pid: ""
+    forget: Callable[[int], None] = lambda pid: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ class ProcessExecutor:
         self._watcher = watcher
         self._wanted = wanted
         self._pool = LanePool(str(self.path), memory_limit)
+        self._why = ""
         self._closed = False
         self._lock = threading.Lock()
         try:
@@ -227,7 +229,7 @@ class ProcessExecutor:
 
     def why(self) -> str:
         """What it died of, where that is known."""
-        return self._wanted.why(self.pid)
+        return self._why if self._closed else self._wanted.why(self.pid)
 
     def kill(self) -> None:
         """Ends the process as a crash does; whoever watches it is told."""
@@ -264,6 +266,8 @@ class ProcessExecutor:
                 self._wait_for_end()
             finally:
                 os.close(self._pidfd)
+        self._why = self._why or self._wanted.why(self.pid)
+        self._wanted.forget(self.pid)
 
     def _wait_for_end(self) -> None:
         if self._pidfd >= 0:

@@ -15,14 +15,10 @@ from gateway.settings import Settings
 from inference_client import Client
 from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
-from inference_server.launcher import Launcher
-from inference_server.metrics import Metrics
-from inference_server.repository import Repository
-from inference_server.routing import RoutePublisher
-from inference_server.settings import Settings as ServerSettings
 from tests.contract.cases import KINDS, LIMIT
 from tests.contract.faces import FACES, Face
 from tests.e2e.conftest import Process, start_server
+from tests.engines import engine_over
 from tests.onnx_models import identity, save, times
 
 
@@ -64,14 +60,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    zygote, watcher, metrics = Zygote(tmp_path_factory.mktemp("run"), LIMIT), Watcher(), Metrics()
-    launcher = Launcher(ServerSettings(models=(models,), max_message_bytes=LIMIT, model_threads=1), metrics, zygote, watcher)
-    routes = RoutePublisher(zygote.run_dir, LIMIT)
-    made = Engine(Repository([models]), launcher.start, metrics, routes, version="test", drain_timeout_s=10)
-    made.load_all()
-    made.repository_model_unload("unloaded", {})
-    yield made
-    made.close()
+    zygote, watcher = Zygote(tmp_path_factory.mktemp("run"), LIMIT), Watcher()
+    with engine_over(zygote, watcher, models, limit=LIMIT) as made:
+        made.load_all()
+        made.repository_model_unload("unloaded", {})
+        yield made
     watcher.close()
     zygote.close()
 

@@ -13,13 +13,7 @@ import pytest
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
-from inference_server.launcher import Launcher
-from inference_server.metrics import Metrics
-from inference_server.repository import Repository
-from inference_server.routing import RoutePublisher
-from inference_server.settings import Settings
-
-LIMIT = 8 * 2**20
+from tests.engines import LIMIT, engine_over
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +39,8 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engine]:
-    metrics, routes = Metrics(), RoutePublisher(zygote.run_dir, LIMIT)
-    settings = Settings(models=(repository,), max_message_bytes=LIMIT, model_threads=1)
-    launcher = Launcher(settings, metrics, zygote, watcher)
-    made = Engine(Repository([repository]), launcher.start, metrics, routes, version="test", drain_timeout_s=10)
-    yield made
-    made.close()
+    with engine_over(zygote, watcher, repository) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,7 @@ from idl.lane_calls import ExecutorGone, LaneConnection
 from idl.messages import InferRequest, Tensor
 from inference_server.engine import Engine
 from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
-from inference_server.launcher import Launcher
-from inference_server.metrics import Metrics
-from inference_server.repository import Repository
-from inference_server.routing import RoutePublisher
-from inference_server.settings import Settings
+from tests.engines import engine_over
 from tests.inference_server.conftest import LIMIT, floats, request
 from tests.onnx_models import identity, slow, times
 
@@ -156,13 +152,10 @@ def test_sigint_and_sigterm_are_the_supervisors(zygote: Zygote, watcher: Watcher
 
 def test_a_killed_zygote_takes_its_executors_along_and_all_come_back(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    own, watcher, metrics = Zygote(tmp_path / "run", LIMIT), Watcher(), Metrics()
-    settings = Settings(models=(tmp_path / "models",), max_message_bytes=LIMIT, model_threads=1)
+    own, watcher = Zygote(tmp_path / "run", LIMIT), Watcher()
     for name in ("a", "b"):
         times(tmp_path / "models" / name / "1" / "model.onnx", 4)
-    routes, launcher = RoutePublisher(own.run_dir, LIMIT), Launcher(settings, metrics, own, watcher)
-    engine = Engine(Repository(settings.models), launcher.start, metrics, routes, version="t", drain_timeout_s=5)
-    try:
+    with engine_over(own, watcher, tmp_path / "models") as engine:
         engine.load_all()
         os.kill(own._process.pid, signal.SIGKILL)
         deadline = time.monotonic() + 10
@@ -179,10 +172,8 @@ def test_a_killed_zygote_takes_its_executors_along_and_all_come_back(tmp_path: P
                 thread.join(5)
         assert floats(engine.model_infer(request("a", [[1, 1]]))) == [4, 4]
         assert own._process.poll() is None
-    finally:
-        engine.close()
-        watcher.close()
-        own.close()
+    watcher.close()
+    own.close()
 
 
 def test_a_run_folder_with_too_long_a_path_is_refused(tmp_path: Path) -> None:

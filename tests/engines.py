@@ -1,0 +1,36 @@
+"""An engine with real executor processes, wired as the server wires it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from inference_server import host
+from inference_server.engine import Engine
+from inference_server.executors.memory_limit import MemoryLimits
+from inference_server.executors.process import Watcher, Zygote
+from inference_server.launcher import Launcher
+from inference_server.metrics import Metrics
+from inference_server.repository import Repository
+from inference_server.reservations import Reservations
+from inference_server.routing import RoutePublisher
+from inference_server.settings import Settings
+
+LIMIT = 8 * 2**20
+
+
+@contextmanager
+def engine_over(
+    zygote: Zygote, watcher: Watcher, models: Path, *, limit: int = LIMIT, drain_timeout_s: float = 10, **said: Any
+) -> Iterator[Engine]:
+    """Loads nothing by itself. `said`: settings of the server."""
+    settings = Settings(models=(models,), **{"max_message_bytes": limit, "model_threads": 1, "memory_limits": "watch", **said})
+    metrics, routes, limits = Metrics(), RoutePublisher(zygote.run_dir, limit), MemoryLimits(settings.memory_limits)
+    reservations = Reservations(host.cores(), host.cpus(), host.memory()[0], default_threads=settings.model_threads)
+    launcher = Launcher(settings, metrics, zygote, watcher, reservations, limits)
+    engine = Engine(Repository(settings.models), launcher, metrics, routes, reservations, version="test", drain_timeout_s=drain_timeout_s)
+    try:
+        yield engine
+    finally:
+        engine.close()
+        limits.close()
