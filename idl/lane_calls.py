@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +108,11 @@ class LaneConnection:
             raise _unpackable(request, error) from error
         if size > self._memory_limit and (bytes_in := sum(len(tensor.data) for tensor in request.inputs)) > self._memory_limit:
             raise ServingError(Code.TOO_LARGE, f"the request has {bytes_in} bytes of tensors, at most {self._memory_limit} are taken")
+        self.send_packed(request.deadline, head, parts, size)
+
+    def send_packed(self, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
+        """As `send`, for what `lane.pack_request` or `lane.pack_head` made."""
         self._sequence += 1
-        deadline = request.deadline
         try:
             self._end.send(
                 lane.INFER, self._sequence & 0xFFFFFFFF, (0 if deadline is None else int(deadline * 1e9), 0, 0, 0), head, parts, size
@@ -128,6 +131,15 @@ class LaneConnection:
 
         Raises Answered as the executor says, Moved, ExecutorGone, LaneError; BlockingIOError on a non-blocking socket with nothing there.
         """
+        frame = self.receive_frame()
+        if frame is None:
+            return None
+        a, b, c, d = frame.numbers
+        head = lane.unpack_head(frame.head)
+        return LaneAnswer(lane.unpack_tensors(head, frame.body), head.parameters, a, b, c, d)
+
+    def receive_frame(self) -> lane.Frame | None:
+        """As `receive`, the RESULT frame as it came: its body holds until the next request on this connection."""
         try:
             frame = self._end.receive()
         except (TimeoutError, BlockingIOError):
@@ -142,7 +154,9 @@ class LaneConnection:
         if frame.sequence != self._sequence & 0xFFFFFFFF:
             raise lane.LaneError("an answer to another request")
         self.last_used = time.monotonic()
-        return _answer(frame)
+        if frame.kind != lane.RESULT:
+            raise _no_result(frame)
+        return frame
 
     def _greeted(self, frame: lane.Frame) -> None:
         self._slot = frame.numbers[0]
@@ -179,17 +193,14 @@ def _unpackable(request: InferRequest, error: Exception) -> ServingError:
     return tensors.invalid(f"the request cannot be sent to the model: {error}")
 
 
-def _answer(frame: lane.Frame) -> LaneAnswer:
-    a, b, c, d = frame.numbers
-    if frame.kind == lane.RESULT:
-        head = lane.unpack_head(frame.head)
-        return LaneAnswer(lane.unpack_tensors(head, frame.body), head.parameters, a, b, c, d)
+def _no_result(frame: lane.Frame) -> Exception:
+    """What an answer without a result is raised as."""
     if frame.kind == lane.MOVED:
-        raise Moved
+        return Moved()
     if frame.kind != lane.ERROR:
-        raise lane.LaneError(f"a frame of kind {frame.kind} as an answer")
+        return lane.LaneError(f"a frame of kind {frame.kind} as an answer")
     said = json.loads(frame.head)
-    raise Answered(Code(said["code"]), said["message"], retry_after_ms=a)
+    return Answered(Code(said["code"]), said["message"], retry_after_ms=frame.numbers[0])
 
 
 class LanePool:
