@@ -8,6 +8,8 @@ server's pid and start time in their names, so that a later server removes what 
 import contextlib
 import itertools
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from inference_server.control_groups import ControlGroup, field, number
 
 _PREFIX = "outboard-"
 _LEAF = "server"
+LONGEST_EXIT_S = 1.0
 _AT_ONCE = 4 * 2**20
 """Bytes that a process may ask for in one step: so near below its limit it was when it was refused more."""
 
@@ -48,12 +51,7 @@ class MemoryGroup:
 
     def remove(self) -> bool:
         """False while a process of it is still on its way out."""
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                self.folder.rmdir()
-            except OSError:
-                return False
-        return True
+        return _removed(self.folder)
 
 
 class MemoryGroups:
@@ -125,7 +123,24 @@ class MemoryGroups:
             for pid in _processes(leaf):
                 with contextlib.suppress(ProcessLookupError):
                     (self._group.folder / "cgroup.procs").write_text(str(pid))
-            leaf.rmdir()
+            wait_until(lambda: _removed(leaf))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Looks again for a moment: a process that has ended may be counted in its group a little longer."""
+    give_up = time.monotonic() + LONGEST_EXIT_S
+    while not is_so() and time.monotonic() < give_up:
+        time.sleep(0.005)
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _settings(version: int, limit: int) -> tuple[tuple[str, int], ...]:

@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_server.executors.memory_groups import MemoryGroup, MemoryGroups, Unusable
+from inference_server.executors.memory_groups import MemoryGroup, MemoryGroups, Unusable, wait_until
 from inference_server.reservations import in_units
 
 log = logging.getLogger("outboard.server")
@@ -92,8 +92,8 @@ class MemoryLimits:
         """To be called when every process is gone; what still holds a group keeps it until a later server's start."""
         self._watch.close()
         with self._lock:
-            self._leaving = [each for each in (*self._leaving, *self._grouped.values()) if not each.remove()]
-            self._grouped = {}
+            leaving, self._leaving, self._grouped = [*self._leaving, *self._grouped.values()], [], {}
+        wait_until(lambda: all(group.remove() for group in leaving))
         if self._groups is not None:
             self._groups.close()
 

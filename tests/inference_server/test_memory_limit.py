@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inference_server import control_groups
-from inference_server.executors.memory_groups import MemoryGroups, Unusable
+from inference_server.executors.memory_groups import MemoryGroups, Unusable, remove_left_overs
 from inference_server.executors.memory_limit import MemoryLimits
 from tests.eventually import eventually
 
@@ -155,10 +155,9 @@ def looked(statm: int) -> bool:
     return len(os.pread(statm, 200, 0).split()) == 7
 
 
-@with_groups
-def test_groups_of_a_server_that_was_killed_are_removed_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
-    script = """
-import sys, os, time
+SERVER = """
+import os, sys, time
+sys.stdin.readline()
 from inference_server.executors.memory_limit import MemoryLimits
 limits = MemoryLimits()
 child = os.fork()
@@ -169,22 +168,34 @@ limits.apply(child, 1 << 30)
 print(limits._grouped[child].folder, child, flush=True)
 time.sleep(60)
 """
-    server = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+@with_groups
+def test_groups_of_a_server_that_was_killed_are_removed_and_those_of_a_living_one_stay() -> None:
+    ours = MemoryGroups()
+    place = ours.make(4 << 30)  # a group for that server, as an init system or a container has one for it
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        assert server.stdout is not None
+        assert server.stdin is not None and server.stdout is not None
+        place.add(server.pid)
+        server.stdin.write("go\n")
+        server.stdin.flush()
         folder, child = server.stdout.readline().split()
-        assert (Path(folder) / "cgroup.procs").read_text().split() == [child]
-        MemoryGroups().close()
+        assert (Path(folder) / "cgroup.procs").read_text().split() == [child] and Path(folder).parent == place.folder
+        remove_left_overs(place.folder)
         assert Path(folder).is_dir(), "its server lives"
         server.kill()
         server.wait(10)
         os.kill(int(child), 9)
-        eventually(lambda: not (Path(folder) / "cgroup.procs").read_text(), "the process has ended")
-        MemoryGroups().close()
-        assert not Path(folder).exists()
+        eventually(lambda: not any(path.read_text() for path in place.folder.rglob("cgroup.procs")), "the processes have ended")
+        remove_left_overs(place.folder)
+        assert not [path for path in place.folder.iterdir() if path.is_dir()]
     finally:
         server.kill()
         server.communicate()
+        eventually(place.remove, "the group is empty")
+        ours.close()
+    assert not left_over_groups()
 
 
 @with_groups
