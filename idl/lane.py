@@ -215,7 +215,7 @@ class LaneEnd:
                 view = memoryview(data).cast("B") if not isinstance(data, bytes) else data
                 frame.append(view)
                 at = offset + len(view)
-            self.sock.sendmsg(frame)
+            self.sock.send(b"".join(frame))
             return
         if HEADER.size + len(head) > FRAME_BYTES:
             raise LaneError("the description of the tensors is too long for a frame")

@@ -1,15 +1,18 @@
 """Several requests as one run: their inputs put together along the first axis, the outputs taken apart again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from idl import lane, tensors
-from idl.messages import Tensor
 from idl.tensors import Array
 from inference_server.executors.prepared import Prepared
-from inference_server.types import Signature
+
+
+Encoded = tuple[bytes, list[tuple[int, Any]], int]
+"""(head, parts, size) for the lane."""
+SMALL_BYTES = 16 * 1024
 
 
 class NotSplittable(Exception):
@@ -18,6 +21,11 @@ class NotSplittable(Exception):
 
 def decode(prepared: Prepared, body: memoryview) -> dict[str, Array]:
     """One request's inputs, as views of `body` where the type allows. Raises invalid_input."""
+    if prepared.layout:
+        return {
+            name: np.frombuffer(body, dtype, count, offset).reshape(shape) if count else np.empty(shape, dtype)
+            for name, dtype, count, offset, shape in prepared.layout
+        }
     return {t.name: tensors.decode(t.name, t.datatype, t.shape, body[t.offset : t.offset + t.size]) for t in prepared.tensors}
 
 
@@ -37,37 +45,37 @@ def merge(many: Sequence[tuple[Prepared, memoryview]]) -> dict[str, Array]:
 
 
 class Results:
-    """What one run gave, to be handed out in rows."""
+    """What one run gave, to be handed out whole or in rows. `datatypes`: of each output."""
 
-    def __init__(self, signature: Signature, wanted: Sequence[str], arrays: Sequence[Array]) -> None:
-        datatypes = {spec.name: spec.datatype for spec in signature.outputs}
-        self._parts = [_flat(name, datatypes[name], array) for name, array in zip(wanted, arrays, strict=True)]
+    def __init__(self, datatypes: Mapping[str, str], wanted: Sequence[str], arrays: Sequence[Array]) -> None:
+        self._parts = [(name, datatypes[name], array) for name, array in zip(wanted, arrays, strict=True)]
 
-    def whole(self) -> tuple[bytes, list[tuple[int, Any]], int]:
-        """(head, parts, size) of everything, for the lane."""
-        return lane.pack_request([Tensor(name, datatype, shape, data) for name, datatype, shape, data, _ in self._parts], (), {})
+    def whole(self) -> Encoded:
+        """Everything."""
+        return _encoded([(name, datatype, array.shape, _content(array, datatype)) for name, datatype, array in self._parts])
 
     def check_rows(self, rows: int) -> None:
         """Raises NotSplittable unless every output has this many rows."""
-        for name, _, shape, _, _ in self._parts:
-            if not shape or shape[0] != rows:
-                raise NotSplittable(f"output {name!r} has shape {list(shape)} for {rows} rows")
+        for name, _, array in self._parts:
+            if not array.ndim or array.shape[0] != rows:
+                raise NotSplittable(f"output {name!r} has shape {list(array.shape)} for {rows} rows")
 
-    def rows(self, begin: int, end: int) -> tuple[bytes, list[tuple[int, Any]], int]:
-        """The same for rows `begin` to `end`."""
-        made = []
-        for name, datatype, shape, data, array in self._parts:
-            count = end - begin
-            if datatype == "BYTES":
-                piece: Any = tensors.encode(array[begin:end], "BYTES")
-            else:
-                size = len(data) // shape[0]
-                piece = data[begin * size : end * size]
-            made.append(Tensor(name, datatype, (count, *shape[1:]), piece))
-        return lane.pack_request(made, (), {})
+    def rows(self, begin: int, end: int) -> Encoded:
+        """Rows `begin` to `end`."""
+        pieces = ((name, datatype, array[begin:end]) for name, datatype, array in self._parts)
+        return _encoded([(name, datatype, piece.shape, _content(piece, datatype)) for name, datatype, piece in pieces])
 
 
-def _flat(name: str, datatype: str, array: Array) -> tuple[str, str, tuple[int, ...], Any, Array]:
+def _content(array: Array, datatype: str) -> Any:
+    """A buffer of its bytes: a copy of a small one, which is cheaper than a view."""
     if datatype == "BYTES":
-        return name, datatype, array.shape, tensors.encode(array, "BYTES"), array
-    return name, datatype, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, array
+        return tensors.encode(array, "BYTES")
+    if array.nbytes <= SMALL_BYTES:
+        return array.tobytes()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _encoded(pieces: list[tuple[str, str, tuple[int, ...], Any]]) -> Encoded:
+    described = [(name, datatype, shape, len(data)) for name, datatype, shape, data in pieces]
+    head, offsets, size = lane.pack_head(described, (), {})
+    return head, [(offset, piece[3]) for offset, piece in zip(offsets, pieces, strict=True)], size

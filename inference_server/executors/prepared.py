@@ -1,10 +1,12 @@
 """What a request's head asks for: read and checked once, and remembered, because callers send the same head again and again."""
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from idl import lane
+from idl.tensors import DTYPES
 from inference_server import errors
 from inference_server.request_checks import check
 from inference_server.types import Signature
@@ -19,7 +21,9 @@ class Prepared:
     """A checked head. Requests of one `key` may share a run, None runs alone; `rows`: its share of the batch; `timeout_ns` 0: none."""
 
     tensors: tuple[lane.TensorHead, ...]
-    wanted: tuple[str, ...]
+    layout: tuple[tuple[str, Any, int, int, tuple[int, ...]], ...]
+    """Of each input: name, numpy type, number of elements, offset, shape. Empty where one is BYTES, which is decoded element by element."""
+    wanted: list[str]
     parameters: Mapping[str, Any]
     body_size: int
     key: Hashable
@@ -65,7 +69,7 @@ class Preparer:
         wanted = head.wanted or self._all
         key, rows = self._key(head, wanted)
         priority = _whole(head.parameters, "priority", 2**32)
-        return Prepared(head.tensors, wanted, head.parameters, head.body_size, key, rows, priority, timeout_ns)
+        return Prepared(head.tensors, _layout(head), list(wanted), head.parameters, head.body_size, key, rows, priority, timeout_ns)
 
     def _key(self, head: lane.Head, wanted: tuple[str, ...]) -> tuple[Hashable, int]:
         if not self._batching or not _SCHEDULING.issuperset(head.parameters):
@@ -74,6 +78,12 @@ class Preparer:
         if len(rows) != 1 or 0 in rows:
             return None, 1
         return (wanted, tuple((t.name, t.datatype, t.shape[1:]) for t in head.tensors)), rows.pop()
+
+
+def _layout(head: lane.Head) -> tuple[tuple[str, Any, int, int, tuple[int, ...]], ...]:
+    if any(tensor.datatype == "BYTES" for tensor in head.tensors):
+        return ()
+    return tuple((t.name, DTYPES[t.datatype], math.prod(t.shape), t.offset, t.shape) for t in head.tensors)
 
 
 def _whole(parameters: Mapping[str, Any], name: str, most: int) -> int:

@@ -207,13 +207,13 @@ class Executor:
     def _compute(self, batch: list[Waiting], inputs: dict[str, Array]) -> Results:
         model, prepared = self._model, batch[0].prepared
         assert model is not None, "nothing is queued before a model is there"
-        wanted = list(prepared.wanted)
+        wanted = prepared.wanted
         if self._row_ns * len(batch) > LONG_RUN_NS:
             with self._keeper:
                 arrays = model.run(inputs, wanted)
         else:
             arrays = model.run(inputs, wanted)
-        return Results(model.signature, wanted, arrays)
+        return Results(self._datatypes, wanted, arrays)
 
     def _answer(self, batch: list[Waiting], results: Results, started: int, decoded: int, computed: int) -> None:
         begin, rows, encoded = 0, 0, []
@@ -341,6 +341,7 @@ class Executor:
             default_timeout_ns=policy.default_timeout_ns,
         )
         self._row_ns = tuning.row_ns.get(1, 0)
+        self._datatypes = {spec.name: spec.datatype for spec in model.signature.outputs}
         self._model = model
         self._board.cells[boards.STATE] = boards.READY
         self._say(
