@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +77,18 @@ def running(
             process.wait()
         # what is no descendant of ours any more ended long ago, and its number may be another's
         for pid in set(left) & set(tree(os.getpid())) - {process.pid, os.getpid()}:
-            _kill(pid)
+            send([pid], signal.SIGKILL)
         if process.stdout:
             process.stdout.close()
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def send(roots: Iterable[int], number: int) -> None:
+    """The signal to these processes and all their descendants; one that ended meanwhile is passed over."""
+    for pid in [pid for root in roots for pid in tree(root)]:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
 
 
 def read_line(stream: IO[str], process: subprocess.Popen[str], log: Path) -> str:

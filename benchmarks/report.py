@@ -1,10 +1,15 @@
 """A stored result as Markdown tables. `benchmarks/report FILE...` prints them."""
 
+import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.peers import plot
+from benchmarks.peers import tables as peers
+from benchmarks.tables import pair, table
 
 MIB = 2**20
 
@@ -17,6 +22,8 @@ def markdown(found: dict[str, Any]) -> str:
         parts.append(_comparison(found["comparison"]))
     if "start" in found:
         parts.append(_start(found["start"]))
+    if "peers" in found:
+        parts.append(peers.markdown(found["peers"]))
     return "\n\n".join(parts)
 
 
@@ -33,7 +40,7 @@ def _speed(model: str, rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         if row["model"] == model:
-            figures = [_pair(row["requests_per_s"], "{:,.0f}"), _pair(row["p50_ms"], "{:,.2f}"), _pair(row["p99_ms"], "{:,.2f}")]
+            figures = [pair(row["requests_per_s"], "{:,.0f}"), pair(row["p50_ms"], "{:,.2f}"), pair(row["p99_ms"], "{:,.2f}")]
             lines.append([row["path"], row["generator"], str(row["concurrency"]), *figures, str(row["errors"])])
     head = ["way in", "load from", "at once", "requests/s", "p50 ms", "p99 ms", "errors"]
     return f"### Model `{model}`\n\n{table(head, lines)}"
@@ -42,9 +49,9 @@ def _speed(model: str, rows: list[dict[str, Any]]) -> str:
 def _comparison(found: dict[str, Any]) -> str:
     names = list(found["load"])
     load = [
-        ["requests/s", *(_pair(found["load"][name]["requests_per_s"], "{:,.1f}") for name in names)],
-        ["p50 ms", *(_pair(found["load"][name]["p50_ms"], "{:,.0f}") for name in names)],
-        ["p99 ms", *(_pair(found["load"][name]["p99_ms"], "{:,.0f}") for name in names)],
+        ["requests/s", *(pair(found["load"][name]["requests_per_s"], "{:,.1f}") for name in names)],
+        ["p50 ms", *(pair(found["load"][name]["p50_ms"], "{:,.0f}") for name in names)],
+        ["p99 ms", *(pair(found["load"][name]["p99_ms"], "{:,.0f}") for name in names)],
         ["errors", *(str(found["load"][name]["errors"]) for name in names)],
         *(
             [f"memory {when}, MiB", *(_mib(sum(role["pss"] for role in found[key][name].values())) for name in names)]
@@ -82,24 +89,26 @@ def _start(found: dict[str, Any]) -> str:
         for key, name in (("serve", "`outboard serve`"), ("up", "`outboard up`"))
         for role, entry in found[key].items()
     ]
-    seconds = _pair(found["serve_to_first_answer_s"], "{:.2f} s")
+    seconds = pair(found["serve_to_first_answer_s"], "{:.2f} s")
     text = f"### Start and rest\n\n`outboard serve` with the tiny model, from its start to the first answer: {seconds}. At rest, with the tiny model:"
     return f"{text}\n\n{table(['', 'processes', 'number', 'PSS, MiB'], rows)}"
-
-
-def _pair(figure: dict[str, float], form: str) -> str:
-    return f"{form.format(figure['best'])} ({form.format(figure['median'])})"
 
 
 def _mib(size: float) -> str:
     return f"{size / MIB:,.0f}"
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/report", description="Stored results as Markdown tables.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="also draw the comparison with the peers, of the first file that has one")
+    chosen = parser.parse_args(arguments)
+    every = [json.loads(file.read_text()) for file in chosen.files]
+    for found in every:
+        print(markdown(found))
+    if chosen.plot:
+        chosen.plot.write_text(plot.svg(next(found["peers"] for found in every if "peers" in found)))
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        print(markdown(json.loads(Path(argument).read_text())))
+    main(sys.argv[1:])

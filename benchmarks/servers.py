@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import free_port, read_line, running
+from benchmarks.processes import Cores, free_port, pinned, read_line, running
 
 OUTBOARD = str(Path(sys.executable).with_name("outboard"))
 
@@ -29,13 +29,13 @@ class Host:
 
 
 @contextmanager
-def outboard_up(models: Path, data: Path, settings: Mapping[str, str] | None = None) -> Iterator[Host]:
+def outboard_up(models: Path, data: Path, settings: Mapping[str, str] | None = None, cores: Cores = ()) -> Iterator[Host]:
     """Everything on one machine: nginx, gateway, model host."""
     command = [OUTBOARD, "up", "--data", str(data), "--models", str(models), "--no-demo"]
     for name in ("http", "grpc", "thrift", "metrics"):
         command += [f"--{name}-port", str(free_port())]
     log = data.with_suffix(".log")
-    with running(command, log=log, environ=_environ(settings), stdout=subprocess.PIPE) as process:
+    with running(pinned(command, cores), log=log, environ=environ(settings), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         addresses = ready_addresses(read_line(process.stdout, process, log))
         yield Host(addresses["grpc"], addresses["thrift"], addresses["http"], process.pid, data / "run")
@@ -46,7 +46,7 @@ def outboard_serve(models: Path, run_dir: Path, thrift_port: int = 0) -> Iterato
     """The model host alone, not yet ready."""
     command = [OUTBOARD, "serve", "--models", str(models), "--run-dir", str(run_dir)]
     command += ["--grpc-port", "0", "--thrift-port", str(thrift_port), "--metrics-port", "0"]
-    with running(command, log=run_dir.with_suffix(".log"), environ=_environ(), stdout=subprocess.PIPE) as process:
+    with running(command, log=run_dir.with_suffix(".log"), environ=environ(), stdout=subprocess.PIPE) as process:
         yield process
 
 
@@ -58,7 +58,7 @@ def ready_addresses(line: str) -> dict[str, str]:
     return dict(part.split("=", 1) for part in rest.split())
 
 
-def _environ(settings: Mapping[str, str] | None = None) -> dict[str, str]:
+def environ(settings: Mapping[str, str] | None = None) -> dict[str, str]:
     """This environment without settings that somebody left in it."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOARD_")}
     return clean | dict(settings or {})

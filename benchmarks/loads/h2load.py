@@ -13,6 +13,8 @@ from benchmarks.figures import Sample, sample
 from benchmarks.processes import Cores, pinned
 
 NAME = "h2load"
+_VARIATION = 8
+"""Bytes by which right answers to one request may differ."""
 _HEADERS = ("content-type: application/grpc", "te: trailers")
 
 
@@ -51,5 +53,8 @@ def load(
 
 
 def without_message(answers: int, received: int, answer_bytes: int) -> int:
-    """How many of `answers` brought no message, when `received` bytes of messages arrived and a right answer has `answer_bytes`."""
-    return max(0, answers - received // answer_bytes) if answer_bytes else 0
+    """How many of `answers` brought no message at least, when `received` bytes of messages arrived and a right answer has `answer_bytes`.
+
+    Answers may differ by a few bytes, as by numbers in them: so a few failures among many small answers are not seen.
+    """
+    return max(0, answers - received // max(1, answer_bytes - _VARIATION)) if answer_bytes else 0

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -18,6 +18,7 @@ from benchmarks.peers import environments
 from benchmarks.peers.models import BIG, Models, ServedModel, Tensor
 from benchmarks.processes import Cores, free_port, pinned, running, wait_until
 
+TRITON, MLSERVER, KSERVE, LITSERVE = "Triton", "MLServer", "KServe", "LitServe"
 INSIDE = Path(__file__).parent / "inside"
 _MESSAGE_BYTES = 64 * 2**20
 _START_TIMEOUT_S = 120
@@ -25,17 +26,18 @@ _START_TIMEOUT_S = 120
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A server that answers. `grpc` is host:port, `http` a URL, "" where it does not speak it; `pid` is the root of its processes.
+    """A server that answers. `grpc` is host:port, `http` a URL, "" where it does not speak it; `pids` are the roots of its processes.
 
-    `sockets`: protocol -> path of a unix socket. `headers` go with every HTTP request.
+    `thrift_socket`: path of a unix socket, of Outboard. `headers` go with every HTTP request. `counts`: ModelStatistics tells failures.
     """
 
     name: str
-    pid: int
+    pids: tuple[int, ...]
     grpc: str = ""
     http: str = ""
-    sockets: Mapping[str, Path] = field(default_factory=dict)
+    thrift_socket: Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    counts: bool = False
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def triton(folder: Path, peers: Path, models: Models, cores: Cores) -> Iterator[
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
     environ = _environ(peers / "triton", LD_LIBRARY_PATH=libraries)
     with running(pinned(command, cores), log=folder / "log", environ=environ, timeout_s=60) as process:
-        yield _ready(process, "Triton", grpc, http, "/v2/health/ready", folder / "log")
+        yield _ready(process, TRITON, grpc, http, "/v2/health/ready", folder / "log")
 
 
 def _triton_config(model: ServedModel) -> str:
@@ -95,7 +97,7 @@ def mlserver(folder: Path, peers: Path, models: Models, cores: Cores) -> Iterato
     command = [str(peers / "mlserver" / "bin" / "mlserver"), "start", str(folder)]
     environ = _environ(peers / "mlserver", PYTHONPATH=str(INSIDE))
     with running(pinned(command, cores), log=folder / "log", environ=environ) as process:
-        yield _ready(process, "MLServer", grpc, http, "/v2/health/ready", folder / "log")
+        yield _ready(process, MLSERVER, grpc, http, "/v2/health/ready", folder / "log")
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def kserve(folder: Path, peers: Path, models: Models, cores: Cores) -> Iterator[
     for way in ("send", "receive"):
         command += [f"--grpc_max_{way}_message_length", str(_MESSAGE_BYTES)]
     with running(pinned(command, cores), log=folder / "log", environ=_environ(peers / "kserve")) as process:
-        yield _ready(process, "KServe", grpc, http, "/v2/health/ready", folder / "log")
+        yield _ready(process, KSERVE, grpc, http, "/v2/health/ready", folder / "log")
 
 
 @contextmanager
@@ -117,10 +119,17 @@ def litserve(folder: Path, peers: Path, models: Models, cores: Cores) -> Iterato
     served = tuple(model for model in models.served if model.name != BIG)
     command = [str(peers / "litserve" / "bin" / "python"), str(INSIDE / "litserve_server.py"), str(_list(folder, served)), str(http)]
     with running(pinned(command, cores), log=folder / "log", environ=_environ(peers / "litserve")) as process:
-        yield _ready(process, "LitServe", 0, http, "/health", folder / "log")
+        yield _ready(process, LITSERVE, 0, http, "/health", folder / "log")
 
 
-START: dict[str, Callable[..., object]] = {"triton": triton, "mlserver": mlserver, "kserve": kserve, "litserve": litserve}
+Start = Callable[[Path, Path, Models, Cores], AbstractContextManager[Contestant]]
+PEERS: dict[str, tuple[str, Start]] = {
+    TRITON: ("triton", triton),
+    MLSERVER: ("mlserver", mlserver),
+    KSERVE: ("kserve", kserve),
+    LITSERVE: ("litserve", litserve),
+}
+"""Name -> its environment, and how it starts in a new folder: `(folder, peers, models, cores)`."""
 
 
 def _list(folder: Path, served: tuple[ServedModel, ...]) -> Path:
@@ -157,4 +166,4 @@ def _ready(process: subprocess.Popen[str], name: str, grpc: int, http: int, path
         wait_until(answers, f"{name} ready", timeout_s=_START_TIMEOUT_S, pause_s=0.1)
     except TimeoutError as error:
         raise RuntimeError(f"{error}; its log ends with:\n{log.read_text()[-4000:]}") from error
-    return Contestant(name, process.pid, f"127.0.0.1:{grpc}" if grpc else "", f"http://127.0.0.1:{http}")
+    return Contestant(name, (process.pid,), f"127.0.0.1:{grpc}" if grpc else "", f"http://127.0.0.1:{http}", counts=name == TRITON)
