@@ -6,7 +6,6 @@ second signal cut the drain short.
 
 import argparse
 import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -15,7 +14,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 
-from inference_server import host, logs
+from inference_server import host, logs, run_folders
 from inference_server.engine import Engine
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import Watcher, Zygote
@@ -82,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     logs.configure(settings.log_level)
     _raise_descriptor_limit()
-    temporary = None if settings.run_dir else Path(tempfile.mkdtemp(prefix="outboard-"))
+    temporary = None if settings.run_dir else run_folders.temporary()
     try:
         return Server(settings, settings.run_dir or temporary or Path()).serve()
     except (OSError, ValueError) as error:
@@ -100,7 +98,7 @@ class Server:
         self._settings = settings
         run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._run_dir = run_dir
-        self._guard = _only_one(run_dir)
+        self._guard = run_folders.lock(run_dir)
         self._stopping = threading.Event()
         self._closers = contextlib.ExitStack()
         try:
@@ -272,17 +270,6 @@ def _unix_listener(path: Path) -> socket.socket:
         sock.close()
         raise OSError(f"socket {path}: {error.strerror or error}") from error
     return sock
-
-
-def _only_one(run_dir: Path) -> int:
-    """Holds the run folder for this process: two servers in one would take each other's sockets away."""
-    descriptor = os.open(run_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise OSError(f"another server uses the run folder {run_dir}") from None
-    return descriptor
 
 
 def _raise_descriptor_limit() -> None:
