@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.protobuf.json_format import MessageToDict
 
-from idl import tensors
+from idl import config_json, tensors
 from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
 from idl.messages import (
@@ -110,31 +109,6 @@ def _spec(tensor: Any) -> TensorSpec:
 def _decode_metadata(reply: Any) -> ModelMetadata:
     inputs, outputs = (tuple(map(_spec, specs)) for specs in (reply.inputs, reply.outputs))
     return ModelMetadata(reply.name, tuple(reply.versions), reply.platform, inputs, outputs, dict(reply.properties))
-
-
-def _decode_config(reply: Any) -> dict[str, Any]:
-    """protobuf's JSON mapping with the IDL's field names; 64-bit numbers are numbers, as `/v2/models/{model}/config` has them."""
-    config: dict[str, Any] = {"max_batch_size": reply.config.max_batch_size}
-    config |= _with_numbers(reply.config.DESCRIPTOR, MessageToDict(reply.config, preserving_proto_field_name=True))
-    for tensor in [*config.get("input", ()), *config.get("output", ())]:
-        tensor.setdefault("dims", [])
-    return config
-
-
-def _with_numbers(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """protobuf's JSON mapping writes 64-bit numbers as texts: here they become numbers again."""
-    return {name: _number(kind.fields_by_name[name], value) for name, value in values.items()}
-
-
-def _number(field: Any, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_number(field, item) for item in value]
-    kind = field.message_type
-    if kind is not None and kind.GetOptions().map_entry:
-        return {key: _number(kind.fields_by_name["value"], item) for key, item in value.items()}
-    if kind is not None:
-        return _with_numbers(kind, value)
-    return int(value) if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) else value
 
 
 def _statistics(model: Any) -> ModelStatistics:
@@ -250,7 +224,7 @@ CODECS: dict[str, Codec] = {
     ),
     "ModelMetadata": _open("ModelMetadata", _named(pb.ModelMetadataRequest), _decode_metadata),
     "ModelInfer": _open("ModelInfer", _encode_infer, _decode_infer),
-    "ModelConfig": _open("ModelConfig", _named(pb.ModelConfigRequest), _decode_config),
+    "ModelConfig": _open("ModelConfig", _named(pb.ModelConfigRequest), lambda reply: config_json.to_json(reply.config)),
     "ModelStatistics": _open(
         "ModelStatistics", _named(pb.ModelStatisticsRequest), lambda reply: tuple(map(_statistics, reply.model_stats))
     ),

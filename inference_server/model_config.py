@@ -1,38 +1,79 @@
-"""The model configuration that the protocol's ModelConfig verb answers, made from the file's signature and `model.toml`."""
+"""What a loaded model is told to be: the answer of the protocol's ModelConfig verb, and the properties in its metadata.
+
+Both are made from what was decided, not from what was asked for: a client that goes by them is never wrong.
+"""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf.json_format import ParseDict
+
+from idl import config_json
+from idl.generated import inference_pb2 as pb
 from idl.messages import TensorSpec
+from inference_server.declared import Declared, DeclaredTensor
 from inference_server.model_settings import ModelSettings, VersionPolicy
-from inference_server.repository import MODEL_FILE
-from inference_server.types import Signature
+from inference_server.triton_config import ANSWERED, BACKEND, OWN_PARAMETER
+from inference_server.types import Batching, Signature
+from inference_server.version_labels import Labels, described
 
-PARAMETER = "outboard"
-"""The parameter whose value is a JSON text of `ModelSettings.published`: what the gateway needs to know of a model."""
+_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider", "MIGraphXExecutionProvider")
 
 
-def model_config(name: str, settings: ModelSettings, signature: Signature, providers: tuple[str, ...]) -> dict[str, Any]:
-    """protobuf's JSON mapping of `inference.ModelConfig`, with the field names as they stand in the IDL.
+def model_config(
+    name: str,
+    settings: ModelSettings,
+    signature: Signature,
+    providers: tuple[str, ...],
+    *,
+    batching: Batching | None = None,
+    declared: Declared | None = None,
+    parameters: Mapping[str, str] | None = None,
+    instances: int = 1,
+) -> dict[str, Any]:
+    """`inference.ModelConfig` as `idl.config_json` has it.
 
-    max_batch_size is 0 and dims are whole shapes: requests are run one by one.
+    max_batch_size is 0, and dims are whole shapes, where a request's first axis is not a batch; else dims leave that axis out.
     """
-    kind = "KIND_GPU" if any(provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") for provider in providers) else "KIND_CPU"
-    return {
+    batching, declared = batching or Batching(), declared or Declared()
+    size = batching.max_batch_size if batching.on else 1 if declared.max_batch_size else 0
+    config: dict[str, Any] = {
         "name": name,
         "platform": signature.platform,
-        "backend": "onnxruntime",
+        "backend": BACKEND,
         "version_policy": _version_policy(settings.version_policy),
-        "max_batch_size": 0,
-        "input": [_tensor(spec) for spec in signature.inputs],
-        "output": [_tensor(spec) for spec in signature.outputs],
-        "instance_group": [{"name": name, "count": 1, "kind": kind}],
-        "default_model_filename": MODEL_FILE,
+        "max_batch_size": size,
+        "input": [_tensor(spec, size, _of(spec, declared.inputs)) for spec in signature.inputs],
+        "output": [_tensor(spec, size, _of(spec, declared.outputs)) for spec in signature.outputs],
+        "instance_group": [{"name": name, "count": instances, "kind": "KIND_GPU" if set(_GPU) & set(providers) else "KIND_CPU"}],
+        "default_model_filename": settings.model_file,
         "parameters": {
-            PARAMETER: {"string_value": json.dumps(settings.published(), ensure_ascii=False)},
-            "execution_providers": {"string_value": ",".join(providers)},
+            **{key: {"string_value": value} for key, value in (parameters or {}).items()},
+            OWN_PARAMETER: {"string_value": json.dumps(settings.published(), ensure_ascii=False)},
+            **{key: {"string_value": value} for key, value in zip(ANSWERED, (verdict(batching), ",".join(providers)), strict=True)},
         },
     }
+    if batching.on:
+        config["dynamic_batching"] = _dynamic_batching(batching)
+    return config_json.to_json(ParseDict(config, pb.ModelConfig()))
+
+
+def properties(batching: Batching, labels: Labels, instances: int, unused: tuple[str, ...]) -> dict[str, str]:
+    """What the server decided about a model, as texts, in its metadata."""
+    found = {"batching": verdict(batching), "instances": str(instances)}
+    if labels.versions:
+        found["version_labels"] = described(labels)
+    if unused:
+        found["settings_not_acted_on"] = ", ".join(unused)
+    return found
+
+
+def verdict(batching: Batching) -> str:
+    """ "on, up to 16 rows" or "off: why"."""
+    if not batching.on:
+        return f"off: {batching.reason}" if batching.reason else "off"
+    return f"on, up to {batching.max_batch_size} rows"
 
 
 def _version_policy(policy: VersionPolicy) -> dict[str, Any]:
@@ -41,6 +82,27 @@ def _version_policy(policy: VersionPolicy) -> dict[str, Any]:
     return {"latest": {"num_versions": policy.latest}} if policy.latest else {"all": {}}
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
+def _of(spec: TensorSpec, tensors: tuple[DeclaredTensor, ...]) -> DeclaredTensor | None:
+    return next((tensor for tensor in tensors if tensor.name == spec.name), None)
+
+
+def _tensor(spec: TensorSpec, size: int, declared: DeclaredTensor | None) -> dict[str, Any]:
     datatype = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
-    return {"name": spec.name, "data_type": datatype, "dims": list(spec.shape)}
+    made: dict[str, Any] = {"name": spec.name, "data_type": datatype, "dims": list(spec.shape[1:] if size else spec.shape)}
+    if declared is not None and declared.reshape is not None:
+        made["reshape"] = {"shape": list(declared.reshape)}
+    return made
+
+
+def _dynamic_batching(batching: Batching) -> dict[str, Any]:
+    return {
+        "preferred_batch_size": list(batching.preferred),
+        "max_queue_delay_microseconds": batching.max_queue_delay_us,
+        "priority_levels": batching.priority_levels,
+        "default_priority_level": batching.default_priority,
+        "default_queue_policy": {
+            "default_timeout_microseconds": batching.default_timeout_us,
+            "allow_timeout_override": True,
+            "max_queue_size": batching.max_queue_size,
+        },
+    }

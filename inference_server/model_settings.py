@@ -1,22 +1,37 @@
-"""`model.toml`: what a model's owner says about it besides the file itself. Every key is optional, an unknown one is an error."""
+"""`model.toml`: what a model's owner says about it besides the file itself. Every key is optional, an unknown one is an error.
 
-import json
-import math
-import re
+The same keys may come as JSON, with a load request or inside a `config.pbtxt`; what several places say is put together key by key.
+"""
+
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-INPUT_KINDS = ("tensor", "image", "text", "audio", "video")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?")
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_MAX_LABELS_BYTES = 8 * 2**20
+from inference_server import input_declarations, label_files, version_labels, warmup_samples
+from inference_server.setting_checks import (
+    InvalidModelSettings,
+    Reader,
+    bad,
+    boolean,
+    byte_size,
+    cores,
+    is_whole,
+    one_of,
+    plain_name,
+    shown,
+    table,
+    text,
+    whole,
+    wholes,
+)
 
-
-class InvalidModelSettings(ValueError):
-    """The file cannot be used; the message names the key and the value."""
+FILE = "model.toml"
+MODEL_FILE = "model.onnx"
+_MAX_BYTES = 2**20
+_CPU_PROVIDERS = frozenset({"CPUExecutionProvider", "OpenVINOExecutionProvider", "DnnlExecutionProvider", "XnnpackExecutionProvider"})
+"""onnxruntime's providers that need no GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +50,49 @@ class VersionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """`memory` is in bytes, 0 for no limit. `labels`: output name -> one label per index. `inputs`: input name -> its declaration."""
+    """`memory` is in bytes, 0 for no limit; `threads` of one run, 0 for what `cpus` or the server says.
+
+    `max_batch_size`, `max_queue_delay_us` and `max_queue_size` None: found out at load, or the server's default. `batching` False: never.
+    `preferred_batch_sizes`: rows. Priorities are 1, the highest, to `priority_levels`, 0 for none; `default_priority` 0: the middle one.
+    `default_timeout_us`: longest wait in the queue of a request that says none, 0 for ever. `device` "": what the server has.
+    `labels`: output name -> one label per index. `inputs`: input name -> its declaration.
+    """
 
     public: bool = True
     description: str = ""
     max_batch_size: int | None = None
+    preferred_batch_sizes: tuple[int, ...] = ()
+    batching: bool = True
     max_queue_delay_us: int | None = None
     max_queue_size: int | None = None
+    default_timeout_us: int = 0
+    priority_levels: int = 0
+    default_priority: int = 0
     instances: int = 1
     executor: str = "process"
+    device: str = ""
     cpus: float = 0.0
+    threads: int = 0
     memory: int = 0
+    model_file: str = MODEL_FILE
+    onnxruntime: Mapping[str, Any] = field(default_factory=dict)
     version_policy: VersionPolicy = VersionPolicy()
+    version_labels: Mapping[str, int] = field(default_factory=dict)
+    canary_percent: int = 0
+    warmup: tuple[warmup_samples.Sample, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     top_k: int = 5
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def not_used_yet(self) -> tuple[str, ...]:
-        """The keys that were given and that this release does not act on: the log names them, so that nobody is misled."""
-        given = {
-            "max_batch_size": self.max_batch_size is not None,
-            "max_queue_delay_us": self.max_queue_delay_us is not None,
-            "max_queue_size": self.max_queue_size is not None,
-            "instances": self.instances != 1,
-            "executor": self.executor != "process",
-            "memory": self.memory != 0,
-        }
-        return tuple(name for name, is_given in given.items() if is_given)
+    def providers(self, server: Sequence[str]) -> tuple[str, ...]:
+        """Of the server's execution providers those that this model may use; the CPU's own where none would be left."""
+        if self.device != "cpu":
+            return tuple(server)
+        return tuple(name for name in server if name in _CPU_PROVIDERS) or ("CPUExecutionProvider",)
+
+    def unmet(self, providers: Sequence[str]) -> tuple[str, ...]:
+        """Keys that ask for what the providers, those that a loaded model got, do not have."""
+        return ("device",) if self.device == "gpu" and _CPU_PROVIDERS.issuperset(providers) else ()
 
     def published(self) -> dict[str, Any]:
         """What callers and the gateway are told, as JSON values."""
@@ -75,71 +106,63 @@ class ModelSettings:
 
 
 def read(folder: Path) -> ModelSettings:
-    """Reads `folder/model.toml` and the label files that it names. Raises InvalidModelSettings."""
-    path = folder / "model.toml"
+    """`folder/model.toml` and the label files that it names. Raises InvalidModelSettings."""
+    return combined(read_toml(folder))
+
+
+def read_toml(folder: Path) -> dict[str, Any]:
+    """The fields of ModelSettings that `folder/model.toml` sets. Raises InvalidModelSettings."""
     try:
-        text = path.read_bytes().decode()
+        with (folder / FILE).open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise InvalidModelSettings(f"{FILE} has more than {_MAX_BYTES} bytes")
+        return values(FILE, tomllib.loads(raw.decode()), folder)
     except FileNotFoundError:
-        return ModelSettings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidModelSettings(f"model.toml cannot be read: {type(error).__name__}") from error
-    try:
-        given = tomllib.loads(text)
+        return {}
     except tomllib.TOMLDecodeError as error:
-        raise InvalidModelSettings(f"model.toml is not TOML: {error}") from error
-    values: dict[str, Any] = {}
+        raise InvalidModelSettings(f"{FILE} is not TOML: {error}") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidModelSettings(f"{FILE} cannot be read: {type(error).__name__}") from error
+
+
+def values(source: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What `checked` gives. Raises InvalidModelSettings, naming `source`."""
+    try:
+        return checked(given, folder)
+    except InvalidModelSettings as error:
+        raise InvalidModelSettings(f"{source}: {error}") from error
+
+
+def checked(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Keys and values as TOML or JSON has them -> fields of ModelSettings. Raises InvalidModelSettings."""
+    found: dict[str, Any] = {}
     for key, value in given.items():
-        reader = _READERS.get(key)
-        if reader is None:
-            raise InvalidModelSettings(f"model.toml has an unknown key {key!r}; known are {', '.join(sorted(_READERS))}")
-        values[key] = reader(key, value, folder)
-    if "top_k" in given.get("labels", {}):
-        values["top_k"] = _whole(1, 100_000)("labels.top_k", given["labels"]["top_k"], folder)
-    return ModelSettings(**values)
+        if (reader := READERS.get(key)) is None:
+            raise InvalidModelSettings(f"there is no key {shown(key)}; known are {', '.join(sorted(READERS))}")
+        found[key] = reader(key, value, folder)
+    if "labels" in given and "top_k" in given["labels"]:
+        found["top_k"] = top_k("labels.top_k", given["labels"]["top_k"], folder)
+    return found
 
 
-def _bad(key: str, value: Any, want: str) -> InvalidModelSettings:
-    return InvalidModelSettings(f"model.toml: {key} = {value!r} is not {want}")
+def combined(*places: Mapping[str, Any]) -> ModelSettings:
+    """Fields out of several places, a later one stands above an earlier one. Raises InvalidModelSettings where they do not go together."""
+    given: dict[str, Any] = {}
+    for place in places:
+        given |= place
+    settings = ModelSettings(**given)
+    _check_together(settings)
+    return settings
 
 
-def _bool(key: str, value: Any, folder: Path) -> bool:
-    if not isinstance(value, bool):
-        raise _bad(key, value, "true or false")
-    return value
-
-
-def _text(key: str, value: Any, folder: Path) -> str:
-    if not isinstance(value, str):
-        raise _bad(key, value, "a text")
-    return value
-
-
-def _whole(least: int, most: int) -> Callable[[str, Any, Path], int]:
-    def reader(key: str, value: Any, folder: Path) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise _bad(key, value, f"a whole number from {least} to {most}")
-        return value
-
-    return reader
-
-
-def _executor(key: str, value: Any, folder: Path) -> str:
-    if value not in ("process", "thread"):
-        raise _bad(key, value, '"process" or "thread"')
-    return str(value)
-
-
-def _cpus(key: str, value: Any, folder: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise _bad(key, value, "a number above 0")
-    return float(value)
-
-
-def _memory(key: str, value: Any, folder: Path) -> int:
-    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise _bad(key, value, 'a size such as "2GiB"')
-    return int(float(found[1]) * _UNITS[found[2] or "B"])
+def _check_together(settings: ModelSettings) -> None:
+    most, sizes = settings.max_batch_size, settings.preferred_batch_sizes
+    if most is not None and sizes and sizes[-1] > max(most, 1):
+        raise InvalidModelSettings(f"preferred_batch_sizes has {sizes[-1]}, and max_batch_size is {most}")
+    if settings.default_priority > settings.priority_levels:
+        raise InvalidModelSettings(f"default_priority = {settings.default_priority}, and priority_levels is {settings.priority_levels}")
+    version_labels.checked(settings.version_labels, settings.canary_percent)
 
 
 def _version_policy(key: str, value: Any, folder: Path) -> VersionPolicy:
@@ -147,104 +170,57 @@ def _version_policy(key: str, value: Any, folder: Path) -> VersionPolicy:
     if value == "all":
         return VersionPolicy(latest=0)
     if not isinstance(value, dict) or len(value) != 1:
-        raise _bad(key, value, want)
+        raise bad(key, value, want)
     ((kind, inner),) = value.items()
-    if kind == "latest" and isinstance(inner, int) and not isinstance(inner, bool) and inner >= 1:
+    if kind == "latest" and is_whole(inner, 1, 10**18):
         return VersionPolicy(latest=inner)
-    if kind == "specific" and isinstance(inner, list) and inner and all(type(item) is int and item >= 1 for item in inner):
+    if kind == "specific" and isinstance(inner, list) and inner and all(is_whole(item, 1, 10**18) for item in inner):
         return VersionPolicy(specific=tuple(sorted(set(inner))))
-    raise _bad(key, value, want)
+    raise bad(key, value, want)
 
 
-def _labels(key: str, value: Any, folder: Path) -> dict[str, tuple[str, ...]]:
-    if not isinstance(value, dict):
-        raise _bad(key, value, "a table of output name = label file")
-    return {str(output): _label_file(f"labels.{output}", name, folder) for output, name in value.items() if output != "top_k"}
+def _onnxruntime(key: str, value: Any, folder: Path) -> dict[str, Any]:
+    return table(key, value, ONNXRUNTIME_READERS, folder)
 
 
-def _label_file(key: str, name: Any, folder: Path) -> tuple[str, ...]:
-    if not isinstance(name, str) or not name or Path(name).name != name:
-        raise _bad(key, name, "the plain name of a file beside model.toml")
-    try:
-        with (folder / name).open("rb") as file:
-            raw = file.read(_MAX_LABELS_BYTES + 1)
-        text = raw.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidModelSettings(f"model.toml: {key}: file {name!r} cannot be read as text: {type(error).__name__}") from error
-    if len(raw) > _MAX_LABELS_BYTES:
-        raise InvalidModelSettings(f"model.toml: {key}: file {name!r} is over {_MAX_LABELS_BYTES} bytes")
-    if not text.lstrip().startswith("["):
-        return tuple(text.splitlines())
-    try:
-        labels = json.loads(text)
-    except ValueError as error:
-        raise InvalidModelSettings(f"model.toml: {key}: file {name!r} is not JSON: {error}") from error
-    if not all(isinstance(label, str) for label in labels):
-        raise InvalidModelSettings(f"model.toml: {key}: file {name!r} is not a JSON list of texts")
-    return tuple(labels)
+top_k = whole(1, 100_000)
+"""Of the key `top_k`, which stands under `labels`."""
 
-
-def _inputs(key: str, value: Any, folder: Path) -> dict[str, dict[str, Any]]:
-    if not isinstance(value, dict):
-        raise _bad(key, value, "a table of input name = declaration")
-    return {str(name): _input(f"inputs.{name}", declared) for name, declared in value.items()}
-
-
-def _input(key: str, declared: Any) -> dict[str, Any]:
-    if not isinstance(declared, dict):
-        raise _bad(key, declared, "a table")
-    for name, value in declared.items():
-        check = _INPUT_CHECKS.get(name)
-        if check is None:
-            raise InvalidModelSettings(f"model.toml: {key} has an unknown key {name!r}; known are {', '.join(sorted(_INPUT_CHECKS))}")
-        is_right, want = check
-        if not is_right(value):
-            raise _bad(f"{key}.{name}", value, want)
-    return {"kind": "tensor", **declared}
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_pixels(item) for item in value)
-
-
-def _is_pixels(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= 16384
-
-
-def _is_numbers(value: Any) -> bool:
-    return _is_number(value) or (isinstance(value, list) and len(value) in (1, 3) and all(_is_number(item) for item in value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_divisor(value: Any) -> bool:
-    return _is_numbers(value) and all(item != 0 for item in (value if isinstance(value, list) else [value]))
-
-
-_INPUT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "kind": (lambda value: value in INPUT_KINDS, f"one of {', '.join(INPUT_KINDS)}"),
-    "size": (_is_size, "[height, width] in pixels"),
-    "resize_short": (_is_pixels, "a number of pixels"),
-    "crop": (lambda value: value == "center", '"center"'),
-    "layout": (lambda value: value in ("NCHW", "NHWC"), '"NCHW" or "NHWC"'),
-    "colour": (lambda value: value in ("RGB", "BGR", "L"), '"RGB", "BGR" or "L"'),
-    "mean": (_is_numbers, "a number, or one for each channel"),
-    "std": (_is_divisor, "a number other than 0, or one for each channel"),
+ONNXRUNTIME_READERS: dict[str, Reader] = {
+    "execution_mode": one_of("sequential", "parallel"),
+    "inter_op_threads": whole(0, 1024),
+    "graph_optimization": one_of("all", "extended", "basic", "none"),
+    "memory_arena": boolean,
+    "memory_pattern": boolean,
 }
+"""Keys of `[onnxruntime]`."""
 
-_READERS: dict[str, Callable[[str, Any, Path], Any]] = {
-    "public": _bool,
-    "description": _text,
-    "max_batch_size": _whole(0, 65536),
-    "max_queue_delay_us": _whole(0, 60_000_000),
-    "max_queue_size": _whole(1, 1_000_000),
-    "instances": _whole(1, 1024),
-    "executor": _executor,
-    "cpus": _cpus,
-    "memory": _memory,
+READERS: dict[str, Callable[[str, Any, Path], Any]] = {
+    "public": boolean,
+    "description": text,
+    "max_batch_size": whole(0, 65536),
+    "preferred_batch_sizes": wholes(1, 65536),
+    "batching": boolean,
+    "max_queue_delay_us": whole(0, 60_000_000),
+    "max_queue_size": whole(1, 1_000_000),
+    "default_timeout_us": whole(0, 3_600_000_000),
+    "priority_levels": whole(0, 16),
+    "default_priority": whole(0, 16),
+    "instances": whole(1, 1024),
+    "executor": one_of("process", "thread"),
+    "device": one_of("cpu", "gpu"),
+    "cpus": cores,
+    "threads": whole(0, 1024),
+    "memory": byte_size,
+    "model_file": plain_name,
+    "onnxruntime": _onnxruntime,
     "version_policy": _version_policy,
-    "labels": _labels,
-    "inputs": _inputs,
+    "version_labels": version_labels.reader,
+    "canary_percent": whole(0, 100),
+    "warmup": warmup_samples.reader,
+    "labels": label_files.labels,
+    "inputs": input_declarations.inputs,
 }
+"""Key of `model.toml` -> what reads it."""
+
+FIELDS = frozenset(each.name for each in fields(ModelSettings))

@@ -1,6 +1,6 @@
-"""The model repository on disk: `<root>/<model>/<integer version>/model.onnx`, with `model.toml` beside the version folders.
+"""The model repository on disk: `<root>/<model>/<integer version>/model.onnx`, with `model.toml` or `config.pbtxt` beside the versions.
 
-Several roots are served as one; where two hold the same model the first is taken. Files come in only through `put_file`, which writes
+Several roots are served as one; where two hold the same model the first is taken. Files come in through `put_file`, which writes
 beside, verifies and links: what stands under its final name is whole and never overwritten.
 """
 
@@ -13,52 +13,22 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from idl.codes import Code, ServingError
-from inference_server import errors, model_settings
-from inference_server.model_settings import InvalidModelSettings, ModelSettings
+from inference_server import errors, repository_model, whole_files
+from inference_server.file_stamps import look
+from inference_server.load_order import MODEL_NAME, PIN_FILE, VERSION, LoadOrder
+from inference_server.repository_model import RepositoryModel as RepositoryModel
+from inference_server.spool import Spooled
 from inference_server.types import FileHeader, StoredFile
+from inference_server.version_labels import LABELS_FILE
+from inference_server.warmup_samples import FOLDER as WARMUP
 
-MODEL_FILE = "model.onnx"
-PIN_FILE = "serving-version"
-"""Beside the version folders, after a load that named a version: the version that a restart is to serve as well."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LEFT_OVER_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryModel:
-    """One model as it lies on disk now. `versions` ascend; `problem` is why it cannot be served, "" where it can.
-
-    `pinned`: the version that the last load named, 0 where it named none; it stands above the version policy.
-    """
-
-    name: str
-    folder: Path
-    versions: tuple[int, ...]
-    settings: ModelSettings
-    problem: str
-    pinned: int = 0
-
-    def wanted(self) -> tuple[int, ...]:
-        """The versions to load, ascending."""
-        return (self.pinned,) if self.pinned in self.versions else self.settings.version_policy.choose(self.versions)
-
-    def candidates(self) -> tuple[tuple[int, ...], ...]:
-        """What a start tries, one after the other: what is wanted, then, where the policy is "latest", each older version alone."""
-        wanted, policy = self.wanted(), self.settings.version_policy
-        older = (
-            self.versions[: self.versions.index(wanted[0])] if wanted and policy.latest and not policy.specific and not self.pinned else ()
-        )
-        return (wanted, *((version,) for version in reversed(older)))
-
-    def file(self, version: int) -> Path:
-        return self.folder / str(version) / MODEL_FILE
 
 
 class Repository:
@@ -68,6 +38,7 @@ class Repository:
         self._roots = tuple(roots)
         self._push_root = push_root or self._roots[0]
         self._lock = threading.Lock()
+        self._known: dict[str, tuple[object, RepositoryModel]] = {}
 
     @property
     def push_root(self) -> Path:
@@ -78,27 +49,65 @@ class Repository:
         found: set[str] = set()
         for root in self._roots:
             with contextlib.suppress(FileNotFoundError):
-                found.update(entry.name for entry in os.scandir(root) if entry.is_dir() and _NAME.fullmatch(entry.name))
+                found.update(entry.name for entry in os.scandir(root) if entry.is_dir() and MODEL_NAME.fullmatch(entry.name))
         return tuple(sorted(name for name in found if self._folder(name) is not None))
+
+    def folders(self) -> dict[str, Path]:
+        """Every folder that has a model's name, whatever is in it; of two with one name the first root's. Raises OSError for a root."""
+        found: dict[str, Path] = {}
+        for root in self._roots:
+            for entry in os.scandir(root):
+                if entry.is_dir() and MODEL_NAME.fullmatch(entry.name):
+                    found.setdefault(entry.name, root / entry.name)
+        return found
+
+    def devices(self) -> tuple[int, ...]:
+        """Of each root the file system that it is on: another one means that something was mounted, or is no more. Raises OSError."""
+        return tuple(root.stat().st_dev for root in self._roots)
 
     def read(self, name: str) -> RepositoryModel | None:
         """What the disk says of `name` now; None where no root has it."""
         folder = self._folder(name)
+        return None if folder is None else repository_model.read(name, folder)
+
+    def peek(self, name: str) -> RepositoryModel | None:
+        """What `read` gives, out of memory where the folder looks as it did the last time: for answers, not for loads."""
+        folder = self._folder(name)
         if folder is None:
             return None
-        versions = _versions(folder)
-        problem = "" if versions else "it has no version with a model file"
         try:
-            return RepositoryModel(name, folder, versions, model_settings.read(folder), problem, _pinned(folder))
-        except InvalidModelSettings as error:
-            return RepositoryModel(name, folder, versions, ModelSettings(public=False), str(error))
+            seen = tuple(look(folder))
+        except OSError:  # just removed
+            return None
+        with self._lock:
+            known = self._known.get(name)
+        if known is None or known[0] != seen:
+            known = (seen, repository_model.read(name, folder))
+            with self._lock:
+                self._known[name] = known
+        return known[1]
+
+    def ordered(self, name: str, order: LoadOrder, spooled: Spooled | None) -> RepositoryModel | None:
+        """What a load request describes: `spooled` are its files, without them those of the repository are meant.
+
+        A configuration in the request takes the place of `config.pbtxt` and stands above `model.toml`. None where there are no files.
+        """
+        folder = self._folder(name)
+        if spooled is None:
+            found = None if folder is None else repository_model.read(name, folder, order.config)
+        else:
+            found = replace(repository_model.read(name, spooled.folder, order.config), spooled=spooled)
+            was_public = folder is None or repository_model.read(name, folder).settings.public
+            if not was_public:  # files in a request do not open a private model to everybody
+                found = replace(found, settings=replace(found.settings, public=False))
+        return found if found is None or not order.version else replace(found, pinned=order.version)
 
     def _folder(self, name: str) -> Path | None:
-        if not _NAME.fullmatch(name):
+        if not MODEL_NAME.fullmatch(name):
             return None
         for root in self._roots:
             folder = root / name
-            if folder.is_dir() and (_versions(folder) or (folder / "model.toml").exists()):
+            if folder.is_dir() and repository_model.is_model(folder):
                 return folder
         return None
 
@@ -106,12 +115,10 @@ class Repository:
         """Remembers which version serves, over restarts; 0: the version policy decides again. False where the folder cannot be written."""
         path = model.folder / PIN_FILE
         try:
-            if not version:
+            if version:
+                whole_files.write(path, f"{version}\n")
+            else:
                 path.unlink(missing_ok=True)
-                return True
-            part = model.folder / f".{PIN_FILE}.{os.getpid()}-{threading.get_ident()}.part"
-            part.write_text(f"{version}\n")
-            part.replace(path)
         except OSError:
             return False
         return True
@@ -124,7 +131,7 @@ class Repository:
         target = folder / header.file_name
         if (stored := _already(target, header)) is not None:
             return stored
-        part = folder / f".{header.file_name}.{os.getpid()}-{threading.get_ident()}.part"
+        part = whole_files.part_of(target)
         try:
             with self._lock:  # a refused copy's clean-up must not take the folder away before there is something in it
                 folder.mkdir(parents=True, exist_ok=True)
@@ -151,28 +158,12 @@ class Repository:
                 if (stored := _already(target, header)) is not None:
                     return stored
                 raise
-        _sync(target.parent)
+        whole_files.sync(target.parent)
         return StoredFile(header.size, header.sha256, existed=False)
 
 
-def _pinned(folder: Path) -> int:
-    try:
-        text = (folder / PIN_FILE).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return 0
-    return int(text) if _VERSION.fullmatch(text) else 0
-
-
-def _versions(folder: Path) -> tuple[int, ...]:
-    try:
-        names = [entry.name for entry in os.scandir(folder) if _VERSION.fullmatch(entry.name)]
-    except OSError:
-        return ()
-    return tuple(sorted(int(name) for name in names if (folder / name / MODEL_FILE).is_file()))
-
-
 def _check(header: FileHeader) -> None:
-    if not _NAME.fullmatch(header.model_name):
+    if not MODEL_NAME.fullmatch(header.model_name):
         raise errors.invalid_input(
             f"model name {header.model_name!r} is not letters, digits, '_', '-' and '.', a letter or digit first, 128 at most"
         )
@@ -180,7 +171,7 @@ def _check(header: FileHeader) -> None:
         raise errors.invalid_input(f"file name {header.file_name!r} is not a plain name of letters, digits, '_', '-' and '.'")
     if not 0 <= header.version < 10**18:
         raise errors.invalid_input(f"version {header.version} is not a whole number from 1 (or 0 for a file beside the versions)")
-    if not header.version and (_VERSION.fullmatch(header.file_name) or header.file_name == PIN_FILE):
+    if not header.version and (VERSION.fullmatch(header.file_name) or header.file_name in (PIN_FILE, LABELS_FILE, WARMUP)):
         raise errors.invalid_input(f"file name {header.file_name!r} is the server's own")
     if not _SHA256.fullmatch(header.sha256):
         raise errors.invalid_input("sha256 is not 64 lower-case hexadecimal digits")
@@ -216,14 +207,6 @@ def _write(part: Path, header: FileHeader, chunks: Iterator[bytes]) -> None:
         raise errors.invalid_input(f"{header.file_name}: {header.size} bytes were announced, {'more' if size > header.size else size} came")
     if digest.hexdigest() != header.sha256:
         raise errors.invalid_input(f"{header.file_name}: the SHA-256 of what came is {digest.hexdigest()}, {header.sha256} was announced")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_left_overs(folder: Path) -> None:

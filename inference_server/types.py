@@ -18,6 +18,28 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
+class Batching:
+    """What was decided about a loaded version, by its owner or by measuring it.
+
+    `max_batch_size` and `preferred`: rows of one run, 0 or 1: requests run one by one, and `reason` says why. Priorities as in
+    `ModelSettings`, 0 for none; `default_timeout_us` 0 for ever.
+    """
+
+    max_batch_size: int = 0
+    preferred: tuple[int, ...] = ()
+    max_queue_delay_us: int = 0
+    max_queue_size: int = 0
+    priority_levels: int = 0
+    default_priority: int = 0
+    default_timeout_us: int = 0
+    reason: str = ""
+
+    @property
+    def on(self) -> bool:
+        return self.max_batch_size > 1
+
+
+@dataclass(frozen=True, slots=True)
 class FileHeader:
     """What a pushed file is to become: `<model>/<version>/<file_name>`, version 0 meaning `<model>/<file_name>`."""
 

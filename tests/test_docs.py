@@ -23,8 +23,8 @@ from idl import tensors
 from idl.codes import Code
 from idl.generated import control_pb2, inference_pb2
 from inference_client import Client
+from inference_server import input_declarations, model_settings, warmup_samples
 from inference_server import metrics as server_metrics
-from inference_server import model_settings
 from inference_server import settings as server_settings
 from inference_server.transports.grpc_calls import STATUS as GRPC_STATUS
 from outboard import up
@@ -153,18 +153,26 @@ def test_the_option_of_each_setting_is_documented(heading: str, verb: str) -> No
 
 def test_every_key_of_model_toml_is_documented() -> None:
     keys = {field.name for field in dataclasses.fields(model_settings.ModelSettings)}
-    assert set(model_settings._READERS) <= keys, "the file's keys are the value's fields"
-    text = section("docs/configuration.md", "model.toml")
-    top, _, inner = text.partition("| key of an input |")
-    documented = rows(top, r"\w+")
-    assert set(documented) == keys
-    assert set(rows(inner, r"\w+")) == set(model_settings._INPUT_CHECKS)
-    for kind in model_settings.INPUT_KINDS:
+    assert set(model_settings.READERS) == keys - {"top_k"}, "the file's keys are the value's fields"
+    session, warmup, triton = (section("docs/configuration.md", name) for name in ("Session options", "Warm-up", "Triton's config.pbtxt"))
+    first, _, _ = section("docs/configuration.md", "model.toml").partition(session)
+    top, _, inner = first.partition("| key of an input |")
+    assert set(rows(top, r"\w+")) == keys
+    assert set(rows(inner, r"\w+")) == set(input_declarations.INPUT_CHECKS)
+    for kind in input_declarations.INPUT_KINDS:
         assert f'`"{kind}"`' in inner
-    other = model_settings.ModelSettings(
-        max_batch_size=2, max_queue_delay_us=1, max_queue_size=1, instances=2, executor="thread", memory=1, cpus=1.0, public=False
-    )
-    assert {name for name, cells in documented.items() if "not acted on yet" in cells[1]} == set(other.not_used_yet())
+    for key in model_settings.ONNXRUNTIME_READERS:
+        assert f"`{key}`" in session
+    for key in [*warmup_samples.SAMPLE_READERS, *warmup_samples.INPUT_READERS]:
+        assert re.search(rf"\b{key}\b", warmup)
+    assert [field.name for field in inference_pb2.ModelConfig.DESCRIPTOR.fields if f"`{field.name}`" not in triton] == list(UNNAMED)
+
+
+UNNAMED = (
+    *("cc_model_filenames", "metric_tags", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache"),
+    *("runtime", "model_metrics"),
+)
+"""Fields of Triton's configuration that the page names by what they do, or that only the log names."""
 
 
 def test_every_metric_is_documented() -> None:

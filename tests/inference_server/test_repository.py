@@ -10,8 +10,9 @@ import pytest
 
 from idl.codes import Code, ServingError
 from inference_server import model_settings
-from inference_server.model_settings import InvalidModelSettings, VersionPolicy
+from inference_server.model_settings import VersionPolicy
 from inference_server.repository import Repository
+from inference_server.setting_checks import InvalidModelSettings
 from inference_server.types import FileHeader
 
 DATA = b"model bytes" * 1000
@@ -190,7 +191,6 @@ std = [128, 128, 128]
     assert made.memory == 2 * 2**30 and made.version_policy == VersionPolicy(specific=(1, 3)) and not made.public
     assert made.top_k == 3
     assert made.published()["labels"] == {"probabilities": ["cat", "dog"]} and made.inputs["image"]["std"] == [128, 128, 128]
-    assert made.not_used_yet() == ("max_batch_size", "max_queue_delay_us", "max_queue_size", "memory")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""`[inputs.NAME]` of `model.toml`: how something that a person sends, a picture say, becomes that tensor."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from inference_server.setting_checks import InvalidModelSettings, bad, is_number, is_whole, shown
+
+INPUT_KINDS = ("tensor", "image", "text", "audio", "video")
+
+
+def inputs(key: str, value: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise bad(key, value, "a table of input name = declaration")
+    return {str(name): _input(f"inputs.{name}", declared) for name, declared in value.items()}
+
+
+def _input(key: str, declared: Any) -> dict[str, Any]:
+    if not isinstance(declared, dict):
+        raise bad(key, declared, "a table")
+    for name, value in declared.items():
+        check = INPUT_CHECKS.get(name)
+        if check is None:
+            raise InvalidModelSettings(f"{key} has an unknown key {shown(name)}; known are {', '.join(sorted(INPUT_CHECKS))}")
+        is_right, want = check
+        if not is_right(value):
+            raise bad(f"{key}.{name}", value, want)
+    return {"kind": "tensor", **declared}
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_pixels(item) for item in value)
+
+
+def _is_pixels(value: Any) -> bool:
+    return is_whole(value, 1, 16384)
+
+
+def _is_numbers(value: Any) -> bool:
+    return is_number(value) or (isinstance(value, list) and len(value) in (1, 3) and all(is_number(item) for item in value))
+
+
+def _is_divisor(value: Any) -> bool:
+    return _is_numbers(value) and all(item != 0 for item in (value if isinstance(value, list) else [value]))
+
+
+INPUT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "kind": (lambda value: value in INPUT_KINDS, f"one of {', '.join(INPUT_KINDS)}"),
+    "size": (_is_size, "[height, width] in pixels"),
+    "resize_short": (_is_pixels, "a number of pixels"),
+    "crop": (lambda value: value == "center", '"center"'),
+    "layout": (lambda value: value in ("NCHW", "NHWC"), '"NCHW" or "NHWC"'),
+    "colour": (lambda value: value in ("RGB", "BGR", "L"), '"RGB", "BGR" or "L"'),
+    "mean": (_is_numbers, "a number, or one for each channel"),
+    "std": (_is_divisor, "a number other than 0, or one for each channel"),
+}
+"""Key of an input -> (whether a value is right, what it should be)."""

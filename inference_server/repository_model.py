@@ -1,0 +1,153 @@
+"""One model as it lies on disk: its versions, what its owner says about it, and what is to be loaded of it."""
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from inference_server import model_settings, triton_config, version_labels
+from inference_server.declared import CONFIG, Declared
+from inference_server.file_stamps import Stamp, stamps
+from inference_server.load_order import PIN_FILE, VERSION
+from inference_server.model_settings import MODEL_FILE, ModelSettings, VersionPolicy
+from inference_server.setting_checks import InvalidModelSettings
+from inference_server.spool import Spooled
+from inference_server.triton_config import TritonConfig
+from inference_server.version_labels import Labels
+
+_SENT = "the config of the load request"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a loaded version was made of: two that are equal would be loaded to the same end."""
+
+    files: tuple[Stamp, ...]
+    settings: ModelSettings
+    declared: Declared | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryModel:
+    """One model as it lies on disk now. `versions` ascend; `problem` is why it cannot be served, "" where it can.
+
+    `pinned`: the version that the last load named, 0 where it named none; it stands above policy and labels. `declared`, `parameters` and
+    `unused`: of its Triton configuration. `spooled`: where its files came in a load request.
+    """
+
+    name: str
+    folder: Path
+    versions: tuple[int, ...]
+    settings: ModelSettings
+    problem: str
+    pinned: int = 0
+    labels: Labels = field(default_factory=Labels)
+    declared: Declared | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    spooled: Spooled | None = None
+
+    def wanted(self) -> tuple[int, ...]:
+        """The versions to load, ascending: what the policy chooses, what a load named, and what has a label."""
+        policy = self.settings.version_policy
+        chosen = set(policy.choose(self.versions))
+        if self.pinned in self.versions:
+            chosen = {self.pinned} if policy == VersionPolicy() else chosen | {self.pinned}
+        return tuple(sorted(chosen | {version for version in self.labels.versions.values() if version in self.versions}))
+
+    def instead(self, wanted: int) -> tuple[int, ...]:
+        """Where `wanted` cannot be loaded: what a start tries in its place, best first. Only where no version was named."""
+        policy = self.settings.version_policy
+        if policy.specific or not policy.latest or self.pinned:
+            return ()
+        return tuple(version for version in reversed(self.versions) if version < wanted)
+
+    def candidates(self) -> tuple[tuple[int, ...], ...]:
+        """What a start tries, one after the other."""
+        wanted = self.wanted()
+        return (wanted, *((version,) for version in (self.instead(wanted[0]) if wanted else ())))
+
+    def default(self, loaded: Collection[int]) -> tuple[tuple[int, int], ...]:
+        """((version, weight), ...) of requests that name none: what a load named, else by `stable` and `canary`, else the highest."""
+        if self.pinned in loaded:
+            return ((self.pinned, 1),)
+        return self.labels.only(loaded).split(max(loaded))
+
+    def file(self, version: int) -> Path:
+        return _model_file(self.folder / str(version) / self.settings.model_file)
+
+    def only(self, versions: Collection[int]) -> "RepositoryModel":
+        """As if the other versions were not there."""
+        return replace(self, versions=tuple(version for version in self.versions if version in versions))
+
+    def fingerprint(self, version: int) -> Fingerprint:
+        """Of a version as its files lie now. What only decides about routing is left out."""
+        made = replace(self.settings, version_policy=VersionPolicy(), version_labels={}, canary_percent=0)
+        return Fingerprint(tuple(stamps(self.folder / str(version))), made, self.declared)
+
+
+def read(name: str, folder: Path, sent: str = "") -> RepositoryModel:
+    """Model `name`, whose files lie in `folder`. `sent`: a configuration as JSON that came with a load request."""
+    try:
+        settings, triton = _configured(name, folder, sent)
+    except InvalidModelSettings as error:
+        return RepositoryModel(name, folder, _versions(folder, MODEL_FILE), ModelSettings(public=False), str(error))
+    versions = _versions(folder, settings.model_file)
+    labels = version_labels.read(folder) or Labels(settings.version_labels, settings.canary_percent)
+    problem = _problem(versions, settings) if versions else f"it has no version with a model file ({settings.model_file})"
+    return RepositoryModel(
+        name,
+        folder,
+        versions,
+        settings,
+        problem,
+        _pinned(folder),
+        labels.only(versions),
+        triton.declared,
+        triton.parameters,
+        triton.unused,
+    )
+
+
+def _configured(name: str, folder: Path, sent: str) -> tuple[ModelSettings, TritonConfig]:
+    """`model.toml` stands above `config.pbtxt`, key by key, and what a request sends above both, in the place of the latter."""
+    toml = model_settings.read_toml(folder)
+    if not sent:
+        triton = triton_config.read(folder, name) or TritonConfig()
+        return model_settings.combined(triton.values, toml), triton
+    triton = triton_config.translated(triton_config.parse_json(_SENT, sent), name, folder, _SENT)
+    return model_settings.combined(toml, triton.values), triton
+
+
+def _problem(versions: tuple[int, ...], settings: ModelSettings) -> str:
+    """An owner's label must name a version that is there: a slip of the pen is no reason to serve something else."""
+    for label, version in settings.version_labels.items():
+        if version not in versions:
+            return f"version_labels.{label} = {version}, and there are only versions {', '.join(map(str, versions))}"
+    return ""
+
+
+def _model_file(path: Path) -> Path:
+    """A Triton repository may hold a folder in the place of the file: the model in it, under the same name, and its external weights."""
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def _pinned(folder: Path) -> int:
+    try:
+        text = (folder / PIN_FILE).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return int(text) if VERSION.fullmatch(text) else 0
+
+
+def _versions(folder: Path, model_file: str) -> tuple[int, ...]:
+    try:
+        names = [entry.name for entry in os.scandir(folder) if VERSION.fullmatch(entry.name)]
+    except OSError:
+        return ()
+    return tuple(sorted(int(name) for name in names if _model_file(folder / name / model_file).is_file()))
+
+
+def is_model(folder: Path) -> bool:
+    """Whether somebody meant `folder` to be a model."""
+    return bool(_versions(folder, MODEL_FILE)) or any((folder / name).exists() for name in (model_settings.FILE, CONFIG))

@@ -1,0 +1,143 @@
+"""What has changed in a repository, seen by looking at it again and again.
+
+A file that is being copied grows, or at least its times move, so a version counts only once its files have stood still from one look to
+the next, and only while no `.part` lies among them. Times alone would miss a change within one tick of the file system's clock: size,
+inode and change time, which no tool can set, are compared as well. What stalls for longer than the interval in the middle of a copy
+cannot be told from what is finished: writers that may stall should write beside and rename, as `put_file` does.
+
+No clock and no thread of its own: `step` is one look.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inference_server.file_stamps import Stamp, stamps
+from inference_server.load_order import PIN_FILE, VERSION
+from inference_server.repository import Repository
+from inference_server.version_labels import LABELS_FILE
+
+_OURS = (PIN_FILE, LABELS_FILE)
+"""Written by this server while it serves: no change of an owner's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One model at one moment. A version that is plainly being written is in `unfinished` and not in `versions`."""
+
+    beside: tuple[Stamp, ...] = ()
+    versions: Mapping[int, tuple[Stamp, ...]] = field(default_factory=dict)
+    unfinished: frozenset[int] = frozenset()
+    is_written: bool = False
+    """A `.part` lies beside the version folders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Load `name` as if it had only `versions`; empty: it is gone, unload it."""
+
+    name: str
+    versions: tuple[int, ...]
+
+
+class RepositoryPoll:
+    """Not thread-safe: one thread looks."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._last: dict[str, Look] = {}
+        self._taken: dict[str, Look] = {}
+        """Model -> the state that was last handed out as a change."""
+        self._again: set[str] = set()
+        self._devices: tuple[int, ...] = ()
+
+    def step(self) -> list[Change]:
+        """What is to be done since the last step. Raises OSError where a repository cannot be read: then nothing has changed."""
+        now = self._look()
+        changes = [change for name in sorted({*now, *self._taken}) if (change := self._compare(name, now.get(name)))]
+        self._last = now
+        return changes
+
+    def first(self, before_ns: int) -> list[Change]:
+        """The first step of a server's life: what has not changed since `before_ns`, of the clock of file times, counts as still."""
+        now = self._look()
+        self._last = {name: _older(seen, before_ns) for name, seen in now.items()}
+        changes = [change for name in sorted(now) if (change := self._compare(name, now[name]))]
+        self._last = now
+        return changes
+
+    def again(self, name: str) -> None:
+        """A change that could not be carried out for a reason that may pass: it is handed out once more."""
+        self._again.add(name)
+
+    def _look(self) -> dict[str, Look]:
+        """A repository that is on another file system than before is not one from which everything was removed: a mount is missing."""
+        devices = self._repository.devices()
+        if self._devices not in ((), devices):
+            raise OSError("a repository is on another file system than at the start")
+        self._devices = devices
+        return {name: look(folder) for name, folder in self._repository.folders().items()}
+
+    def unfinished(self, name: str) -> Collection[int]:
+        """Versions that are there and were not handed out, because they were still changing at the last look."""
+        seen, taken = self._last.get(name, Look()), self._taken.get(name, Look())
+        return seen.unfinished | {version for version in seen.versions if version not in taken.versions}
+
+    def _compare(self, name: str, now: Look | None) -> Change | None:
+        last, taken = self._last.get(name), self._taken.get(name)
+        if now is None:
+            if last is not None or taken is None:  # perhaps only for the moment between two renames
+                return None
+            del self._taken[name]
+            self._again.discard(name)
+            return Change(name, ())
+        if last is None or now.is_written or now.beside != last.beside:
+            return None
+        settled = Look(now.beside, dict(_settled(now, last, taken or Look())))
+        if (settled == taken and name not in self._again) or (not settled.versions and taken is None):
+            return None
+        self._taken[name] = settled
+        self._again.discard(name)
+        return Change(name, tuple(sorted(settled.versions)))
+
+
+def _settled(now: Look, last: Look, taken: Look) -> Iterator[tuple[int, tuple[Stamp, ...]]]:
+    """The versions that may be served: those that stand still, and of those that do not, as they were before."""
+    for version in {*now.versions, *now.unfinished, *last.versions, *last.unfinished}:
+        stamp = now.versions.get(version)
+        if stamp is not None and stamp == last.versions.get(version):
+            yield version, stamp
+        elif version in taken.versions:
+            yield version, taken.versions[version]
+
+
+def _older(seen: Look, before_ns: int) -> Look:
+    """Of a first look, what has certainly stood still: as if there had been one before."""
+    still = {version: stamp for version, stamp in seen.versions.items() if _is_older(stamp, before_ns)}
+    return Look(seen.beside if _is_older(seen.beside, before_ns) else (("", -1, 0, 0, 0),), still)
+
+
+def _is_older(files: tuple[Stamp, ...], before_ns: int) -> bool:
+    return all(ctime < before_ns for _, _, _, ctime, _ in files)
+
+
+def look(folder: Path) -> Look:
+    """A model's folder as it is now."""
+    beside: list[Stamp] = []
+    versions: dict[int, list[Stamp]] = {}
+    unfinished: set[int] = set()
+    is_written = False
+    for stamp in stamps(folder):
+        first, _, inner = stamp[0].partition("/")
+        version = int(first) if inner and VERSION.fullmatch(first) else 0
+        if first.removeprefix(".").startswith(_OURS):
+            continue
+        if stamp[0].endswith(".part") or stamp[1] < 0:
+            unfinished.add(version)
+            is_written = is_written or not version
+        elif version:
+            versions.setdefault(version, []).append(stamp)
+        else:
+            beside.append(stamp)
+    whole = {version: tuple(files) for version, files in versions.items() if version not in unfinished}
+    return Look(tuple(beside), whole, frozenset(unfinished - {0}), is_written)
