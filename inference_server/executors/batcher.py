@@ -109,8 +109,8 @@ class Batcher:
         if not policy.max_delay_ns or policy.max_batch_size <= 1 or head.prepared.key is None:
             return 0
         left = head.arrived_ns + policy.max_delay_ns - now_ns
-        if head.deadline_ns:
-            left = min(left, head.deadline_ns - now_ns)
+        if head.expires_ns:
+            left = min(left, head.expires_ns - now_ns)
         if left <= 0:
             return 0
         enough = min(policy.preferred) if policy.preferred else policy.max_batch_size
@@ -140,7 +140,7 @@ class Batcher:
                     return batch
                 waiting.popleft()
                 self.size -= 1
-                if request.deadline_ns and now_ns > request.deadline_ns:
+                if request.expires_ns and now_ns > request.expires_ns:
                     expired.append(request)
                     continue
                 batch.append(request)

@@ -19,8 +19,9 @@ class Connection:
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request. `body` is its connection's own memory, which holds until the answer is sent. `deadline_ns` 0: none. `gone`: nobody
-    waits for it any more."""
+    """One request. `body` is its connection's own memory, which holds until the answer is sent. `deadline_ns`: when its caller gives up;
+    `expires_ns`: until when it may wait in the queue; 0 for never. `gone`: nobody waits for it any more.
+    """
 
     connection: Connection
     sequence: int
@@ -28,4 +29,5 @@ class Waiting:
     prepared: Prepared
     arrived_ns: int
     deadline_ns: int
+    expires_ns: int
     gone: bool = False

@@ -129,10 +129,10 @@ class Executor:
         except ServingError as error:
             self._refuse_frame(connection, frame, error)
             return
-        deadline = frame.numbers[0]
+        deadline = expires = frame.numbers[0]
         if prepared.timeout_ns:
-            deadline = min(deadline or now + prepared.timeout_ns, now + prepared.timeout_ns)
-        request = Waiting(connection, frame.sequence, frame.body, prepared, now, deadline)
+            expires = min(deadline or now + prepared.timeout_ns, now + prepared.timeout_ns)
+        request = Waiting(connection, frame.sequence, frame.body, prepared, now, deadline, expires)
         if not self._batcher.add(request):
             self._refuse_frame(connection, frame, self._overloaded())
             return
