@@ -229,7 +229,7 @@ class ProcessExecutor:
 
     def why(self) -> str:
         """What it died of, where that is known."""
-        return self._why if self._closed else self._wanted.why(self.pid)
+        return self._why or self._wanted.why(self.pid)
 
     def kill(self) -> None:
         """Ends the process as a crash does; whoever watches it is told."""
