@@ -95,10 +95,10 @@ def test_killed_while_the_zygote_starts(server: Callable[..., Marked]) -> None:
         one.kill()
 
 
-def test_killed_while_the_zygote_forks_and_models_load(server: Callable[..., Marked], request: pytest.FixtureRequest) -> None:
+def test_killed_while_the_zygote_forks_and_models_load(server: Callable[..., Marked], long: bool) -> None:
     """Executors are forked one after the other; the kill comes at the k-th, when the next one may be between its fork and its first line."""
     chance = random.Random(7)
-    rounds = 60 if request.config.getoption("--long", default=False) else 2
+    rounds = 60 if long else 2
     for moment in (1, *(1 + chance.randrange(MANY) for _ in range(rounds))):
         one = server()
         eventually(lambda one=one, moment=moment: executors(one.word) >= moment, f"{moment} executors", 60)
