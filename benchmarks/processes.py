@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ Cores = tuple[int, ...]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIBC = ctypes.CDLL(None)
+_MARK = "BENCHMARK_PROCESS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,13 @@ def running(
 
     What it logs goes to the file `log`. It gets SIGTERM as well when this process dies.
     """
-    # what outlives its parent becomes our child, so that it is found below
+    # what outlives its parent becomes our child, so that it is found below; what did so long before has the mark in its environment
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    mark = uuid.uuid4().hex
     with log.open("a") as errors:
         process = subprocess.Popen(
             command,
-            env=environ,
+            env={**(os.environ if environ is None else environ), _MARK: mark},
             stdout=stdout or errors,
             stderr=errors,
             text=True,
@@ -68,7 +71,7 @@ def running(
     try:
         yield process
     finally:
-        left = tree(process.pid)
+        left = set(tree(process.pid))
         process.terminate()
         try:
             process.wait(timeout_s)
@@ -76,10 +79,17 @@ def running(
             process.kill()
             process.wait()
         # what is no descendant of ours any more ended long ago, and its number may be another's
-        for pid in set(left) & set(tree(os.getpid())) - {process.pid, os.getpid()}:
-            send([pid], signal.SIGKILL)
+        ours = set(tree(os.getpid())) - {process.pid, os.getpid()}
+        send([pid for pid in ours if pid in left or _has_mark(pid, mark)], signal.SIGKILL)
         if process.stdout:
             process.stdout.close()
+
+
+def _has_mark(pid: int, mark: str) -> bool:
+    try:
+        return f"{_MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def send(roots: Iterable[int], number: int) -> None:

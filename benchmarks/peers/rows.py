@@ -11,7 +11,7 @@ from benchmarks.peers.ours import ONE_HOST, PRIVATE, TWO_HOSTS, TWO_INSTANCES, U
 DIGITS_256 = f"{DIGITS}, 256 rows"
 ROWS_OF = {DIGITS_256: (DIGITS, 256)}
 """Name of a request -> its model and how many rows it carries, where that is not the model's own one request."""
-LOOP_BATCHES = {DIGITS: (1, 16, 64, 256, 1024), MINILM: (1, 4, 8, 16, 32), EFFICIENTNET: (1, 2, 4, 8)}
+LOOP_BATCHES = {DIGITS: (16, 256, 1024), MINILM: (1, 8, 16, 32), EFFICIENTNET: (1, 2, 8)}
 LANE, THRIFT_UNIX, THRIFTPY2, TRITON_CLIENT = (
     "inference_client, local lane",
     "inference_client, Thrift on a unix socket",
@@ -29,9 +29,11 @@ class Layout:
     load: tuple[int, ...]
 
 
+ALONE = Layout("on the server's core", (0,), (0,))
 APART = Layout("server on one core, load on the other", (0,), (1,))
 TOGETHER = Layout("server and caller on one core", (0,), (0,))
 BOTH = Layout("server and load on both cores", (0, 1), (0, 1))
+ALONE_BOTH = Layout("one thread, both cores free", (0, 1), (0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +88,25 @@ def rows(fronts: Sequence[str]) -> tuple[Row, ...]:
         Row("grpc", "gRPC, 16 calls at once", APART, "h2load", 16, (TINY, DIGITS, DIGITS_256), speakers),
         Row("grpc-saturated", "gRPC, 32 calls at once", APART, "h2load", 32, (MINILM, EFFICIENTNET), speakers, streams=8),
         Row("grpc-unbatched", "the same without batching", APART, "h2load", 32, tuple(UNBATCHED.values()), ours, streams=8),
-        *(
-            Row(f"loop-{model}", "a loop of session.run", APART, "loop", 1, tuple(map(str, LOOP_BATCHES[model])), (model,))
-            for model in LOOP_BATCHES
-        ),
+        *_loops("loop", ALONE),
         Row("grpc-latency", "gRPC, one call at a time", APART, "h2load", 1, (TINY,), speakers),
         Row("grpc-16MB", "gRPC, 16 MB there and back, one call at a time", APART, "h2load", 1, (BIG,), (*ours, TRITON, KSERVE), seconds=2),
         Row("clients", "Python clients, numpy in and out, one call at a time", TOGETHER, "python", 1, (TINY,), clients),
         Row("clients-both", "Python clients, numpy in and out, one call at a time", BOTH, "python", 1, (TINY,), clients),
         Row("http", "HTTP, JSON, 16 at once", BOTH, "wrk", 16, (TINY, DIGITS, MINILM), webs),
         Row("http-private", "HTTP, JSON, a private model with a token", BOTH, "wrk", 16, (PRIVATE,), (ONE_HOST, TWO_HOSTS)),
+        Row("grpc-both", "gRPC, 32 calls at once", BOTH, "h2load", 32, (DIGITS_256, MINILM, EFFICIENTNET), (*ours, TRITON), streams=8),
+        Row("grpc-unbatched-both", "the same without batching", BOTH, "h2load", 32, tuple(UNBATCHED.values()), ours, streams=8),
+        *_loops("loop-both", ALONE_BOTH),
         Row("instances", "gRPC, 16 calls at once", BOTH, "h2load", 16, (EFFICIENTNET, TWO_INSTANCES), (ONE_HOST,)),
     )
+
+
+def _loops(key: str, layout: Layout) -> list[Row]:
+    """session.run with one thread over and over: its requests are numbers of rows, its contestants models."""
+    return [
+        Row(key, "a loop of session.run", layout, "loop", 1, tuple(map(str, batches)), (model,)) for model, batches in LOOP_BATCHES.items()
+    ]
 
 
 def cases(every: Sequence[Row], only: Sequence[str]) -> list[Case]:

@@ -21,7 +21,7 @@ def _rows(entries: list[dict[str, Any]]) -> list[str]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in entries:
         # the loops of one model are one table: their requests are batch sizes
-        model = entry["contestant"] if entry["row"].startswith("loop-") else entry["request"]
+        model = entry["contestant"] if entry["row"].startswith("loop") else entry["request"]
         groups.setdefault((f"{entry['title']}, {entry['layout']}", model), []).append(entry)
     return [f"### {model}: {title}\n\n{_group(items)}" for (title, model), items in groups.items()]
 
@@ -29,7 +29,7 @@ def _rows(entries: list[dict[str, Any]]) -> list[str]:
 def _group(items: list[dict[str, Any]]) -> str:
     lines = []
     for item in items:
-        name = f"batch {item['request']}" if item["row"].startswith("loop-") else item["contestant"]
+        name = f"batch {item['request']}" if item["row"].startswith("loop") else item["contestant"]
         if "requests_per_s" not in item:
             lines.append([name, "failed", "", "", "", str(len(item["failed_rounds"]))])
             continue

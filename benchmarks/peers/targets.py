@@ -73,19 +73,23 @@ def _of_front(kind: str, ours: str) -> list[Target]:
         ),
         Target(f"gRPC latency, {kind} front / Triton", ("grpc-latency", TINY, ours), (("grpc-latency", TINY, TRITON),), "p50_ms", 1.0),
         Target(f"gRPC, digits, one row, {kind} front / tiny model", ("grpc", DIGITS, ours), (tiny,), "requests_per_s", 0.9),
-        Target(f"gRPC, digits, 256 rows, {kind} front / session.run", ("grpc", DIGITS_256, ours), _loop(DIGITS), "rows_per_s", 0.9),
     ]
-    for model, factor in ((MINILM, 0.95), (EFFICIENTNET, 0.97)):
-        batched = ("grpc-saturated", model, ours)
-        alone = ("grpc-unbatched", UNBATCHED[model], ours)
-        found.append(Target(f"gRPC, {model}, {kind} front / session.run", batched, _loop(model), "rows_per_s", factor))
-        found.append(Target(f"gRPC, {model}, {kind} front: batching / not batching", batched, (alone,), "requests_per_s", 1.0))
+    for where, text in (("", "one core"), ("-both", "both cores")):
+        wide = ("grpc" + where, DIGITS_256, ours)
+        found.append(Target(f"gRPC, digits, 256 rows, {kind} front / session.run, {text}", wide, _loop(where, DIGITS), "rows_per_s", 0.9))
+        for model, factor in ((MINILM, 0.95), (EFFICIENTNET, 0.97)):
+            batched = (f"grpc{where or '-saturated'}", model, ours)
+            alone = ("grpc-unbatched" + where, UNBATCHED[model], ours)
+            found += [
+                Target(f"gRPC, {model}, {kind} front / session.run, {text}", batched, _loop(where, model), "rows_per_s", factor),
+                Target(f"gRPC, {model}, {kind} front: batching / not batching, {text}", batched, (alone,), "requests_per_s", 1.0),
+            ]
     big = ("grpc-16MB", BIG, ours)
     return [*found, Target(f"gRPC, 16 MB there and back, {kind} front / Triton", big, (("grpc-16MB", BIG, TRITON),), "p50_ms", 1.0)]
 
 
-def _loop(model: str) -> tuple[Key, ...]:
-    return tuple((f"loop-{model}", str(batch), model) for batch in LOOP_BATCHES[model])
+def _loop(where: str, model: str) -> tuple[Key, ...]:
+    return tuple(("loop" + where, str(batch), model) for batch in LOOP_BATCHES[model])
 
 
 def evaluate(wanted: Sequence[Target], results: Results) -> list[Outcome]:
