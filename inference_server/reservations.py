@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from idl.codes import ServingError
@@ -51,19 +51,13 @@ class Totals:
     memory_free: int
 
 
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """What one call reserved. `replaces`: whose cpus it takes over, so that the two count once."""
-
-    replaces: Collection[Reservation]
-    members: list[Reservation] = field(default_factory=list)
-
-
 @dataclass(slots=True)
 class _Holding:
-    """`shares`: core -> the part of it, 1.0 for the whole core. `pid` 0: no process yet. `retired`: its cores are anybody's again."""
+    """`replaces`: whose cpus it takes over. `shares`: core -> the part of it, 1.0 for the whole core. `pid` 0: no process yet. `retired`:
+    its cores are anybody's again.
+    """
 
-    batch: _Batch
+    replaces: Collection[Reservation]
     shares: Mapping[int, float]
     pid: int = 0
     retired: bool = False
@@ -95,14 +89,13 @@ class Reservations:
         """
         with self._lock:
             self._admit(model, version, cpus, memory, instances, replaces)
-            batch = _Batch(tuple(replaces))
+            made = []
             for _ in range(instances):
-                shares = _shares(cpus, self._load(batch)) if cpus else {}
-                made = Reservation(model, version, cpus, memory, tuple(sorted(shares)) or self._rest, self._threads(cpus))
-                batch.members.append(made)
-                self._held[made] = _Holding(batch, shares)
+                shares = _shares(cpus, self._load(replaces)) if cpus else {}
+                made.append(Reservation(model, version, cpus, memory, tuple(sorted(shares)) or self._rest, self._threads(cpus)))
+                self._held[made[-1]] = _Holding(tuple(replaces), shares)
             self._settle()
-            return tuple(batch.members)
+            return tuple(made)
 
     def place(self, reservation: Reservation, pid: int) -> None:
         """Binds a process to the reservation's cores: its threads, and those that they start. To be called before it loads its model."""
@@ -147,10 +140,11 @@ class Reservations:
 
     def _admit(self, model: str, version: str, cpus: float, memory: int, instances: int, replaces: Collection[Reservation]) -> None:
         asked = f"model {model!r} version {version} asks for " + (f"{instances} x " if instances > 1 else "")
-        over = sum(each.cpus for each in replaces if self._counts(each))
-        used = self._cpus_used()
+        promised, given_up = self._promises() if cpus else ({}, {})
+        over = sum(promised[each] - given_up[each] for each in replaces if each in promised)
+        used = sum(promised.values()) - sum(given_up.values())
         if cpus and max(used, used - over + cpus * instances) > self._cpus + _EPSILON:
-            holders = self._holders([each for each in self._held if self._counts(each) and each not in replaces], lambda each: each.cpus)
+            holders = self._holders([each for each in promised if each not in replaces], lambda each: each.cpus)
             free = max(0.0, self._cpus - used + over)
             raise _refusal(f"{asked}{cpus:g} cpus; {free:g} of {self._cpus:g} are free", holders, lambda amount: f"{amount:g}")
         taken = self._memory_used()
@@ -160,17 +154,22 @@ class Reservations:
             kept = f" ({in_units(self._kept)} more are kept for the server)" if self._kept else ""
             raise _refusal(text + kept, holders, lambda amount: in_units(int(amount)))
 
-    def _counts(self, reservation: Reservation) -> bool:
-        holding = self._held.get(reservation)
-        return holding is not None and not holding.retired
+    def _promises(self) -> tuple[dict[Reservation, float], dict[Reservation, float]]:
+        """(cpus that each has, how many of them what replaces it has taken over): a load and what it replaces count once."""
+        promised = {each: each.cpus for each, holding in self._held.items() if each.cpus and not holding.retired}
+        given_up = dict.fromkeys(promised, 0.0)
+        for new, holding in self._held.items():
+            wanted = promised.get(new, 0.0)
+            for old in holding.replaces if wanted else ():
+                taken = min(wanted, promised.get(old, 0.0) - given_up.get(old, 0.0))
+                if taken > 0:
+                    given_up[old] += taken
+                    wanted -= taken
+        return promised, given_up
 
     def _cpus_used(self) -> float:
-        """What is promised. Of a batch and what it replaces only the larger counts."""
-        total = sum(each.cpus for each in self._held if self._counts(each))
-        for batch in {id(holding.batch): holding.batch for holding in self._held.values() if holding.batch.replaces}.values():
-            new, old = (sum(each.cpus for each in many if self._counts(each)) for many in (batch.members, batch.replaces))
-            total -= min(new, old)
-        return total
+        promised, given_up = self._promises()
+        return sum(promised.values()) - sum(given_up.values())
 
     def _memory_used(self) -> int:
         return sum(each.memory for each in self._held)
@@ -191,11 +190,11 @@ class Reservations:
             return max(1, int(cpus + 0.5))
         return self._default_threads or (0 if self._rest == self._cores else len(self._rest))
 
-    def _load(self, batch: _Batch) -> dict[int, float]:
-        """Core -> how much of it is taken, for a member of `batch`: what that replaces does not count."""
+    def _load(self, replaces: Collection[Reservation]) -> dict[int, float]:
+        """Core -> how much of it is taken by others than those of `replaces`."""
         load = dict.fromkeys(self._cores, 0.0)
         for reservation, holding in self._held.items():
-            if not holding.retired and reservation not in batch.replaces:
+            if not holding.retired and reservation not in replaces:
                 for core, share in holding.shares.items():
                     load[core] += share
         return load

@@ -146,6 +146,21 @@ def test_a_reload_overlaps_its_own_cores_but_not_its_memory() -> None:
     assert "2 GiB of 8 GiB are free" in refusal(four_with(5 * GIB, 1 * GIB), "m", 0, 3 * GIB)
 
 
+def test_a_reload_in_several_steps_takes_over_no_more_than_there_was() -> None:
+    """Two versions of a model are reserved one after the other, both in the place of what serves."""
+    ledger = four()
+    old = ledger.reserve("m", "1", 1, 0)
+    first = ledger.reserve("m", "1", 1, 0, replaces=old)
+    assert ledger.totals().cpus_reserved == 1 and first[0].cores == old[0].cores
+    second = ledger.reserve("m", "2", 1, 0, replaces=old)
+    assert ledger.totals().cpus_reserved == 2 and second[0].cores != first[0].cores
+    assert "2 of 4 are free" in refusal(ledger, "m", 2.5, replaces=old)
+    ledger.retire(*old)
+    assert ledger.totals().cpus_reserved == 2
+    ledger.release(*first)
+    assert ledger.totals().cpus_reserved == 1
+
+
 def four_with(*sizes: int) -> Reservations:
     ledger = four()
     for size in sizes:
