@@ -57,3 +57,27 @@ def slow(path: Path, rounds: int) -> Path:
         helper.make_node("Add", ["x", "nothing"], ["y"]),
     ]
     return save(helper.make_graph(nodes, "slow", [x], [y], [trips, matrix, true, zero]), path)
+
+
+def looping(path: Path) -> Path:
+    """x (int64 [1], how often) -> y, the same, after as many matrix products of 64 x 64: a request decides how long it takes."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.INT64, (1,)) for name in "xy")
+    matrix = numpy_helper.from_array(np.eye(64, dtype=np.float32), "matrix")
+    true = numpy_helper.from_array(np.array(True), "true")
+    zero = numpy_helper.from_array(np.array(0, np.int64), "zero")
+    matrices = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (64, 64)) for name in ("m_in", "m_out")]
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["m_in", "matrix"], ["m_out"]), helper.make_node("Identity", ["go"], ["go_out"])],
+        "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, ()), helper.make_tensor_value_info("go", TensorProto.BOOL, ()), matrices[0]],
+        [helper.make_tensor_value_info("go_out", TensorProto.BOOL, ()), matrices[1]],
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["trips"], keepdims=0),
+        helper.make_node("Loop", ["trips", "true", "matrix"], ["last"], body=body),
+        helper.make_node("ReduceSum", ["last"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["whole", "zero"], ["nothing"]),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    return save(helper.make_graph(nodes, "looping", [x], [y], [matrix, true, zero]), path)
