@@ -31,6 +31,7 @@ CONNECTIONS = 4096
 _BOUNDS_NS = [int(bound * 1e9) for bound in BUCKETS_S]
 _KIND = 2 + len(BUCKETS_S) + 1  # count, ns, buckets
 _KINDS_AT = 16
+_QUEUE_AT, _INPUT_AT, _COMPUTE_AT, _OUTPUT_AT = (_KINDS_AT + _KIND * index for index in range(2, 6))
 _ERRORS_AT = _KINDS_AT + _KIND * len(KINDS)
 _BATCHES_AT = _ERRORS_AT + len(Code)
 _BATCH = 4  # executions; ns of input, compute, output
@@ -84,16 +85,24 @@ class Board:
             if count:
                 yield rows, count, taken, computed, given
 
-    def add(self, kind: int, ns: int, times: int = 1) -> None:
-        """One duration of KINDS[kind]; `times` -1 takes it back."""
-        cells, at = self.cells, _KINDS_AT + _KIND * kind
-        cells[at] += times
-        cells[at + 1] += ns * times
-        cells[at + 2 + bisect.bisect_left(_BOUNDS_NS, ns)] += times
+    def succeeded(self, total: int, queue: int, taken: int, compute: int, given: int, times: int = 1) -> None:
+        """One request with its durations in ns; `times` -1 takes it back. Input and output have no buckets: nobody looks at them."""
+        cells = self.cells
+        for at, ns in ((_KINDS_AT, total), (_QUEUE_AT, queue), (_COMPUTE_AT, compute)):
+            cells[at] += times
+            cells[at + 1] += ns * times
+            cells[at + 2 + bisect.bisect_left(_BOUNDS_NS, ns)] += times
+        cells[_INPUT_AT] += times
+        cells[_INPUT_AT + 1] += taken * times
+        cells[_OUTPUT_AT] += times
+        cells[_OUTPUT_AT + 1] += given * times
 
     def failed(self, code: str, ns: int) -> None:
-        self.cells[_CODES[code]] += 1
-        self.add(1, ns)
+        cells, at = self.cells, _KINDS_AT + _KIND
+        cells[_CODES[code]] += 1
+        cells[at] += 1
+        cells[at + 1] += ns
+        cells[at + 2 + bisect.bisect_left(_BOUNDS_NS, ns)] += 1
 
     def executed(self, rows: int, input_ns: int, compute_ns: int, output_ns: int) -> None:
         cells, at = self.cells, _BATCHES_AT + _BATCH * min(rows, MOST_BATCH)

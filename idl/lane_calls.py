@@ -83,11 +83,11 @@ class LaneConnection:
         sock, deadline = self._end.sock, request.deadline
         sock.settimeout(None if deadline is None else max(0.0, deadline - time.monotonic()) + REPLY_GRACE_S)
         self.send(request)
-        if watch >= 0:
-            self._wait(watch, deadline)
-        while (answer := self.receive()) is None:
-            pass
-        return answer
+        while True:
+            if watch >= 0:
+                self._wait(watch, deadline)
+            if (answer := self.receive()) is not None:
+                return answer  # else it was only the executor's greeting
 
     def _wait(self, watch: int, deadline: float | None) -> None:
         poll = select.poll()

@@ -31,6 +31,9 @@ class Batcher:
         self.policy = policy
         self.size = 0
         self._levels: list[dict[Hashable, deque[Waiting]]] = [{} for _ in range(max(1, policy.priority_levels))]
+        self._delays = policy.max_delay_ns > 0 and policy.max_batch_size > 1
+        self._plain = policy.max_batch_size <= 1 and not policy.priority_levels
+        """One queue, one request a run: nothing to decide."""
 
     def add(self, request: Waiting) -> bool:
         """False where the queue is full."""
@@ -58,6 +61,8 @@ class Batcher:
 
     def due_in(self, now_ns: int) -> int | None:
         """Nanoseconds until `take` has something to give; None while nothing waits."""
+        if not self._delays:
+            return 0 if self.size else None
         soonest: int | None = None
         for index, key, head in self._heads():
             wait = self._wait(index, key, head, now_ns)
@@ -70,6 +75,8 @@ class Batcher:
         """The requests of the next run, empty while none is due. Those whose deadline has passed go to `expired` instead."""
         if not self.size:
             return []
+        if self._plain:
+            return self._collect_plain(now_ns, expired)
         for index, key, head in self._heads():
             if self._wait(index, key, head, now_ns) <= 0:
                 batch = self._collect(index, key, now_ns, expired)
@@ -152,6 +159,19 @@ class Batcher:
             if batch and (key is None or rows >= limit):
                 break
         return batch
+
+    def _collect_plain(self, now_ns: int, expired: list[Waiting]) -> list[Waiting]:
+        waiting = self._levels[0].get(None)
+        while waiting:
+            request = waiting.popleft()
+            if request.gone:
+                continue
+            self.size -= 1
+            if request.expires_ns and now_ns > request.expires_ns:
+                expired.append(request)
+                continue
+            return [request]
+        return []
 
     def _limit(self, index: int, key: Hashable) -> int:
         """Most rows of the next run: the largest preferred size that is there, else all that the model takes."""

@@ -29,7 +29,6 @@ from inference_server.types import Signature
 LONG_RUN_NS = 2_000_000
 """From this on the doorkeeper is worth its hand-over."""
 LEAST_RETRY_MS, MOST_RETRY_MS = 10, 30_000
-_SUCCESS, _FAIL, _QUEUE, _INPUT, _COMPUTE, _OUTPUT = range(len(boards.KINDS))
 
 
 class Backend(Protocol):
@@ -44,7 +43,7 @@ class Backend(Protocol):
 Load = Callable[[dict[str, Any]], tuple[Backend, Tuning, QueuePolicy]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Times:
     """Of one run: when it started, and how long its parts took."""
 
@@ -256,12 +255,9 @@ class Executor:
 
     def _count(self, request: Waiting, times: _Times, now: int, sign: int) -> None:
         """A success; `sign` -1 takes it back."""
-        board, cells = self._board, self._board.cells
-        board.add(_SUCCESS, now - request.arrived_ns, sign)
-        board.add(_QUEUE, times.started - request.arrived_ns, sign)
-        board.add(_INPUT, times.input_ns, sign)
-        board.add(_COMPUTE, times.compute_ns, sign)
-        board.add(_OUTPUT, times.output_ns, sign)
+        cells = self._board.cells
+        queue_ns = times.started - request.arrived_ns
+        self._board.succeeded(now - request.arrived_ns, queue_ns, times.input_ns, times.compute_ns, times.output_ns, sign)
         cells[boards.FINISHED] += sign
         cells[boards.RUNNING] -= sign
         cells[boards.LAST_INFERENCE] = time.time_ns() // 1_000_000
