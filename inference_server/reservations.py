@@ -104,11 +104,12 @@ class Reservations:
                 holding.pid = pid
                 self._bind(holding)
 
-    def unplace(self, reservation: Reservation) -> None:
-        """Its process has ended; another may be placed. Until then its number may become somebody else's."""
+    def unplace(self, pid: int) -> None:
+        """The process has ended: its number may become somebody else's."""
         with self._lock:
-            if (holding := self._held.get(reservation)) is not None:
-                holding.pid = 0
+            for holding in self._held.values():
+                if holding.pid == pid:
+                    holding.pid = 0
 
     def retire(self, *reservations: Reservation) -> None:
         """They take no requests any more: others may have their cpus. Their memory is theirs until `release`."""

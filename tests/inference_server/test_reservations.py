@@ -296,7 +296,7 @@ def test_processes_run_on_their_cores_and_the_others_make_room(processes: list["
     assert affinities(roaming) == [{first, second}] * 2, "what was given back is everybody's"
     again = one(ledger, "reserved", 2)
     assert affinities(roaming) == [{first, second}] * 2 and again.cores == (first, second), "nothing is left: all of them"
-    ledger.unplace(free)
+    ledger.unplace(roaming.pid)
     ledger.release(again)
     one(ledger, "reserved", 1)
     assert affinities(roaming) == [{first, second}] * 2, "its number may be somebody else's by now"
