@@ -63,17 +63,14 @@ def targets(fronts: Sequence[str]) -> list[Target]:
 
 
 def _of_front(kind: str, ours: str) -> list[Target]:
-    tiny, slow = ("grpc", TINY, ours), 1.3 if kind == "grpcio" else 2.2
+    tiny, latency = ("grpc", TINY, ours), ("grpc-latency", TINY, ours)
     found = [
-        Target(f"gRPC, tiny, {kind} front / Triton", tiny, (("grpc", TINY, TRITON),), "requests_per_s", slow),
-        *(
-            []
-            if kind == "grpcio"
-            else [Target(f"gRPC, tiny, {kind} front / MLServer", tiny, (("grpc", TINY, MLSERVER),), "requests_per_s", 5.0)]
-        ),
-        Target(f"gRPC latency, {kind} front / Triton", ("grpc-latency", TINY, ours), (("grpc-latency", TINY, TRITON),), "p50_ms", 1.0),
+        Target(f"gRPC, tiny, {kind} front / Triton", tiny, (("grpc", TINY, TRITON),), "requests_per_s", 1.3 if kind == "grpcio" else 2.2),
+        Target(f"gRPC latency, {kind} front / Triton", latency, (("grpc-latency", TINY, TRITON),), "p50_ms", 1.0),
         Target(f"gRPC, digits, one row, {kind} front / tiny model", ("grpc", DIGITS, ours), (tiny,), "requests_per_s", 0.9),
     ]
+    if kind != "grpcio":
+        found.append(Target(f"gRPC, tiny, {kind} front / MLServer", tiny, (("grpc", TINY, MLSERVER),), "requests_per_s", 5.0))
     for where, text in (("", "one core"), ("-both", "both cores")):
         wide = ("grpc" + where, DIGITS_256, ours)
         found.append(Target(f"gRPC, digits, 256 rows, {kind} front / session.run, {text}", wide, _loop(where, DIGITS), "rows_per_s", 0.9))
