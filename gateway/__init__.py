@@ -1,57 +1,19 @@
-"""The web side: a Flask application that authenticates, validates and asks the model hosts. `create_app` wires it."""
+"""The web side: a Flask application that authenticates, validates and asks the model hosts. `create_app` wires it.
 
-from collections.abc import Sequence
-from functools import partial
+What is named here is imported when it is asked for: who only reads `gateway.settings` does not pay for Flask.
+"""
 
-from flask import Flask
+from typing import TYPE_CHECKING, Any
 
-from gateway import clock
-from gateway.blueprints import errors, health, metrics, predictions, requests, tokens, users, v2
-from gateway.context import EXTENSION, Services
-from gateway.metrics import Metrics
-from gateway.models_rpc import Models
-from gateway.operations.tokens import Tokens
-from gateway.operations.users import Users
-from gateway.settings import Settings
-from gateway.storage import Storage
-from inference_client import Client
+if TYPE_CHECKING:
+    from gateway.application import build_services, create_app, default_services
 
-_LEAST_MESSAGE_BYTES = 64 << 20
-"""What a picture becomes, and what a model answers, may be larger than the body that it came in."""
+__all__ = ["build_services", "create_app", "default_services"]
 
 
-def build_services(settings: Settings, models: Models, metrics: Metrics | None = None, now: clock.Clock = clock.now) -> Services:
-    """What one process owns; whoever builds it closes it."""
-    storage = Storage(settings.state_dir)
-    users = Users(storage, settings, now)
-    return Services(settings, storage, models, users, Tokens(storage, users, settings, now), metrics or Metrics())
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gateway import application
 
-
-def default_services(settings: Settings, metrics: Metrics | None = None) -> Services:
-    """The same with a way to the model hosts that the settings name."""
-    return build_services(settings, Models(settings.model_hosts, partial(_connect, settings)), metrics)
-
-
-def _connect(settings: Settings, addresses: Sequence[str]) -> Client:
-    limit = max(settings.max_body_bytes, _LEAST_MESSAGE_BYTES)
-    return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s, max_message_bytes=limit)
-
-
-def create_app(settings: Settings, *, services: Services | None = None) -> Flask:
-    """The application over `services`, or over its own."""
-    app = Flask("gateway", static_folder=None)
-    app.config.update(
-        MAX_CONTENT_LENGTH=settings.max_body_bytes,
-        MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
-        # An exception must never become a traceback in the answer, whatever FLASK_DEBUG says.
-        DEBUG=False,
-        TESTING=False,
-        PROPAGATE_EXCEPTIONS=False,
-    )
-    app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions[EXTENSION] = services or default_services(settings)
-    requests.watch(app)
-    errors.handle(app)
-    for module in (errors, health, metrics, predictions, tokens, users, v2):
-        app.register_blueprint(module.blueprint)
-    return app
+    return getattr(application, name)

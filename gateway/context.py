@@ -1,12 +1,12 @@
 """All ambient state of a request, in one typed file: the process's services, the request's id, and who asks."""
 
-import re
-import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from flask import current_app, g, request
 
+from gateway import wsgi_request
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.operations.tokens import Tokens
@@ -24,19 +24,21 @@ __all__ = [
     "client_address",
     "principal",
     "request_id",
-    "request_id_from",
     "required_principal",
     "services",
 ]
 
 EXTENSION = "outboard"
 REQUEST_ID_HEADER = "X-Request-Id"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def _no_connection() -> int:
+    return -1
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What one gateway process owns."""
+    """What one gateway process owns. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
 
     settings: Settings
     storage: Storage
@@ -44,6 +46,7 @@ class Services:
     users: Users
     tokens: Tokens
     metrics: Metrics
+    connection: Callable[[], int] = _no_connection
 
     def close(self) -> None:
         self.models.close()
@@ -54,15 +57,10 @@ def services() -> Services:
     return cast(Services, current_app.extensions[EXTENSION])
 
 
-def request_id_from(header: str | None) -> str:
-    """The caller's id where it can be logged as it stands, else a new one."""
-    return header if header and _REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
-
-
 def request_id() -> str:
     """This request's id: in the answer, in the log, and in the call to the model host."""
     if "request_id" not in g:
-        g.request_id = request_id_from(request.headers.get(REQUEST_ID_HEADER))
+        g.request_id = wsgi_request.request_id(request.environ)
     return cast(str, g.request_id)
 
 
@@ -74,8 +72,7 @@ def client_address() -> str:
 def principal() -> Principal | None:
     """Who asks, None for a request without a token. Raises unauthenticated for a token that is not valid (any more)."""
     if "principal" not in g:
-        header = request.headers.get("Authorization")
-        g.principal = None if header is None else services().tokens.authenticate(bearer_token(header))
+        g.principal = wsgi_request.principal(request.environ, services().tokens)
     return cast("Principal | None", g.principal)
 
 
@@ -85,11 +82,3 @@ def required_principal() -> Principal:
     if caller is None:
         raise ServingError(Code.UNAUTHENTICATED, "this needs a token: Authorization: Bearer <access token>")
     return caller
-
-
-def bearer_token(header: str) -> str:
-    """The token of an Authorization header. Raises unauthenticated for another scheme."""
-    scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise ServingError(Code.UNAUTHENTICATED, "the Authorization header must be: Bearer <access token>")
-    return token.strip()

@@ -5,6 +5,7 @@ needs Flask: whatever answers a request in this package makes its errors here.
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 
@@ -13,6 +14,8 @@ from werkzeug.wrappers import Response
 
 from gateway.error_texts import TEXTS
 from idl.codes import Code, ServingError
+
+_log = logging.getLogger(__name__)
 
 STATUS: Mapping[Code, int] = {
     Code.INVALID_INPUT: 400,
@@ -94,6 +97,13 @@ def problem(error: ServingError, path: str = "", request_id: str = "", *, status
     if isinstance(error, InvalidFields):
         body["errors"] = [{"field": name, "message": reason} for name, reason in error.reasons.items()]
     return Response(json.dumps(body), status, headers, content_type="application/problem+json")
+
+
+def internal(error: Exception, method: str, path: str, request_id: str) -> Response:
+    """The answer to what nobody expected: its log line has the traceback, the answer has the line's id."""
+    _log.error("internal_error", exc_info=error, extra={"request_id": request_id, "method": method, "path": path})
+    message = f"the server made a mistake; its log names it {request_id}"
+    return problem(ServingError(Code.INTERNAL, message), path, request_id)
 
 
 def http_problem(error: HTTPException, path: str, request_id: str) -> Response:

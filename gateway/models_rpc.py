@@ -42,9 +42,9 @@ class Models:
         self._configs: _Fresh[Mapping[str, Any]] = _Fresh(clock)
         self._declarations: _Fresh[Declaration] = _Fresh(clock)
 
-    def infer(self, request: InferRequest) -> InferResponse:
-        """Blocks until the answer, a refusal, or the request's deadline."""
-        return self._client().infer_raw(request)
+    def infer(self, request: InferRequest, connection: int = -1) -> InferResponse:
+        """Blocks until the answer, a refusal, the request's deadline, or the hang-up of the descriptor `connection` (cancelled)."""
+        return self._client().infer_raw(request, watch=connection)
 
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
         """Names, types and shapes; up to CACHE_S old."""

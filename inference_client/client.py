@@ -28,6 +28,7 @@ from inference_client.channel import (
 from inference_client.deadline import Deadline
 from inference_client.dispatcher import Dispatcher
 from inference_client.files import sha256_of
+from inference_client.lane_channel import LaneChannel
 from inference_client.result import InferResult, to_result, to_tensors
 
 Q = TypeVar("Q")
@@ -44,7 +45,8 @@ class Client:
     `addresses`: one or several of `thrift://host:port`, `thrift+unix:///path`, `grpc://host:port`, `grpc+unix:///path`, or `host:port`
     for gRPC; all of one protocol. Every method raises `ServingError` and nothing else of its own. `timeout_s`, of the client or of one
     call, is for the whole call: connecting, waiting for a free connection, and every retry. With several hosts one that cannot be
-    reached is set aside for a while, and a request that provably did not run goes to the next. In a child that was forked while another
+    reached is set aside for a while, and a request that provably did not run goes to the next. Where the server of a unix socket lets us,
+    inference goes to the model's process directly, over the local lane; then no token is asked for. In a child that was forked while another
     thread was inside gRPC, gRPC itself does not work; Thrift does.
     """
 
@@ -57,9 +59,13 @@ class Client:
         connect_timeout_s: float = 2.0,
         max_connections: int = 32,
         max_message_bytes: int = _MAX_MESSAGE_BYTES,
+        local_lane: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_connections` is per host, and for Thrift: gRPC has one. Raises ValueError for an address or a limit that cannot be."""
+        """`max_connections` is per host, and for Thrift: gRPC has one. `local_lane` False: RPC also where a unix socket's server has one.
+
+        Raises ValueError for an address or a limit that cannot be.
+        """
         self._addresses = tuple(parse(text) for text in ([addresses] if isinstance(addresses, str) else addresses))
         if len({address.protocol for address in self._addresses}) != 1:
             raise ValueError("a client needs at least one address, and all of one protocol")
@@ -70,6 +76,7 @@ class Client:
         self._connect_timeout_s = connect_timeout_s
         self._max_connections = max_connections
         self._max_message_bytes = max_message_bytes
+        self._local_lane = local_lane
         self._clock = clock
         self._closed = False
         self._dispatchers = {os.getpid(): self._make_dispatcher()}
@@ -91,16 +98,23 @@ class Client:
 
         `datatypes`: input name -> type where numpy's does not say it ("BF16" for uint16 bit patterns).
         """
-        request = InferRequest(
-            model, to_tensors(inputs, datatypes or {}), version, request_id, tuple(outputs), parameters or {}, traceparent=traceparent
+        at = self._clock() + (self._timeout_s if timeout_s is None else timeout_s)
+        tensors = to_tensors(inputs, datatypes or {})
+        return to_result(
+            self.infer_raw(InferRequest(model, tensors, version, request_id, tuple(outputs), parameters or {}, at, traceparent))
         )
-        return to_result(self.infer_raw(request, timeout_s=timeout_s))
 
-    def infer_raw(self, request: InferRequest, *, timeout_s: float | None = None) -> InferResponse:
-        """The same with raw contents, which are passed on unread. The request's own deadline counts as well, and alone without `timeout_s`."""
-        deadline = Deadline(request.deadline, self._clock) if request.deadline is not None else self._deadline(timeout_s)
-        if timeout_s is not None:
-            deadline = min(deadline, self._deadline(timeout_s), key=lambda each: each.at)
+    def infer_raw(self, request: InferRequest, *, timeout_s: float | None = None, watch: int = -1) -> InferResponse:
+        """The same with raw contents, which are passed on unread. The request's own deadline counts as well, and alone without `timeout_s`.
+
+        `watch`: a descriptor, such as that of the connection that the request came on, whose hang-up ends the call with cancelled: what still
+        waits is then not run.
+        """
+        at = request.deadline
+        if at is None or timeout_s is not None:
+            latest = self._clock() + (self._timeout_s if timeout_s is None else timeout_s)
+            at = latest if at is None else min(at, latest)
+        deadline = Deadline(at, self._clock, watch)
         try:
             return self._send(verbs.MODEL_INFER, request, deadline)
         except ServingError as error:
@@ -218,6 +232,12 @@ class Client:
         )
 
     def _make_channel(self, address: Address) -> Channel:
+        rpc = self._make_rpc(address)
+        if not (address.path and self._local_lane):
+            return rpc
+        return LaneChannel(address.path, rpc, self._max_message_bytes, self._clock)
+
+    def _make_rpc(self, address: Address) -> Channel:
         # imported here: a Thrift client does not pay for grpcio, nor a gRPC client for thriftpy2
         if address.protocol == "thrift":
             from inference_client.thrift_channel import ThriftChannel

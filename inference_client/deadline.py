@@ -1,5 +1,6 @@
 """How long a call may still take."""
 
+import select
 import time
 from collections.abc import Callable
 
@@ -10,13 +11,17 @@ Clock = Callable[[], float]
 
 
 class Deadline:
-    """One moment that connecting, sending, waiting and every retry of a call share."""
+    """One moment that connecting, sending, waiting and every retry of a call share.
 
-    __slots__ = ("_clock", "at")
+    `watch`: a descriptor whose hang-up means that nobody waits for the answer any more; -1: none.
+    """
 
-    def __init__(self, at: float, clock: Clock = time.monotonic) -> None:
+    __slots__ = ("_clock", "at", "watch")
+
+    def __init__(self, at: float, clock: Clock = time.monotonic, watch: int = -1) -> None:
         self.at = at
         self._clock = clock
+        self.watch = watch
 
     def left(self) -> float:
         """Seconds, above 0. Raises deadline_exceeded once there are none."""
@@ -27,6 +32,18 @@ class Deadline:
 
     def is_passed(self) -> bool:
         return self._clock() >= self.at
+
+    def wait_for(self, descriptor: int) -> None:
+        """Until `descriptor` can be read. Raises deadline_exceeded, and cancelled once the watched one is hung up."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if self.watch >= 0:
+            poll.register(self.watch, select.POLLRDHUP)
+        ready = poll.poll(self.left() * 1000)
+        if not ready:
+            raise passed()
+        if all(found != descriptor for found, _ in ready):
+            raise ServingError(Code.CANCELLED, "the caller has gone")
 
 
 def passed() -> ServingError:

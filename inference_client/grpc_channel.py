@@ -1,5 +1,6 @@
 """Calls to one host over gRPC. Messages are serialized here and not inside grpcio, so that a wrong one is the caller's error."""
 
+import os
 import threading
 from typing import Any, TypeVar
 
@@ -141,6 +142,8 @@ class GrpcChannel:
 def _call(line: _Line, path: str, payload: bytes | FileMessages, deadline: Deadline, metadata: tuple[tuple[str, str], ...]) -> bytes:
     """Raises `grpc.RpcError`; for a stream also what ended it on this side."""
     if isinstance(payload, bytes):
+        if deadline.watch >= 0:
+            return _call_watching(line.unary(path), payload, deadline, metadata)
         reply: bytes = line.unary(path)(payload, timeout=deadline.left(), metadata=metadata)
         return reply
     call = line.channel.stream_unary(path).future(payload, timeout=deadline.left(), metadata=metadata)
@@ -152,6 +155,35 @@ def _call(line: _Line, path: str, payload: bytes | FileMessages, deadline: Deadl
             raise payload.error from None
         raise
     return reply
+
+
+def _call_watching(method: Any, payload: bytes, deadline: Deadline, metadata: tuple[tuple[str, str], ...]) -> bytes:
+    """The same, given up when the watched descriptor is hung up: the call's end is made something that can be polled beside it."""
+    done = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        call = method.future(payload, timeout=deadline.left(), metadata=metadata)
+        call.add_done_callback(lambda _: os.eventfd_write(done, 1))
+        try:
+            _wait(call, done, deadline)
+        finally:
+            os.eventfd_read(done)  # not before grpcio's own thread has written: once closed, the number may be another file's
+    finally:
+        os.close(done)
+    reply: bytes = call.result()
+    return reply
+
+
+def _wait(call: Any, done: int, deadline: Deadline) -> None:
+    try:
+        deadline.wait_for(done)
+    except ServingError as error:
+        if error.code is Code.DEADLINE_EXCEEDED:
+            return  # grpcio's own clock says so in a moment
+        call.cancel()
+        raise
+    except BaseException:
+        call.cancel()
+        raise
 
 
 def _decode(codec: Codec, reply: bytes) -> Any:

@@ -55,11 +55,13 @@ class Connection:
         """Sends `parts`, returns the body of the one frame that comes back.
 
         Raises NothingSent, Lost (unavailable: the connection broke; too_large or internal: what came is not a reply that we can take),
-        deadline_exceeded.
+        deadline_exceeded, cancelled.
         """
         self._send(_joined(parts), deadline)
         self.fresh = False
         try:
+            if deadline.watch >= 0:
+                deadline.wait_for(self._socket.fileno())
             return self._receive(deadline, max_bytes)
         except TimeoutError:
             raise passed() from None

@@ -20,7 +20,7 @@ ROOMS = {
     "inference_client": [
         ["client"],
         ["dispatcher"],
-        ["thrift_channel", "grpc_channel"],
+        ["lane_channel", "thrift_channel", "grpc_channel"],
         ["thrift_pool"],
         ["thrift_connection"],
         ["thrift_codec", "grpc_codec", "grpc_status", "result"],
@@ -30,9 +30,10 @@ ROOMS = {
     ],
     "gateway": [
         ["__main__", "wsgi"],
-        ["launch"],
-        ["blueprints"],
+        ["launch", "application"],
+        ["blueprints", "hot_routes"],
         ["context"],
+        ["wsgi_request", "observation"],
         ["operations"],
         ["models_rpc", "storage"],
         ["model_declaration", "request_body", "log", "metrics", "settings", "clock"],

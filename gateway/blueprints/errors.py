@@ -1,7 +1,5 @@
 """Turns whatever a request ended in into an answer, and lists the codes at `GET /v1/errors`."""
 
-import logging
-
 from flask import Blueprint, Flask, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
@@ -10,11 +8,10 @@ from werkzeug.wrappers import Response
 
 from gateway.context import request_id
 from gateway.error_texts import TEXTS
-from gateway.errors import STATUS, http_problem, problem
+from gateway.errors import STATUS, http_problem, internal, problem
 from idl.codes import Code, ServingError
 
 blueprint = Blueprint("errors", __name__)
-_log = logging.getLogger(__name__)
 
 
 def handle(app: Flask) -> None:
@@ -35,10 +32,7 @@ def _http_exception(error: HTTPException) -> Response | HTTPException:
 
 
 def _unexpected(error: Exception) -> Response:
-    facts = {"request_id": request_id(), "method": request.method, "path": request.path}
-    _log.error("internal_error", exc_info=error, extra=facts)
-    message = f"the server made a mistake; its log names it {request_id()}"
-    return problem(ServingError(Code.INTERNAL, message), request.path, request_id())
+    return internal(error, request.method, request.path, request_id())
 
 
 @blueprint.get("/v1/errors")

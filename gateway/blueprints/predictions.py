@@ -1,15 +1,12 @@
 """`POST /v1/models/{name}/predictions`: an operator's model called with files, forms or JSON."""
 
-import json
-import time
-
 from flask import Blueprint, Response, request
 from flask.typing import ResponseReturnValue
 
 from gateway.blueprints import forms
 from gateway.blueprints.calls import current_call, read_body
 from gateway.context import services
-from gateway.operations import inference, prediction_bodies, predictions
+from gateway.operations import prediction_bodies, predictions
 from gateway.operations.prediction_bodies import PredictionBody
 from idl.codes import Code, ServingError
 from idl.tensors import invalid
@@ -21,12 +18,10 @@ _FORMS = (forms.MULTIPART, forms.URLENCODED)
 @blueprint.post("/v1/models/<model>/predictions")
 def predict(model: str) -> ResponseReturnValue:
     """One prediction; `?version=` chooses a version."""
-    started = time.monotonic()
-    owned, call, version = services(), current_call(), _version()
-    inference.require_callable(owned.models, call, model, version)
-    answer = predictions.predict(owned.models, owned.settings, call, model, version, _body(), started)
-    # not Flask's encoder, which sorts and looks at every value: an answer is lists of numbers
-    return Response(json.dumps(answer, separators=(",", ":"), allow_nan=False), content_type="application/json")
+    owned = services()
+    return Response(
+        predictions.answer(owned.models, owned.settings, current_call(), model, _version(), _body), content_type="application/json"
+    )
 
 
 def _version() -> str:

@@ -1,15 +1,12 @@
-"""What happens around every request: its id, its place in the metrics, its line in the log."""
-
-import logging
-import time
+"""What happens around every request that Flask answers: its id, its place in the metrics, its line in the log."""
 
 from flask import Flask, g, request
 from flask.typing import ResponseReturnValue
 from werkzeug.wrappers import Response
 
+from gateway import observation
 from gateway.context import REQUEST_ID_HEADER, request_id, services
 
-_log = logging.getLogger("gateway.requests")
 UNMATCHED = "unmatched"
 """The endpoint's label for requests that no route takes."""
 
@@ -22,9 +19,8 @@ def watch(app: Flask) -> None:
 
 
 def _begin() -> ResponseReturnValue | None:
-    g.started = time.perf_counter()
     g.status = 500
-    services().metrics.begin()
+    g.started = observation.begin(services().metrics)
     return None
 
 
@@ -37,10 +33,5 @@ def _answer(response: Response) -> Response:
 def _end(_error: BaseException | None) -> None:
     if "started" not in g:
         return
-    seconds = time.perf_counter() - g.started
     endpoint = request.url_rule.rule if request.url_rule else UNMATCHED
-    services().metrics.end(endpoint, request.method, g.status, seconds)
-    if _log.isEnabledFor(logging.DEBUG):
-        facts = {"request_id": request_id(), "method": request.method, "path": request.path, "status": g.status}
-        # the path only: a query string may hold a password
-        _log.debug("request", extra={**facts, "ms": round(seconds * 1000, 3)})
+    observation.end(services().metrics, g.started, request_id(), endpoint, request.method, request.path, g.status)

@@ -7,10 +7,11 @@ from flask.typing import ResponseReturnValue
 
 from gateway.blueprints.calls import current_call, read_body
 from gateway.context import services
-from gateway.operations import compression, inference, tensor_json, v2_messages
-from gateway.operations.v2_messages import HEADER_LENGTH, InferBody
+from gateway.operations import inference, tensor_json, v2_inference
+from gateway.operations.v2_inference import Heads
+from gateway.operations.v2_messages import HEADER_LENGTH
 from idl.codes import Code, ServingError
-from idl.messages import Duration, InferResponse, ModelStatistics, TensorSpec
+from idl.messages import Duration, ModelStatistics, TensorSpec
 from idl.tensors import invalid
 
 blueprint = Blueprint("v2", __name__)
@@ -116,28 +117,9 @@ def _duration(duration: Duration) -> dict[str, int]:
 @blueprint.post("/v2/models/<model>/versions/<version>/infer")
 def infer(model: str, version: str = "") -> ResponseReturnValue:
     """One inference; tensors as JSON or binary data, body and answer compressed or not."""
-    models, call = services().models, current_call()
-    inference.require_callable(models, call, model, version)
-    body = read_body()
-    json_size = v2_messages.header_length(request.headers.get(HEADER_LENGTH), len(body))
-    is_raw = json_size == 0 and HEADER_LENGTH in request.headers
-    asked = v2_messages.decode_raw(body, models.metadata(model, version)) if is_raw else v2_messages.decode(body, json_size)
-    return _answer(inference.infer(models, call, model, version, asked), asked)
-
-
-def _answer(response: InferResponse, asked: InferBody) -> Response:
-    parts, json_size = v2_messages.encode(response, asked)
-    body = parts[0] if len(parts) == 1 else b"".join(parts)
-    answer = Response(content_type=v2_messages.JSON_TYPE if json_size is None else v2_messages.BINARY_TYPE)
-    if json_size is not None:
-        answer.headers[HEADER_LENGTH] = str(json_size)
-    coding = compression.choose(request.headers.get("Accept-Encoding", "")) if len(body) >= compression.MIN_SIZE else ""
-    if coding:
-        body = compression.compress(bytes(body), coding)
-        answer.headers["Content-Encoding"] = coding
-    answer.headers["Vary"] = "Accept-Encoding"
-    answer.set_data(bytes(body))
-    return answer
+    heads = Heads(request.headers.get(HEADER_LENGTH), request.headers.get("Accept-Encoding", ""))
+    answer = v2_inference.infer(services().models, current_call(), model, version, read_body, heads)
+    return Response(answer.body, headers=list(answer.headers))
 
 
 @blueprint.post("/v2/repository/index")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.models_rpc import Models
 from gateway.operations.v2_messages import InferBody
@@ -13,12 +13,16 @@ from idl.messages import InferRequest, InferResponse, ModelIndex, ModelStatistic
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who asks and until when. `deadline` is in seconds of `time.monotonic()`; `traceparent` as in W3C Trace Context, or ""."""
+    """Who asks and until when. `deadline` is in seconds of `time.monotonic()`; `traceparent` as in W3C Trace Context, or "".
+
+    `connection`: the descriptor of the caller's connection, which tells when the caller has gone; -1 where there is none.
+    """
 
     principal: Principal | None
     request_id: str
     deadline: float
     traceparent: str = ""
+    connection: int = -1
 
 
 def require_callable(models: Models, call: Call, model: str, version: str = "") -> None:
@@ -43,29 +47,22 @@ def require_operator(call: Call) -> None:
         raise ServingError(Code.FORBIDDEN, "loading and unloading models needs the role operator or administrator")
 
 
-def infer(models: Models, call: Call, model: str, version: str, body: InferBody) -> InferResponse:
-    """The open protocol's inference; `require_callable` comes first. The response has the caller's own id, or "" where it gave none."""
+def request(call: Call, model: str, version: str, body: InferBody) -> InferRequest:
+    """What the model host gets of the open protocol's inference, under the caller's own id where it gave one."""
     deadline = call.deadline
     if body.timeout_us:
         deadline = min(deadline, time.monotonic() + body.timeout_us / 1e6)
-    request = InferRequest(
-        model_name=model,
-        model_version=version,
-        id=body.id or call.request_id,
-        inputs=body.inputs,
-        outputs=tuple(body.outputs),
-        parameters=body.parameters,
-        deadline=deadline,
-        traceparent=call.traceparent,
+    return InferRequest(
+        model, body.inputs, version, body.id or call.request_id, tuple(body.outputs), body.parameters, deadline, call.traceparent
     )
-    return replace(models.infer(request), id=body.id)
 
 
 def predict(models: Models, call: Call, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]) -> InferResponse:
-    """The same for tensors that the gateway made; `outputs` empty for all."""
-    return models.infer(
-        InferRequest(model, tuple(inputs), version, call.request_id, tuple(outputs), deadline=call.deadline, traceparent=call.traceparent)
+    """One inference with tensors that the gateway made; `outputs` empty for all."""
+    asked = InferRequest(
+        model, tuple(inputs), version, call.request_id, tuple(outputs), deadline=call.deadline, traceparent=call.traceparent
     )
+    return models.infer(asked, call.connection)
 
 
 def visible_index(models: Models, call: Call, *, ready: bool) -> list[ModelIndex]:

@@ -1,7 +1,8 @@
 """A prediction of one model from what a person or an application sends: decode, ask the model, spell the answer."""
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,16 @@ from gateway.operations.prediction_bodies import PredictionBody
 from gateway.settings import Settings
 from idl.messages import InferResponse, ModelMetadata, Tensor
 from idl.tensors import Array, invalid
+
+# made once: json.dumps makes one for each call
+_spell = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def answer(models: Models, settings: Settings, call: Call, model: str, version: str, read_body: Callable[[], PredictionBody]) -> bytes:
+    """One prediction as the answer's JSON, once `call` may use the model. Raises ServingError."""
+    started = time.monotonic()
+    inference.require_callable(models, call, model, version)
+    return _spell(predict(models, settings, call, model, version, read_body(), started)).encode()
 
 
 def predict(

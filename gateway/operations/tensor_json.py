@@ -68,6 +68,8 @@ def _refuse_too_many(data: bytes) -> None:
 
 def flatten(name: str, data: Any) -> tuple[list[Any], tuple[int, ...]]:
     """Nested lists -> their elements in C order and their shape; a value that is no list has the shape (). Raises invalid_input."""
+    if type(data) is list and list not in set(map(type, data)):  # most are
+        return data, (len(data),)
     level: list[Any] = [data]
     shape: list[int] = []
     while level and _is_level_of_lists(name, level):

@@ -1,9 +1,10 @@
 """Signing in and out: short-lived access tokens (JWT) and refresh tokens that change with every use."""
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 
@@ -20,6 +21,9 @@ AUDIENCE = "outboard-gateway"
 _ALGORITHM = "HS256"
 _CLAIMS = ["sub", "sid", "exp", "iat", "jti"]
 _MAX_TOKEN = 4096
+REMEMBER_S = 5.0
+"""How long a token that was checked is not checked again, unless an account or a session changes: that is seen at once, in every process."""
+_MOST_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -29,6 +33,15 @@ class Issued:
     access_token: str
     refresh_token: str
     expires_in: int
+
+
+class _Checked(NamedTuple):
+    """A token that was good: when that was found and until when it is valid, both in seconds of the wall clock."""
+
+    mark: int
+    at: float
+    expires: int
+    principal: Principal
 
 
 class Tokens:
@@ -41,6 +54,9 @@ class Tokens:
         self._access_ttl = timedelta(seconds=settings.access_token_ttl_s)
         self._refresh_ttl = timedelta(seconds=settings.refresh_token_ttl_s)
         self._now = now
+        self._mark = storage.principals
+        self._checked: dict[bytes, _Checked] = {}
+        self._checked_key = secrets.token_bytes(32)
 
     def sign_in(self, login: str, password: str, address: str) -> Issued:
         """A new session for whoever knows the password. Raises what `Users.verify` raises."""
@@ -66,13 +82,27 @@ class Tokens:
 
     def authenticate(self, access_token: str) -> Principal:
         """Who holds the token, with the role of this moment. Raises unauthenticated."""
+        # not the token itself as a key: what a look-up compares, and how long it takes, must tell nothing about tokens
+        key = hashlib.blake2b(access_token.encode(), digest_size=16, key=self._checked_key).digest()
+        mark, now = self._mark.read(), self._now().timestamp()
+        known = self._checked.get(key)
+        if known is not None and known.mark == mark and 0 <= now - known.at < REMEMBER_S and now < known.expires:
+            return known.principal
+        claims, principal = self._check(access_token, now)
+        if mark is not None:
+            if len(self._checked) >= _MOST_REMEMBERED:
+                self._checked = {}
+            self._checked[key] = _Checked(mark, now, claims["exp"], principal)
+        return principal
+
+    def _check(self, access_token: str, now: float) -> tuple[dict[str, Any], Principal]:
         claims = self._claims(access_token)
-        if claims["exp"] <= self._now().timestamp():
+        if claims["exp"] <= now:
             raise ServingError(Code.UNAUTHENTICATED, "the access token has expired: refresh it")
         principal = self._sessions.principal(str(claims["sid"]))
         if principal is None or str(principal.user_id) != claims["sub"]:
             raise ServingError(Code.UNAUTHENTICATED, "the session has ended: sign in again")
-        return principal
+        return claims, principal
 
     def _claims(self, access_token: str) -> dict[str, Any]:
         # the expiry is checked by the caller against this object's clock

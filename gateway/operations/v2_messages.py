@@ -8,6 +8,7 @@ data" extension.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from gateway.operations import tensor_json
@@ -21,6 +22,7 @@ BINARY_TYPE = "application/octet-stream"
 JSON_TYPE = "application/json"
 _spell = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one for each call
 _NOT_IN_JSON = ("FP16", "BF16")
+_WHOLE_NUMBERS = frozenset({int})
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
@@ -53,13 +55,17 @@ def header_length(value: str | None, size: int) -> int:
 def decode(body: bytes, json_size: int) -> InferBody:
     """A body whose first `json_size` bytes are JSON. Raises invalid_input, unsupported, too_large."""
     view = memoryview(body)
-    given = tensor_json.parse(view[:json_size])
+    given = tensor_json.parse(body if json_size == len(body) else view[:json_size])
     if not isinstance(given, dict):
         raise invalid("the body is not a JSON object")
+    inputs = _inputs(given.get("inputs"), view[json_size:])
+    request_id = _text("id", given["id"]) if "id" in given else ""
+    if "parameters" not in given:
+        return InferBody(inputs, request_id, _outputs(given.get("outputs"), binary=False))
     parameters = _parameters("the request", given)
     return InferBody(
-        inputs=_inputs(given.get("inputs"), view[json_size:]),
-        id=_text("id", given.get("id", "")),
+        inputs=inputs,
+        id=request_id,
         outputs=_outputs(given.get("outputs"), binary=_flag(parameters, "binary_data_output")),
         binary=_flag(parameters, "binary_data_output"),
         parameters={name: value for name, value in parameters.items() if name != "binary_data_output"},
@@ -110,19 +116,17 @@ def _inputs(given: Any, binary: memoryview) -> tuple[Tensor, ...]:
 
 
 def _input(name: str, item: Mapping[str, Any], binary: memoryview, position: int) -> tuple[Tensor, int]:
-    where = f"input {name!r}"
-    parameters = _parameters(where, item)
-    _refuse_shared_memory(where, parameters)
-    datatype, shape = item.get("datatype"), _shape(where, item.get("shape"))
+    parameters = _tensor_parameters("input", name, item) if "parameters" in item else {}
+    datatype, shape = item.get("datatype"), _shape(name, item.get("shape"))
     if not isinstance(datatype, str) or datatype not in tensors.DTYPES:
-        raise invalid(f"{where} has datatype {str(datatype)[:40]!r}, which is none of the protocol's")
+        raise invalid(f"input {name!r} has datatype {str(datatype)[:40]!r}, which is none of the protocol's")
     size = parameters.get("binary_data_size")
     if size is None:
         return _json_input(name, datatype, shape, item), position
     if "data" in item:
-        raise invalid(f"{where} has both data and binary_data_size")
+        raise invalid(f"input {name!r} has both data and binary_data_size")
     if type(size) is not int or not 0 <= size <= len(binary) - position:
-        raise invalid(f"{where} has binary_data_size {str(size)[:40]}, {len(binary) - position} bytes are left in the body")
+        raise invalid(f"input {name!r} has binary_data_size {str(size)[:40]}, {len(binary) - position} bytes are left in the body")
     tensors.check_size(name, datatype, shape, size)
     return Tensor(name, datatype, shape, binary[position : position + size]), position + size
 
@@ -133,10 +137,22 @@ def _json_input(name: str, datatype: str, shape: tuple[int, ...], item: Mapping[
     if datatype in _NOT_IN_JSON:
         raise invalid(f"input {name!r} is {datatype}, which the protocol's JSON cannot carry; send it as binary data")
     flat, given_shape = tensor_json.flatten(name, item["data"])
-    count = tensors.element_count(name, shape)
+    count = _element_count(name, shape)
     if given_shape not in (shape, (count,)) and not (count == 1 and given_shape == ()):
         raise invalid(f"input {name!r} has shape {list(shape)} and data of shape {list(given_shape)}")
     return tensor_json.to_tensor(name, datatype, flat, shape)
+
+
+def _element_count(name: str, shape: tuple[int, ...]) -> int:
+    try:
+        return _known_count(shape)
+    except ServingError:
+        return tensors.element_count(name, shape)  # which names the tensor
+
+
+@lru_cache(maxsize=1024)
+def _known_count(shape: tuple[int, ...]) -> int:
+    return tensors.element_count("", shape)
 
 
 def _outputs(given: Any, *, binary: bool) -> dict[str, bool]:
@@ -147,8 +163,7 @@ def _outputs(given: Any, *, binary: bool) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for item in given:
         name = _tensor_name("outputs", item)
-        parameters = _parameters(f"output {name!r}", item)
-        _refuse_shared_memory(f"output {name!r}", parameters)
+        parameters = _tensor_parameters("output", name, item)
         if parameters.get("classification", 0) != 0:
             raise ServingError(Code.UNSUPPORTED, f"output {name!r}: the classification extension is not supported")
         if name in found:
@@ -157,9 +172,12 @@ def _outputs(given: Any, *, binary: bool) -> dict[str, bool]:
     return found
 
 
-def _refuse_shared_memory(where: str, parameters: Mapping[str, Any]) -> None:
-    if any(name in parameters for name in _SHARED_MEMORY):
+def _tensor_parameters(kind: str, name: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
+    where = f"{kind} {name!r}"
+    parameters = _parameters(where, item)
+    if any(shared in parameters for shared in _SHARED_MEMORY):
         raise ServingError(Code.UNSUPPORTED, f"{where}: shared memory is not supported over HTTP")
+    return parameters
 
 
 def _tensor_name(where: str, item: Any) -> str:
@@ -175,9 +193,9 @@ def _text(where: str, value: Any) -> str:
     return value
 
 
-def _shape(where: str, given: Any) -> tuple[int, ...]:
-    if not isinstance(given, list) or any(type(size) is not int for size in given):
-        raise invalid(f"{where} has no shape that is a list of whole numbers")
+def _shape(name: str, given: Any) -> tuple[int, ...]:
+    if not isinstance(given, list) or not _WHOLE_NUMBERS.issuperset(map(type, given)):
+        raise invalid(f"input {name!r} has no shape that is a list of whole numbers")
     return tuple(given)
 
 
@@ -213,36 +231,56 @@ def encode(response: InferResponse, request: InferBody) -> tuple[list[bytes | me
 
     Raises invalid_input for an output that only binary data can carry and that was asked for as JSON.
     """
-    outputs: list[dict[str, Any]] = []
+    texts = [_opening(response.model_name, response.model_version)]
+    if request.id:
+        texts += (',"id":', _spell(request.id))
+    if response.parameters:
+        texts += (',"parameters":', _parameters_text(response.parameters))
     contents: list[bytes | memoryview] = []
+    separator = ',"outputs":['
     for tensor in response.outputs:
-        is_binary = request.outputs.get(tensor.name, request.binary)
-        described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-        if is_binary:
-            described["parameters"] = {"binary_data_size": len(tensor.data)}
+        texts += (separator, _description(tensor.name, tensor.datatype, tensor.shape))
+        separator = ","
+        if request.outputs.get(tensor.name, request.binary):
+            texts.append(f',"parameters":{{"binary_data_size":{len(tensor.data)}}}}}')
             contents.append(tensor.data)
         else:
-            described["data"] = _json_data(tensor)
-        outputs.append(described)
-    answer: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
-    if request.id:
-        answer["id"] = request.id
-    if response.parameters:
-        answer["parameters"] = dict(response.parameters)
-    answer["outputs"] = outputs
-    # NaN and infinities stand bare, which JSON proper has no word for: the reference server writes them so, and clients of the
-    # protocol read them. Whoever has a strict parser asks for binary data.
-    head = _spell(answer).encode()
+            texts += (',"data":', _json_data(tensor), "}")
+    texts.append("]}" if response.outputs else ',"outputs":[]}')
+    head = "".join(texts).encode()
     return [head, *contents], len(head) if contents else None
 
 
-def _json_data(tensor: Tensor) -> list[Any]:
+@lru_cache(maxsize=1024)
+def _opening(model: str, version: str) -> str:
+    """An answer's beginning, without the brace that ends it."""
+    return _spell({"model_name": model, "model_version": version})[:-1]
+
+
+@lru_cache(maxsize=1024)
+def _description(name: str, datatype: str, shape: tuple[int, ...]) -> str:
+    """An output's beginning, likewise."""
+    return _spell({"name": name, "datatype": datatype, "shape": shape})[:-1]
+
+
+def _parameters_text(parameters: Mapping[str, Any]) -> str:
+    texts = [f"{_spell(name)}:{value if type(value) is int else _spell(value)}" for name, value in parameters.items()]
+    return f"{{{','.join(texts)}}}"
+
+
+def _json_data(tensor: Tensor) -> str:
     if tensor.datatype in _NOT_IN_JSON:
         raise invalid(f"output {tensor.name!r} is {tensor.datatype}, which the protocol's JSON cannot carry; ask for it as binary data")
-    flat: list[Any] = tensor_json.to_array(tensor).ravel().tolist()
-    if tensor.datatype != "BYTES":
-        return flat
-    try:
-        return [item.decode() for item in flat]
-    except UnicodeDecodeError:
-        raise invalid(f"output {tensor.name!r} has an element that is not UTF-8 text; ask for it as binary data") from None
+    flat = tensor_json.to_flat(tensor)
+    if tensor.datatype == "BYTES":
+        try:
+            return _spell([item.decode() for item in flat])
+        except UnicodeDecodeError:
+            raise invalid(f"output {tensor.name!r} has an element that is not UTF-8 text; ask for it as binary data") from None
+    # Python writes numbers as JSON does, but for true, false and those that are not finite; and faster than its JSON encoder
+    text = repr(list(flat))
+    if tensor.datatype == "BOOL" or "n" in text:
+        # NaN and infinities stand bare, which JSON proper has no word for: the reference server writes them so, and clients of the
+        # protocol read them. Whoever has a strict parser asks for binary data.
+        return _spell(flat)
+    return text.replace(" ", "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from gateway.storage import secret
 from gateway.storage.attempts import Attempts
 from gateway.storage.database import Database
+from gateway.storage.marks import Mark
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
 from gateway.storage.users import Users
@@ -20,9 +21,11 @@ class Storage:
 
     def __init__(self, folder: Path, *, busy_timeout_s: float = 5.0) -> None:
         self.database = Database(folder / "outboard.db", busy_timeout_s=busy_timeout_s)
-        self.users = Users(self.database)
+        self.principals = Mark(folder / "principals")
+        """Changes with every change of who a session stands for."""
+        self.users = Users(self.database, self.principals)
         self.signups = Signups(self.database)
-        self.sessions = Sessions(self.database)
+        self.sessions = Sessions(self.database, self.principals)
         self.attempts = Attempts(self.database)
         self._secret = folder / "secret"
 
@@ -32,3 +35,4 @@ class Storage:
 
     def close(self) -> None:
         self.database.close()
+        self.principals.close()

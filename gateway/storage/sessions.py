@@ -9,6 +9,7 @@ from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
 from gateway.storage.database import Database
+from gateway.storage.marks import Mark
 from gateway.types import Principal, Role
 
 _SWEEP = 100
@@ -32,8 +33,11 @@ class Rotated:
 
 
 class Sessions:
-    def __init__(self, database: Database) -> None:
+    """`principals` is changed with every change of what `principal` answers."""
+
+    def __init__(self, database: Database, principals: Mark) -> None:
         self._database = database
+        self._principals = principals
 
     def begin(self, session_id: str, user_id: int, token_hash: str, now: datetime, expires_at: datetime) -> None:
         """A sign-in, with its first refresh token."""
@@ -47,6 +51,12 @@ class Sessions:
 
     def rotate(self, old_hash: str, new_hash: str, now: datetime, expires_at: datetime) -> Rotated:
         """Replaces a refresh token by the next one. A token that was replaced before ends the session: somebody holds a copy."""
+        rotated = self._rotate(old_hash, new_hash, now, expires_at)
+        if rotated.outcome is Rotation.REUSED:
+            self._principals.change()
+        return rotated
+
+    def _rotate(self, old_hash: str, new_hash: str, now: datetime, expires_at: datetime) -> Rotated:
         with self._database.write() as db:
             row = db.execute(
                 "select t.id, t.session_id, t.expires_at, t.replaced_by, s.revoked_at, u.id as user_id, u.name, u.role, u.deleted_at"
@@ -67,6 +77,7 @@ class Sessions:
     def revoke(self, session_id: str, now: datetime) -> None:
         with self._database.write() as db:
             _revoke(db, session_id, now)
+        self._principals.change()
 
     def principal(self, session_id: str) -> Principal | None:
         """Who is behind a session, with the role of this moment; None where it was revoked or its user deleted."""

@@ -8,6 +8,7 @@ from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
 from gateway.storage.database import Database
+from gateway.storage.marks import Mark
 from gateway.types import Role
 from idl.codes import Code, ServingError
 
@@ -33,8 +34,10 @@ class UserRecord:
 class Users:
     """The accounts of the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, principals: Mark) -> None:
+        """`principals` is changed with every change of an account that has sessions."""
         self._database = database
+        self._principals = principals
 
     def create(self, name: str, email: str | None, password_hash: str, role: Role, now: datetime, *, signup_hash: str = "") -> UserRecord:
         """Raises already_exists for a name or address that is taken, forbidden for a sign-up token that is not valid (any more).
@@ -86,6 +89,7 @@ class Users:
                 "update sessions set revoked_at = ? where user_id = ? and revoked_at is null and id != ?",
                 [to_text(now), user_id, keep_session],
             )
+        self._principals.change()
 
     def rehash(self, user_id: int, old_hash: str, new_hash: str) -> None:
         """The same password under today's parameters, unless it was changed meanwhile."""
@@ -103,6 +107,7 @@ class Users:
                 raise ServingError(Code.CONFLICT, "the last administrator cannot be deleted: make another one first")
             _set(db, user_id, "deleted_at", to_text(now), now)
             db.execute("update sessions set revoked_at = ? where user_id = ? and revoked_at is null", [to_text(now), user_id])
+        self._principals.change()
 
 
 def _set(db: SqliteDatabase, user_id: int, column: str, value: str | None, now: datetime) -> None:

@@ -22,7 +22,7 @@ from gateway.context import Services
 from gateway.models_rpc import Models
 from gateway.settings import Settings
 from inference_client import Client
-from tests.gateway.model_host import host, served  # noqa: F401
+from tests.gateway.model_host import host, served, web  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from onnx import TensorProto, helper
 from werkzeug.serving import make_server
 
@@ -97,9 +98,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 @dataclass(frozen=True)
 class Served:
-    """The application over the model host, and its address under werkzeug's server; `token`s are signed-in callers' headers."""
+    """The application over the model host, and its address under werkzeug's server; `token`s are signed-in callers' headers.
+
+    `plain` is the same application without the hot routes in front of it.
+    """
 
     app: Flask
+    plain: Flask
     services: Services
     address: str
     administrator: dict[str, str]
@@ -122,12 +127,19 @@ def served(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         server = make_server("127.0.0.1", 0, app, threaded=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield Served(app, services, f"127.0.0.1:{server.server_port}", sign_in(services, *ADMINISTRATOR), sign_in(services, *USER))
+        plain = create_app(settings, services=services, hot=False)
+        yield Served(app, plain, services, f"127.0.0.1:{server.server_port}", sign_in(services, *ADMINISTRATOR), sign_in(services, *USER))
         server.shutdown()
         thread.join()
         server.server_close()
     finally:
         services.close()
+
+
+@pytest.fixture(params=["hot", "Flask"])
+def web(request: pytest.FixtureRequest, served: Served) -> FlaskClient:
+    """A client of the application, with the hot routes and without."""
+    return (served.app if request.param == "hot" else served.plain).test_client()
 
 
 def sign_in(services: Services, name: str, password: str) -> dict[str, str]:

@@ -22,11 +22,6 @@ PICTURES = Path(skimage.__file__).parent / "data"
 DEMO = "efficientnet-lite0"
 
 
-@pytest.fixture
-def web(served: Served) -> FlaskClient:
-    return served.app.test_client()
-
-
 def ask(web: FlaskClient, model: str, **options: Any) -> TestResponse:
     return web.post(f"/v1/models/{model}/predictions", **options)
 

@@ -236,6 +236,7 @@ def test_roles_take_effect_at_once(settings: Settings, time_of_day: SetClock) ->
         assert services.tokens.authenticate(token).role is Role.USER
         with services.storage.database.write() as db:
             db.execute("update users set role = 'operator'")
+        services.storage.principals.change()  # as every statement of the storage that changes an account does
         assert services.tokens.authenticate(token).may_operate
     finally:
         services.close()

@@ -35,9 +35,9 @@ class Recording(Client):
         super().__init__(addresses)
         self.asked: list[InferRequest] = []
 
-    def infer_raw(self, request: InferRequest, *, timeout_s: float | None = None) -> InferResponse:
+    def infer_raw(self, request: InferRequest, *, timeout_s: float | None = None, watch: int = -1) -> InferResponse:
         self.asked.append(request)
-        return super().infer_raw(request, timeout_s=timeout_s)
+        return super().infer_raw(request, timeout_s=timeout_s, watch=watch)
 
 
 def test_what_travels_with_a_request(host: Process) -> None:
@@ -47,15 +47,15 @@ def test_what_travels_with_a_request(host: Process) -> None:
     deadline = time.monotonic() + 20
     call = Call(None, "request-1", deadline, "00-" + "1" * 32 + "-" + "2" * 16 + "-01")
     try:
-        unnamed = inference.infer(models, call, "triple", "1", InferBody((x,), parameters={"p": "1"}))
-        named = inference.infer(models, call, "triple", "", InferBody((x,), id="mine", outputs={"y": True}, timeout_us=5_000_000))
+        unnamed = models.infer(inference.request(call, "triple", "1", InferBody((x,), parameters={"p": "1"})))
+        named = models.infer(inference.request(call, "triple", "", InferBody((x,), id="mine", outputs={"y": True}, timeout_us=5_000_000)))
     finally:
         models.close()
     first, second = client.asked
     assert (first.id, first.traceparent, first.deadline, first.model_version) == ("request-1", call.traceparent, deadline, "1")
     assert (first.outputs, first.parameters) == ((), {"p": "1"})
     assert (second.id, second.outputs) == ("mine", ("y",)) and second.deadline is not None and second.deadline < deadline - 10
-    assert (unnamed.id, named.id) == ("", "mine")
+    assert (unnamed.id, named.id) == ("request-1", "mine")
 
 
 def test_a_change_is_made_on_every_host_and_one_that_fails_is_told(host: Process) -> None:

@@ -1,0 +1,115 @@
+"""Inference over HTTP without the web framework's dispatch, which costs more than everything else that the gateway does for it.
+
+A WSGI middleware in front of Flask. It takes `/v2/.../infer` and predictions with a plain JSON body, and does exactly what the routes of
+`gateway.blueprints` do, through the same operations. Whatever is unusual about a request it leaves to Flask, which has the same routes.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway import observation, wsgi_request
+from gateway.context import REQUEST_ID_HEADER, Services
+from gateway.errors import internal, problem
+from gateway.operations import prediction_bodies, predictions, v2_inference
+from gateway.operations.inference import Call
+from gateway.operations.v2_inference import Answer, Heads
+from idl.codes import ServingError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+ENDPOINTS = ("/v2/models/<model>/infer", "/v2/models/<model>/versions/<version>/infer", "/v1/models/<model>/predictions")
+"""The templates of the routes that are answered here: their labels in the metrics."""
+_NAME = r"([A-Za-z0-9_.-]+)"
+_INFER = re.compile(rf"/v2/models/{_NAME}(?:/versions/{_NAME})?/infer", re.ASCII)
+_PREDICTIONS = re.compile(rf"/v1/models/{_NAME}/predictions", re.ASCII)
+_JSON = "application/json"
+_JSON_HEADERS = (("Content-Type", _JSON),)
+
+
+class Target(NamedTuple):
+    """What an address means. `version` "": the one that serves by default."""
+
+    endpoint: str
+    model: str
+    version: str
+
+
+@lru_cache(maxsize=1024)
+def _target(path: str) -> Target | None:
+    if found := _INFER.fullmatch(path):
+        model, version = found.groups()
+        return Target(ENDPOINTS[1] if version else ENDPOINTS[0], model, version or "")
+    if found := _PREDICTIONS.fullmatch(path):
+        return Target(ENDPOINTS[2], found[1], "")
+    return None
+
+
+class HotRoutes:
+    """The middleware. Thread-safe."""
+
+    def __init__(self, app: "WSGIApplication", services: Services) -> None:
+        self._app = app
+        self._services = services
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        target = _target(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" and environ.get("CONTENT_LENGTH") else None
+        if target is None or "HTTP_TRANSFER_ENCODING" in environ:
+            return self._app(environ, start_response)
+        if target.endpoint is not ENDPOINTS[2]:
+            return self._exchange(environ, start_response, target, self._infer)
+        if environ.get("CONTENT_TYPE") == _JSON and not environ.get("QUERY_STRING"):
+            return self._exchange(environ, start_response, target, self._predict)
+        return self._app(environ, start_response)
+
+    def _exchange(
+        self,
+        environ: "WSGIEnvironment",
+        start_response: "StartResponse",
+        target: Target,
+        run: "Callable[[WSGIEnvironment, Target, Call], Answer]",
+    ) -> Iterable[bytes]:
+        """What `blueprints.requests` and `blueprints.errors` do around a route."""
+        owned, path, status = self._services, environ["PATH_INFO"], 500
+        started = observation.begin(owned.metrics)
+        request_id = wsgi_request.request_id(environ)
+        try:
+            try:
+                caller = wsgi_request.principal(environ, owned.tokens)
+                call = wsgi_request.call(environ, caller, request_id, owned.settings.request_timeout_s, owned.connection())
+                answer = run(environ, target, call)
+                status = 200
+            except ServingError as error:
+                response = problem(error, path, request_id)
+            except Exception as error:  # noqa: BLE001 - the caller is owed an answer
+                response = internal(error, "POST", path, request_id)
+            if status == 200:
+                size = ("Content-Length", str(len(answer.body)))
+                start_response("200 OK", [*answer.headers, size, (REQUEST_ID_HEADER, request_id)])
+                return [answer.body]
+            status = response.status_code
+            response.headers[REQUEST_ID_HEADER] = request_id
+            return response(environ, start_response)
+        finally:
+            observation.end(owned.metrics, started, request_id, target.endpoint, "POST", path, status)
+
+    def _infer(self, environ: "WSGIEnvironment", target: Target, call: Call) -> Answer:
+        heads = Heads(environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"), environ.get("HTTP_ACCEPT_ENCODING", ""))
+        limit = self._services.settings.max_body_bytes
+        return v2_inference.infer(
+            self._services.models, call, target.model, target.version, lambda: wsgi_request.read_body(environ, limit), heads
+        )
+
+    def _predict(self, environ: "WSGIEnvironment", target: Target, call: Call) -> Answer:
+        owned = self._services
+        body = predictions.answer(
+            owned.models,
+            owned.settings,
+            call,
+            target.model,
+            target.version,
+            lambda: prediction_bodies.from_json(wsgi_request.read_body(environ, owned.settings.max_body_bytes)),
+        )
+        return Answer(body, _JSON_HEADERS)

@@ -1,0 +1,92 @@
+"""Calls to a host on this machine: inference over its local lane, everything else, and what the lane declines, over RPC.
+
+A server puts a link beside each of its unix sockets: `<socket>.lane`, its run folder, where the lanes are. No link, or no right to open
+it: RPC. What became of a request that the lane took is always known, so nothing is asked twice.
+"""
+
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from idl.lane_routes import LocalLane
+from idl.messages import InferRequest
+from inference_client.channel import Channel, Verb, closed
+from inference_client.deadline import Clock, Deadline
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+LOOK_EVERY_S = 1.0
+"""How often it is asked whether the link is there, and leads where it led before."""
+IDLE_S = 30.0
+"""How long a lane connection may rest before it is closed, which gives its memory back on both sides."""
+_Place = tuple[int, int]
+
+
+class LaneChannel:
+    """Thread-safe. `max_message_bytes` bounds an answer's tensors; the server says what bounds a request's. Owns `rpc`."""
+
+    def __init__(self, socket_path: str, rpc: Channel, max_message_bytes: int, clock: Clock) -> None:
+        self._folder = f"{socket_path}.lane"
+        self._rpc = rpc
+        self._max_bytes = max_message_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._lane: LocalLane | None = None
+        self._place: _Place | None = None
+        self._next_look = float("-inf")
+        self._closed = False
+
+    def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
+        if isinstance(request, InferRequest):
+            lane = self._lane if self._clock() < self._next_look else self._look()
+            if lane is not None:
+                asked = request if request.deadline == deadline.at else replace(request, deadline=deadline.at)
+                deadline.left()
+                answer = lane.infer(asked, deadline.watch)
+                if answer is not None:
+                    return answer  # type: ignore[return-value]
+        return self._rpc.call(verb, request, deadline)
+
+    def _look(self) -> LocalLane | None:
+        """Follows the link anew, and closes what has been idle for long."""
+        place = _place(self._folder)
+        now = self._clock()
+        with self._lock:
+            if self._closed:
+                raise closed()
+            self._next_look = now + LOOK_EVERY_S
+            old = None
+            if place != self._place:
+                old, self._place = self._lane, place
+                self._lane = LocalLane(self._folder, self._max_bytes) if place is not None else None
+            lane = self._lane
+        if old is not None:
+            old.close()
+        if lane is not None:
+            lane.trim(now - IDLE_S)
+        return lane
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._next_look = float("-inf")
+            lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
+        self._rpc.close()
+
+    def abandon(self) -> None:
+        self._lane = None  # the last reference to the child's copies of its sockets: they are closed, the parent's stay
+        self._rpc.abandon()
+
+
+def _place(folder: str) -> _Place | None:
+    """What the link leads to, None where it leads nowhere for us."""
+    try:
+        found = Path(folder).stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if os.access(folder, os.X_OK) else None
