@@ -191,8 +191,12 @@ def _print_versions(when: str, versions: Sequence[Version]) -> None:
     if when:
         print(f"{when}:" + ("" if versions else " nothing"))
     if versions or not when:
-        rows = [(each.model, each.number, each.state, "default" if each.default else "", each.reason) for each in versions]
+        rows = [(each.model, each.number, each.state, _share(each.share), each.reason) for each in versions]
         print_table(("MODEL", "VERSION", "STATE", "SERVES", "REASON"), rows)
+
+
+def _share(percent: int) -> str:
+    return "default" if percent == 100 else f"{percent} %" if percent else ""
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """What an operator's verbs do on one model host: look, load, test, and put back what served before where that fails."""
 
+import re
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from idl.codes import Code, ServingError
 from idl.messages import Capacity, ModelMetadata, TensorSpec
 from inference_client import Client
 
+_SHARE = re.compile(r"(\d+)(?: \((\d+) %\))?")
+"""One entry of the property "default_version" of a model: "3", or "3 (90 %), 4 (10 %)"."""
 _NOT_SERVING = frozenset({Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND, Code.NOT_FOUND, Code.NOT_READY})
 
 
@@ -21,13 +24,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version in the host's repository. `default`: the one that answers a request which names none."""
+    """One version in the host's repository. `share`: how many in 100 of the requests that name no version it answers."""
 
     model: str
     number: str
     state: str
     reason: str
-    default: bool
+    share: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +58,30 @@ class Host:
     def versions(self, name: str = "") -> tuple[Version, ...]:
         """What the repository has, of one model or of all, in the host's order."""
         index = [entry for entry in self._client.repository_index() if not name or entry.name == name]
-        defaults = {entry.name: self.default(entry.name) for entry in index if entry.state == "READY"}
-        return tuple(Version(e.name, e.version, e.state, e.reason, e.version == str(defaults.get(e.name))) for e in index)
+        shares = {name: self.shares(name) for name in {entry.name for entry in index if entry.state == "READY"}}
+        return tuple(Version(e.name, e.version, e.state, e.reason, shares.get(e.name, {}).get(e.version, 0)) for e in index)
 
     def numbers(self, name: str) -> tuple[int, ...]:
         """The versions that the repository has, ascending."""
         return tuple(sorted(int(version.number) for version in self.versions(name) if version.number.isdigit()))
 
     def default(self, name: str) -> int | None:
-        """The version that serves by default, None where none does."""
+        """The version that serves by default (with a canary beside it: the one that most requests get), None where none does."""
+        shares = self.shares(name)
+        return int(max(shares, key=lambda version: shares[version])) if shares else None
+
+    def shares(self, name: str) -> dict[str, int]:
+        """Version -> how many in 100 of the requests that name none it answers; empty where nothing serves."""
         try:
-            versions = self._client.model_metadata(name).versions
+            metadata = self._client.model_metadata(name)
         except ServingError as error:
             if error.code in _NOT_SERVING:
-                return None
+                return {}
             raise
-        return max((int(version) for version in versions if version.isdigit()), default=None)
+        if said := metadata.properties.get("default_version"):
+            return {version: int(percent or 100) for version, percent in _SHARE.findall(said)}
+        numbers = [int(version) for version in metadata.versions if version.isdigit()]
+        return {str(max(numbers)): 100} if numbers else {}
 
     def load(self, name: str, version: int | None = None) -> None:
         """Loads exactly `version`, or what the model's version policy chooses."""
@@ -103,9 +114,7 @@ class Host:
         """Raises Refused unless `version` is the default one and answers a real request."""
         default = self.default(name)
         if default != version:
-            why = (
-                "" if default is None else f", version {default} does: the model's version policy decides, see version_policy in model.toml"
-            )
+            why = "" if default is None else f", version {default} does: its version policy (model.toml) or its labels decide"
             raise Refused(f"version {version} does not serve{why}")
         tested = self.test(name, str(version))
         if tested.failure:

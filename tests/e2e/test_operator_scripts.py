@@ -160,7 +160,7 @@ def test_a_version_that_the_policy_does_not_choose_is_not_left_half_served(outbo
     assert outboard("push", times(tmp_path / "m.onnx", 2), "--name", "ruled", "--no-load", "--model-toml", settings)[0] == 0
     code, _, err = outboard("push", times(tmp_path / "m.onnx", 3), "--name", "ruled")
     assert code == 1
-    assert "version 3 does not serve, version 2 does: the model's version policy decides" in err
+    assert "version 3 does not serve, version 2 does: its version policy (model.toml) or its labels decide" in err
     assert "unloaded, as nothing of it served before" in err
     assert not client.model_ready("ruled")
 
