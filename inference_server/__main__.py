@@ -26,12 +26,18 @@ from inference_server import host, logs, run_folders
 from inference_server.engine import Engine
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import Watcher, Zygote
+from inference_server.front.choice import KINDS, GrpcFront
+from inference_server.front.configuration import Configuration
 from inference_server.launcher import Launcher
+from inference_server.library import Library
 from inference_server.metrics import Metrics
 from inference_server.repository import Repository
+from inference_server.repository_poll import RepositoryPoll
 from inference_server.reservations import Reservations
 from inference_server.routing import RoutePublisher, attach_beside, detach_beside
+from inference_server.served_models import ServedModels
 from inference_server.settings import InvalidSettings, Settings
+from inference_server.spool import Spool
 from inference_server.transports.grpc_server import GrpcServer
 from inference_server.transports.thrift_server import ThriftServer
 
@@ -51,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"default {default}; 0: a free one; -1: none")
     for name in ("grpc", "thrift"):
         parser.add_argument(f"--{name}-socket", type=Path, metavar="PATH", help=f"a unix socket that speaks {name}, besides the port")
+    parser.add_argument("--grpc-front", choices=KINDS, help="what answers the gRPC port; auto: nginx where it is installed, else grpcio")
+    parser.add_argument(
+        "--model-control", choices=["explicit", "poll"], help="poll: follow changes of the repositories (default explicit: load when told)"
+    )
+    parser.add_argument("--poll-interval", dest="poll_interval_s", type=float, metavar="S", help="seconds between two looks (default 5)")
     parser.add_argument("--insecure", action="store_true", default=None, help="serve other machines without a token")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
 
@@ -65,8 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
         "thrift_port",
         "metrics_port",
         "grpc_socket",
+        "grpc_front",
         "thrift_socket",
         "insecure",
+        "model_control",
+        "poll_interval_s",
         "log_level",
     )
     overrides = {name: getattr(arguments, name) for name in names}
@@ -124,24 +138,27 @@ class Server:
 
     def _wire(self) -> None:
         settings = self._settings
-        self.engine = Engine(
-            Repository(settings.models, settings.push_dir),
-            self._launcher,
-            self.metrics,
-            self._routes,
-            self._reservations,
-            version=_version(),
-            drain_timeout_s=settings.drain_timeout_s,
-        )
+        served = ServedModels(self.metrics, self._routes, settings.drain_timeout_s)
+        repository = Repository(settings.models, settings.push_dir)
+        spool = Spool(self._run_dir, settings.max_message_bytes)
+        self._closers.callback(spool.close)
+        poll = RepositoryPoll(repository) if settings.model_control == "poll" else None
+        self._library = Library(repository, self._launcher, served, self.metrics, spool, poll)
+        self.engine = Engine(self._library, served, self.metrics, self._routes, self._reservations, version=_version())
         self._closers.callback(self.engine.close)
-        self._grpc = GrpcServer(
-            self.engine,
-            self.engine,
+        self._grpc = GrpcFront(
+            settings.grpc_front,
+            self._grpc_server,
+            Configuration(
+                run_dir=str(self._run_dir),
+                token=settings.token,
+                max_message_bytes=settings.max_message_bytes,
+                default_timeout_s=settings.request_timeout_s,
+                log_level=settings.log_level,
+            ),
             addresses=self._grpc_addresses(),
-            max_message_bytes=settings.max_message_bytes,
-            threads=settings.grpc_threads,
-            token=settings.token,
-            default_timeout_s=settings.request_timeout_s,
+            processes=settings.grpc_front_processes,
+            drain_timeout_s=settings.drain_timeout_s,
         )
         self._thrift = ThriftServer(
             self.engine,
@@ -152,6 +169,18 @@ class Server:
             default_timeout_s=settings.request_timeout_s,
             idle_timeout_s=settings.thrift_idle_timeout_s,
             max_connections=settings.max_connections,
+        )
+
+    def _grpc_server(self, addresses: Sequence[str]) -> GrpcServer:
+        settings = self._settings
+        return GrpcServer(
+            self.engine,
+            self.engine,
+            addresses=addresses,
+            max_message_bytes=settings.max_message_bytes,
+            threads=settings.grpc_threads,
+            token=settings.token,
+            default_timeout_s=settings.request_timeout_s,
         )
 
     def _grpc_addresses(self) -> list[str]:
@@ -196,12 +225,14 @@ class Server:
         return 0
 
     def _load(self, addresses: dict[str, str]) -> None:
-        self.engine.load_all()
+        self.engine.load_all(time.time_ns() - int(self._settings.poll_interval_s * 1e9))
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it in the middle of a request
         log.info("ready" if self.engine.server_ready() else "not ready: see the models that failed", extra={"fields": addresses})
         if not self._stopping.is_set():
             print("ready " + " ".join(f"{name}={address}" for name, address in addresses.items() if address), flush=True)
+        while self._settings.model_control == "poll" and not self._stopping.wait(self._settings.poll_interval_s):
+            self._library.poll()
 
     def _on_signal(self, number: int, _: object) -> None:
         if self._stopping.is_set():

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from inference_server.executors.tuning import Tuning
 from inference_server.instance import Executor
 from inference_server.metrics import Metrics
 from inference_server.model_settings import ModelSettings
-from inference_server.repository import RepositoryModel
+from inference_server.repository_model import RepositoryModel
 from inference_server.reservations import Reservation, Reservations
 from inference_server.served import ServedVersion
 from inference_server.settings import Settings
+from inference_server.warmup_samples import warmup_samples
 
 log = logging.getLogger("outboard.server")
 
@@ -62,22 +63,24 @@ class Launcher:
                 self._holding.setdefault(model.name, []).extend(made)
             return [_Berth(self, model, number, reservation, self._threads(reservation, max(count, instances))) for reservation in made]
 
-        return ServedVersion(model.name, number, settings, reserve, stats, instances)
+        return ServedVersion(model, number, reserve, stats, instances)
 
     def launch(self, berth: "_Berth") -> Executor:
         """An executor of the berth's model, loaded."""
         model, number = berth.model, berth.number
         path = model.file(number)
-        key = _identity(path, berth.threads, self._settings.execution_providers)
-        known = self._measured.find(key)
-        asked = {
+        asked: dict[str, Any] = {
             "name": model.name,
             "path": str(path),
-            "threads": berth.threads,
-            "providers": self._settings.execution_providers,
-            "queue": _queue(model.settings),
-            "tuning": known.to_json() if known is not None else None,
+            "threads": model.settings.threads or berth.threads,
+            "providers": model.settings.providers(self._settings.execution_providers),
+            "session": dict(model.settings.onnxruntime),
+            "declared": model.declared.to_json() if model.declared is not None else None,
+            "warmup": warmup_samples(model.settings.warmup, model.folder),
         }
+        key = _identity(path, asked)
+        known = self._measured.find(key)
+        asked |= {"queue": _queue(model.settings), "tuning": known.to_json() if known is not None else None}
         wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
@@ -123,6 +126,7 @@ class Launcher:
     def _forget(self, pid: int) -> None:
         self._living.pop(pid, None)
         self._hung.discard(pid)
+        self._reservations.unplace(pid)
         self._limits.forget(pid)
 
     def _threads(self, reservation: Reservation, instances: int) -> int:
@@ -163,17 +167,17 @@ def _queue(settings: ModelSettings) -> dict[str, Any]:
         "default_priority",
         "default_timeout_us",
     )
-    said = {name: getattr(settings, name, None) for name in names}
-    return said if getattr(settings, "batching", True) else said | {"max_batch_size": 1}
+    said = {name: getattr(settings, name) for name in names}
+    return said if settings.batching else said | {"max_batch_size": 1}
 
 
-def _identity(path: Path, threads: int, providers: tuple[str, ...]) -> str:
-    """What a measurement holds for: this file on this host, run this way. "" where the file cannot be looked at."""
+def _identity(path: Path, asked: Mapping[str, Any]) -> str:
+    """What a measurement holds for: this file on this host, run as `asked`. "" where the file cannot be looked at."""
     try:
         found = path.stat()
     except OSError:
         return ""
-    told = (str(path.resolve()), found.st_size, found.st_mtime_ns, threads, providers, _runtime(), os.cpu_count())
+    told = (str(path.resolve()), found.st_size, found.st_mtime_ns, asked, _runtime(), os.cpu_count())
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ Both are made from what was decided, not from what was asked for: a client that 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -13,7 +13,8 @@ from idl import config_json
 from idl.generated import inference_pb2 as pb
 from idl.messages import TensorSpec
 from inference_server.declared import Declared, DeclaredTensor
-from inference_server.model_settings import ModelSettings, VersionPolicy
+from inference_server.model_settings import VersionPolicy
+from inference_server.repository_model import RepositoryModel
 from inference_server.triton_config import ANSWERED, BACKEND, OWN_PARAMETER
 from inference_server.types import Batching, Signature
 from inference_server.version_labels import Labels, described
@@ -22,34 +23,26 @@ _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProv
 
 
 def model_config(
-    name: str,
-    settings: ModelSettings,
-    signature: Signature,
-    providers: tuple[str, ...],
-    *,
-    batching: Batching | None = None,
-    declared: Declared | None = None,
-    parameters: Mapping[str, str] | None = None,
-    instances: int = 1,
+    model: RepositoryModel, signature: Signature, providers: tuple[str, ...], batching: Batching, instances: int
 ) -> dict[str, Any]:
     """`inference.ModelConfig` as `idl.config_json` has it.
 
     max_batch_size is 0, and dims are whole shapes, where a request's first axis is not a batch; else dims leave that axis out.
     """
-    batching, declared = batching or Batching(), declared or Declared()
+    settings, declared = model.settings, model.declared or Declared()
     size = batching.max_batch_size if batching.on else 1 if declared.max_batch_size else 0
     config: dict[str, Any] = {
-        "name": name,
+        "name": model.name,
         "platform": signature.platform,
         "backend": BACKEND,
         "version_policy": _version_policy(settings.version_policy),
         "max_batch_size": size,
         "input": [_tensor(spec, size, _of(spec, declared.inputs)) for spec in signature.inputs],
         "output": [_tensor(spec, size, _of(spec, declared.outputs)) for spec in signature.outputs],
-        "instance_group": [{"name": name, "count": instances, "kind": "KIND_GPU" if set(_GPU) & set(providers) else "KIND_CPU"}],
+        "instance_group": [{"name": model.name, "count": instances, "kind": "KIND_GPU" if set(_GPU) & set(providers) else "KIND_CPU"}],
         "default_model_filename": settings.model_file,
         "parameters": {
-            **{key: {"string_value": value} for key, value in (parameters or {}).items()},
+            **{key: {"string_value": value} for key, value in model.parameters.items()},
             OWN_PARAMETER: {"string_value": json.dumps(settings.published(), ensure_ascii=False)},
             **{key: {"string_value": value} for key, value in zip(ANSWERED, (verdict(batching), ",".join(providers)), strict=True)},
         },
@@ -59,14 +52,17 @@ def model_config(
     return config_json.to_json(ParseDict(config, pb.ModelConfig()))
 
 
-def properties(batching: Batching, labels: Labels, instances: int, unused: tuple[str, ...]) -> dict[str, str]:
-    """What the server decided about a model, as texts, in its metadata."""
-    found = {"batching": verdict(batching), "instances": str(instances)}
-    if labels.versions:
-        found["version_labels"] = described(labels)
-    if unused:
-        found["settings_not_acted_on"] = ", ".join(unused)
-    return found
+def properties(batching: Batching, instances: int, default: Sequence[tuple[int, int]], labels: Labels | None) -> dict[str, str]:
+    """What the server decided about a model, as texts, in its metadata. `default`: (version, weight) of requests that name none."""
+    every = sum(weight for _, weight in default)
+    told = {
+        "batching": verdict(batching),
+        "instances": str(instances),
+        "default_version": ", ".join(
+            f"{version} ({100 * weight // every} %)" if len(default) > 1 else str(version) for version, weight in default
+        ),
+    }
+    return told | ({"version_labels": described(labels)} if labels and labels.versions else {})
 
 
 def verdict(batching: Batching) -> str:

@@ -20,7 +20,7 @@ from idl.codes import Code, ServingError
 from inference_server import errors, repository_model, whole_files
 from inference_server.file_stamps import look
 from inference_server.load_order import MODEL_NAME, PIN_FILE, VERSION, LoadOrder
-from inference_server.repository_model import RepositoryModel as RepositoryModel
+from inference_server.repository_model import RepositoryModel
 from inference_server.spool import Spooled
 from inference_server.types import FileHeader, StoredFile
 from inference_server.version_labels import LABELS_FILE
@@ -100,7 +100,7 @@ class Repository:
             was_public = folder is None or repository_model.read(name, folder).settings.public
             if not was_public:  # files in a request do not open a private model to everybody
                 found = replace(found, settings=replace(found.settings, public=False))
-        return found if found is None or not order.version else replace(found, pinned=order.version)
+        return None if found is None else replace(found, pinned=order.version)
 
     def _folder(self, name: str) -> Path | None:
         if not MODEL_NAME.fullmatch(name):

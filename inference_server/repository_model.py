@@ -15,7 +15,8 @@ from inference_server.spool import Spooled
 from inference_server.triton_config import TritonConfig
 from inference_server.version_labels import Labels
 
-_SENT = "the config of the load request"
+SENT = "the config of the load request"
+"""What messages about a configuration that came with a load request begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,6 @@ class RepositoryModel:
         if policy.specific or not policy.latest or self.pinned:
             return ()
         return tuple(version for version in reversed(self.versions) if version < wanted)
-
-    def candidates(self) -> tuple[tuple[int, ...], ...]:
-        """What a start tries, one after the other."""
-        wanted = self.wanted()
-        return (wanted, *((version,) for version in (self.instead(wanted[0]) if wanted else ())))
 
     def default(self, loaded: Collection[int]) -> tuple[tuple[int, int], ...]:
         """((version, weight), ...) of requests that name none: what a load named, else by `stable` and `canary`, else the highest."""
@@ -115,7 +111,7 @@ def _configured(name: str, folder: Path, sent: str) -> tuple[ModelSettings, Trit
     if not sent:
         triton = triton_config.read(folder, name) or TritonConfig()
         return model_settings.combined(triton.values, toml), triton
-    triton = triton_config.translated(triton_config.parse_json(_SENT, sent), name, folder, _SENT)
+    triton = triton_config.translated(triton_config.parse_json(SENT, sent), name, folder, SENT)
     return model_settings.combined(toml, triton.values), triton
 
 

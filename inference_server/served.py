@@ -12,8 +12,8 @@ from inference_server import errors
 from inference_server.executors.process import Loaded
 from inference_server.instance import Berth, Executor, Instance
 from inference_server.metrics import ModelStats
-from inference_server.model_settings import ModelSettings
-from inference_server.types import Signature
+from inference_server.repository_model import RepositoryModel
+from inference_server.types import Batching, Signature
 
 LONGEST_WAIT_S = 2.0
 
@@ -29,8 +29,9 @@ class ServedVersion:
     cannot be loaded.
     """
 
-    def __init__(self, name: str, version: int, settings: ModelSettings, reserve: Reserve, stats: ModelStats, instances: int = 1) -> None:
-        self.name, self.version, self.settings, self.stats = name, version, settings, stats
+    def __init__(self, model: RepositoryModel, version: int, reserve: Reserve, stats: ModelStats, instances: int = 1) -> None:
+        self.name, self.model, self.version, self.stats = model.name, model, version, stats
+        self.fingerprint = model.fingerprint(version)  # before it is loaded: what changes meanwhile is a change
         self._reserve = reserve
         self._changed = threading.Condition()
         self._resizing = threading.Lock()
@@ -41,11 +42,41 @@ class ServedVersion:
         self.on_death: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         self._executors: tuple[Executor, ...] = ()
-        self._instances = self._make(instances)
+        if model.spooled is not None:
+            model.spooled.keep()
+        self._released = False
+        try:
+            self._instances = self._make(instances)
+        except BaseException:
+            self._release()
+            raise
         self.loaded: Loaded = self._instances[0].loaded
         self.signature: Signature = self.loaded.signature
         self.providers = self.loaded.providers
         self._look()
+
+    @property
+    def batching(self) -> Batching:
+        """What was decided about it."""
+        queue, tuning = self.loaded.queue, self.loaded.tuning
+        return Batching(
+            queue.max_batch_size,
+            queue.preferred,
+            queue.max_delay_ns // 1000,
+            queue.max_queue_size,
+            queue.priority_levels,
+            queue.default_priority,
+            queue.default_timeout_ns // 1000,
+            tuning.reason,
+        )
+
+    def _release(self) -> None:
+        """The files that came in a request are no longer needed."""
+        with self._changed:
+            spooled = None if self._released else self.model.spooled
+            self._released = True
+        if spooled is not None:
+            spooled.release()
 
     def _make(self, count: int) -> tuple[Instance, ...]:
         """As many more instances, all or none."""
@@ -193,6 +224,7 @@ class ServedVersion:
             self._changed.notify_all()
         self.on_change()
         drained = self._end(self._instances, drain_s)
+        self._release()
         with self._changed:
             return self._changed.wait_for(lambda: not self._in_flight, max(0.0, deadline - time.monotonic())) and drained
 

@@ -36,6 +36,8 @@ class Settings:
     token: str = dataclasses.field(default="", repr=False)
     insecure: bool = False
     max_message_bytes: int = 64 * 2**20
+    grpc_front: str = "auto"
+    grpc_front_processes: int = 0
     grpc_threads: int = 16
     thrift_threads: int = 16
     thrift_idle_timeout_s: float = 600.0
@@ -47,6 +49,8 @@ class Settings:
     kept_memory_bytes: int = 512 * 2**20
     hang_grace_s: float = 10.0
     execution_providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    model_control: str = "explicit"
+    poll_interval_s: float = 5.0
     log_level: str = "info"
 
     @classmethod
@@ -79,6 +83,14 @@ class Settings:
                 raise InvalidSettings(f"{PREFIX}{name.upper()} = {getattr(self, name)} is below 0")
         if self.memory_limits not in ("auto", "watch"):
             raise InvalidSettings(f"{PREFIX}MEMORY_LIMITS = {self.memory_limits!r} is neither auto nor watch")
+        if self.model_control not in ("explicit", "poll"):
+            raise InvalidSettings(f"{PREFIX}MODEL_CONTROL = {self.model_control!r} is neither explicit nor poll")
+        if not 0.05 <= self.poll_interval_s <= 86400:
+            raise InvalidSettings(f"{PREFIX}POLL_INTERVAL_S = {self.poll_interval_s} is not from 0.05 to 86400")
+        if self.grpc_front not in ("auto", "nginx", "grpcio"):
+            raise InvalidSettings(f"{PREFIX}GRPC_FRONT = {self.grpc_front!r} is none of auto, nginx, grpcio")
+        if not 0 <= self.grpc_front_processes <= 64:
+            raise InvalidSettings(f"{PREFIX}GRPC_FRONT_PROCESSES = {self.grpc_front_processes} is not from 0 to 64")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSettings(f"{PREFIX}LOG_LEVEL = {self.log_level!r} is none of debug, info, warning, error")
         if not is_loopback(self.host) and not self.token and not self.insecure:

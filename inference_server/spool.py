@@ -37,9 +37,10 @@ class Spooled:
 
 
 class Spool:
-    """`run_dir` belongs to this server alone: what a killed one left there is removed."""
+    """`run_dir` belongs to this server alone: what a killed one left there is removed. `most_bytes`: of one request's files."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
         self._folder = run_dir / FOLDER
         self._numbers = itertools.count(1)
         shutil.rmtree(self._folder, ignore_errors=True)

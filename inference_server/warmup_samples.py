@@ -6,7 +6,7 @@ there the signature is known. numpy only: this is imported into the process that
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def warmup_samples(samples: Sequence[Sample], folder: Path) -> list[dict[str, An
 # in the executor -----------------------------------------------------------------------------------------------------------------
 
 
-def warmup_inputs(model: str, samples: Sequence[dict[str, Any]], signature: Signature) -> Iterator[dict[str, Array]]:
+def warmup_inputs(model: str, samples: Sequence[Mapping[str, Any]], signature: Signature) -> Iterator[dict[str, Array]]:
     """The inputs of each run of a warm-up; without samples of one, on zeros. Raises invalid_model for a sample that does not fit."""
     for index, said in enumerate(samples or [{"batch": None, "count": 1, "inputs": {}}]):
         where = f"warm-up sample {index + 1}"
@@ -141,7 +141,7 @@ def _reason(error: Exception) -> str:
     return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)[:200] or type(error).__name__
 
 
-def _sample(where: str, said: dict[str, Any], signature: Signature, random: np.random.Generator) -> dict[str, Array]:
+def _sample(where: str, said: Mapping[str, Any], signature: Signature, random: np.random.Generator) -> dict[str, Array]:
     specs = {spec.name: spec for spec in signature.inputs}
     if unknown := [name for name in said["inputs"] if name not in specs]:
         raise ValueError(f"the model has no input {unknown[0]!r}; it has {', '.join(map(repr, specs)) or 'none'}")

@@ -10,11 +10,15 @@ from inference_server.engine import Engine
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import Watcher, Zygote
 from inference_server.launcher import Launcher
+from inference_server.library import Library
 from inference_server.metrics import Metrics
 from inference_server.repository import Repository
+from inference_server.repository_poll import RepositoryPoll
 from inference_server.reservations import Reservations
 from inference_server.routing import RoutePublisher
+from inference_server.served_models import ServedModels
 from inference_server.settings import Settings
+from inference_server.spool import Spool
 
 LIMIT = 8 * 2**20
 
@@ -28,9 +32,14 @@ def engine_over(
     metrics, routes, limits = Metrics(), RoutePublisher(zygote.run_dir, limit), MemoryLimits(settings.memory_limits)
     reservations = Reservations(host.cores(), host.cpus(), host.memory()[0], default_threads=settings.model_threads)
     launcher = Launcher(settings, metrics, zygote, watcher, reservations, limits)
-    engine = Engine(Repository(settings.models), launcher, metrics, routes, reservations, version="test", drain_timeout_s=drain_timeout_s)
+    served, repository, spool = ServedModels(metrics, routes, drain_timeout_s), Repository(settings.models), Spool(zygote.run_dir, limit)
+    library = Library(
+        repository, launcher, served, metrics, spool, RepositoryPoll(repository) if settings.model_control == "poll" else None
+    )
+    engine = Engine(library, served, metrics, routes, reservations, version="test")
     try:
         yield engine
     finally:
         engine.close()
+        spool.close()
         limits.close()

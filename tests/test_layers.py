@@ -43,9 +43,11 @@ ROOMS = {
     ],
     "inference_server": [
         ["__main__"],
+        ["front"],
         ["transports"],
         ["engine"],
-        ["launcher"],
+        ["library"],
+        ["launcher", "served_models"],
         ["served"],
         ["instance"],
         ["executors"],

@@ -2,14 +2,13 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from idl import tensors
 from idl.messages import TensorSpec
 from idl.tensors import Array
 from inference_server import errors
@@ -36,24 +35,45 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 @dataclass(frozen=True, slots=True)
 class OnnxOptions:
-    """`threads`: of one model run, 0 for as many as there are cores. `providers`: onnxruntime's names, the preferred one first."""
+    """`threads`: of one model run, 0 for as many as there are cores. `providers`: onnxruntime's names, the preferred one first.
+
+    `session`: what `[onnxruntime]` of `model.toml` holds.
+    """
 
     threads: int = 0
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    session: Mapping[str, Any] = field(default_factory=dict)
+
+    def session_options(self) -> Any:
+        made, said = ort.SessionOptions(), self.session
+        made.intra_op_num_threads = self.threads
+        made.inter_op_num_threads = said.get("inter_op_threads", 1)
+        made.execution_mode = _EXECUTION[said.get("execution_mode", "sequential")]
+        made.graph_optimization_level = _OPTIMIZATION[said.get("graph_optimization", "all")]
+        made.enable_cpu_mem_arena = said.get("memory_arena", True)
+        made.enable_mem_pattern = said.get("memory_pattern", True)
+        made.log_severity_level = 4  # what goes wrong is raised; said on standard error as well, one bad caller could fill a disk
+        # idle worker threads that spin take the cores that the transports of this host need
+        made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        made.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        return made
+
+
+_EXECUTION = {"sequential": ort.ExecutionMode.ORT_SEQUENTIAL, "parallel": ort.ExecutionMode.ORT_PARALLEL}
+_OPTIMIZATION = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
 
 
 class OnnxModel:
     """One session. `run` must not be called by two threads at once. Raises invalid_model from the constructor."""
 
     def __init__(self, path: Path, name: str, options: OnnxOptions) -> None:
-        session_options = ort.SessionOptions()
-        session_options.intra_op_num_threads = options.threads
-        session_options.inter_op_num_threads = 1
-        session_options.log_severity_level = 3
-        # idle worker threads that spin take the cores that the transports of this host need
-        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = ort.InferenceSession(str(path), session_options, providers=list(options.providers))
+            self._session = ort.InferenceSession(str(path), options.session_options(), providers=list(options.providers))
         except Exception as error:
             raise errors.invalid_model(name, _reason(error, path)) from error
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
@@ -136,15 +156,3 @@ def _reason(error: Exception, path: Path | None = None) -> str:
     if path is not None:
         text = text.replace(str(path), path.name).replace(f"{path.parent}/", "")
     return text.splitlines()[0][:500] if text else type(error).__name__
-
-
-def sample_inputs(signature: Signature) -> dict[str, Array]:
-    """One zero-filled input per specification, every open dimension 1: what a warm-up runs on."""
-    made: dict[str, Array] = {}
-    for spec in signature.inputs:
-        shape = tuple(1 if size < 0 else size for size in spec.shape)
-        array: Array = np.zeros(shape, tensors.DTYPES[spec.datatype])
-        if spec.datatype == "BYTES":
-            array = np.full(shape, b"", object)
-        made[spec.name] = array
-    return made

@@ -1,6 +1,6 @@
 """A model as its configuration presents it: with other shapes than its file has, where a `reshape` says so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from idl.tensors import Array
@@ -15,7 +15,7 @@ class Model(Protocol):
     signature: Signature
     providers: tuple[str, ...]
 
-    def run(self, inputs: dict[str, Array], wanted: list[str]) -> list[Array]: ...
+    def run(self, inputs: Mapping[str, Array], wanted: list[str]) -> list[Array]: ...
 
 
 def presented(model: Model, name: str, declared: Declared) -> Model:
@@ -37,7 +37,7 @@ class Reshaping:
         self._inputs = _shapes(declared, declared.inputs)
         self._outputs = _shapes(declared, declared.outputs)
 
-    def run(self, inputs: dict[str, Array], wanted: list[str]) -> list[Array]:
+    def run(self, inputs: Mapping[str, Array], wanted: list[str]) -> list[Array]:
         """As the model's own. Raises model_failed for an answer that does not fit its declaration."""
         inner = {name: self._inner(name, array) for name, array in inputs.items()}
         return [self._outer(name, array) for name, array in zip(wanted, self._model.run(inner, wanted), strict=True)]

@@ -3,16 +3,20 @@
 import ctypes
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from idl.codes import Code, ServingError
 from idl.tensors import Array
-from inference_server.backends.onnx import OnnxModel, OnnxOptions, sample_inputs
+from inference_server import errors
+from inference_server.backends.onnx import OnnxModel, OnnxOptions
+from inference_server.backends.presented import presented
+from inference_server.declared import Declared
 from inference_server.executors.batcher import QueuePolicy
 from inference_server.executors.serving import Backend
 from inference_server.executors.tuning import Tuning, tune
+from inference_server.warmup_samples import warmup_inputs
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
@@ -29,18 +33,33 @@ def be_an_executor(name: str) -> None:
 def load_onnx(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     """Loads, warms up, tunes. Raises invalid_model; a model that does not take a generated warm-up input is loaded all the same.
 
-    `asked`: name, path, threads, providers, cores (empty: all), queue (see `queue_policy`), tuning (what an earlier load found, or None).
+    `asked`: name, path, threads, providers, session (see `OnnxOptions`), declared (see `Declared`, or None), warmup (see
+    `warmup_samples`), cores (empty: all), queue (see `queue_policy`), tuning (what an earlier load found, or None).
     """
     if asked.get("cores"):
         os.sched_setaffinity(0, asked["cores"])
-    model = OnnxModel(Path(asked["path"]), asked["name"], OnnxOptions(asked["threads"], tuple(asked["providers"])))
-    try:
-        model.run(sample_inputs(model.signature), [spec.name for spec in model.signature.outputs])
-    except ServingError as error:
-        if error.code is not Code.INVALID_INPUT and error.code is not Code.MODEL_FAILED:
-            raise
-    tuning = _tuning(model, asked, None)
+    options = OnnxOptions(asked["threads"], tuple(asked["providers"]), asked.get("session") or {})
+    model: Backend = OnnxModel(Path(asked["path"]), asked["name"], options)
+    if asked.get("declared"):
+        model = presented(model, asked["name"], Declared.from_json(asked["declared"]))
+    tuning = _tuning(model, asked, _warm_up(model, asked["name"], asked.get("warmup") or []))
     return model, tuning, queue_policy(asked["queue"], tuning)
+
+
+def _warm_up(model: Backend, name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Array] | None:
+    """Runs the model on its owner's samples, else on one of the server's own making. The first of the owner's, None where there is none."""
+    outputs = [spec.name for spec in model.signature.outputs]
+    first: dict[str, Array] | None = None
+    for inputs in warmup_inputs(name, samples, model.signature):
+        first = first or inputs
+        try:
+            model.run(inputs, outputs)
+        except ServingError as error:
+            if error.code is not Code.INVALID_INPUT and error.code is not Code.MODEL_FAILED:
+                raise
+            if samples:
+                raise errors.invalid_model(name, f"it fails on its owner's warm-up sample: {error.message}") from error
+    return first if samples else None
 
 
 def _tuning(model: Backend, asked: Mapping[str, Any], samples: Mapping[str, Array] | None) -> Tuning:

@@ -135,18 +135,18 @@ def test_batching_is_refused_where_it_would_be_wrong(
 
 def test_what_was_measured_is_kept_with_the_file(engine: Engine, repository: Path) -> None:
     path = times(repository / "m" / "1" / "model.onnx", 3)
-    measured = engine._starter._measured._folder  # type: ignore[attr-defined]
+    measured = engine._library._starter._measured._folder  # type: ignore[attr-defined]
     before = set(measured.glob("*.json"))
     engine.load_all()
     (kept,) = set(measured.glob("*.json")) - before
     first = tuning(engine)
     said = json.loads(kept.read_text())
     kept.write_text(json.dumps(said | {"max_batch_size": 7}))
-    engine._starter._measured._known.clear()  # type: ignore[attr-defined]
+    engine._library._starter._measured._known.clear()  # type: ignore[attr-defined]
     engine.repository_model_load("m", {})
     assert tuning(engine)[0] == 7 != first[0], "what is kept is used"
     kept.write_text("half a fi")
-    engine._starter._measured._known.clear()  # type: ignore[attr-defined]
+    engine._library._starter._measured._known.clear()  # type: ignore[attr-defined]
     os.utime(path, ns=(1, 1))
     engine.repository_model_load("m", {})
     assert tuning(engine)[0] != 7, "another file is measured anew"

@@ -86,7 +86,7 @@ def test_reload_takes_the_newest_and_rollback_a_named_one(engine: Engine, reposi
     assert floats(engine.model_infer(request("m", [[1, 1]]))) == [1, 1], "a rollback outlives a restart"
     assert code_of(lambda: engine.repository_model_load("m", {"version": "3"})) is Code.VERSION_NOT_FOUND
     assert code_of(lambda: engine.repository_model_load("m", {"colour": "red"})) is Code.INVALID_INPUT
-    assert code_of(lambda: engine.repository_model_load("m", {"config": "{}"})) is Code.UNSUPPORTED
+    assert code_of(lambda: engine.repository_model_load("m", {"config": "{"})) is Code.INVALID_INPUT
     engine.repository_model_load("m", {})
     assert floats(engine.model_infer(request("m", [[1, 1]]))) == [2, 2], "a load without a version goes by the policy again"
     engine.load_all()
@@ -294,7 +294,7 @@ def test_model_config_publishes_what_model_toml_says(engine: Engine, repository:
 
     times(repository / "m" / "1" / "model.onnx", 1)
     (repository / "m" / "names.txt").write_text("zero\none\n")
-    (repository / "m" / "model.toml").write_text('public = false\ndescription = "d"\n[labels]\ny = "names.txt"\ntop_k = 1\n')
+    (repository / "m" / "model.toml").write_text('public = false\ndescription = "d"\nbatching = false\n[labels]\ny = "names.txt"\ntop_k = 1\n')
     engine.load_all()
     config = engine.model_config("m", "1")
     assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 2]}] and config["platform"] == "onnxruntime_onnx"

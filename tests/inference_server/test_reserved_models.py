@@ -230,7 +230,7 @@ def test_a_process_that_hangs_past_its_deadline_is_ended_and_comes_back(
         with caplog.at_level(logging.WARNING):
             for seconds in (0, 4, 7, 8):
                 assert pids(engine, "m") == [pid]
-                engine._starter.end_hung(now + seconds * 10**9)
+                engine._library._starter.end_hung(now + seconds * 10**9)
             eventually(lambda: pids(engine, "m") not in ([], [pid]), "another process")
         assert floats(engine.model_infer(request("m", [3]))) == [3]
         died = next(record for record in caplog.records if record.message == "executor died")

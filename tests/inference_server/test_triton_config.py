@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from idl.codes import Code, ServingError
@@ -231,7 +231,9 @@ def _folder(tmp_path: Path, raw: bytes) -> Path:
 
 # against the model's file ----------------------------------------------------------------------------------------------------------------
 
-FILE = Signature("onnxruntime_onnx", (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("n", "INT64", (-1, -1))), (TensorSpec("y", "FP32", (-1, 4)),), 0)
+FILE = Signature(
+    "onnxruntime_onnx", (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("n", "INT64", (-1, -1))), (TensorSpec("y", "FP32", (-1, 4)),), 0
+)
 
 
 def declared(text: str) -> Declared:
@@ -314,12 +316,9 @@ def test_the_configuration_that_is_answered_is_one_that_official_clients_read() 
     settings = ModelSettings(version_policy=VersionPolicy(latest=2), labels={"y": ("a",)})
     batching = Batching(16, (4, 8), 100, 64, 2, 1, 5000)
     said = declared('max_batch_size: 16 input { name: "x" dims: [ 3 ] } input { name: "n" dims: [ -1 ] }')
-    made = model_config(
-        "m", settings, FILE, ("CPUExecutionProvider",), batching=batching, declared=said, parameters={"a": "b"}, instances=2
-    )
+    model = RepositoryModel("m", Path(), (1,), settings, "", declared=said, parameters={"a": "b"})
+    made = model_config(model, FILE, ("CPUExecutionProvider",), batching, 2)
     theirs = model_config_pb2.ModelConfig()
-    from google.protobuf import json_format
-
     json_format.ParseDict(made, theirs)
     assert theirs.max_batch_size == 16 and [list(tensor.dims) for tensor in theirs.input] == [[3], [-1]]
     assert theirs.instance_group[0].count == 2 and theirs.version_policy.latest.num_versions == 2
@@ -330,17 +329,24 @@ def test_the_configuration_that_is_answered_is_one_that_official_clients_read() 
 
 def test_what_is_off_is_said_to_be_off() -> None:
     off = Batching(reason="output 'y' keeps its batch on another axis")
-    made = model_config("m", ModelSettings(), FILE, ("CPUExecutionProvider",), batching=off)
+    model = RepositoryModel("m", Path(), (1,), ModelSettings(), "")
+    made = model_config(model, FILE, ("CPUExecutionProvider",), off, 1)
     assert made["max_batch_size"] == 0 and made["input"][0]["dims"] == [-1, 3] and "dynamic_batching" not in made
     assert made["parameters"]["batching"]["string_value"] == "off: output 'y' keeps its batch on another axis"
-    found = properties(off, Labels({"stable": 3, "canary": 4}, 10), 2, ("response_cache",))
-    assert found["batching"].startswith("off: ") and found["version_labels"] == "canary=4 (10 %), stable=3" and found["instances"] == "2"
-    assert found["settings_not_acted_on"] == "response_cache"
+    labels = Labels({"stable": 3, "canary": 4}, 10)
+    found = properties(off, 2, labels.split(4), labels)
+    assert found == {
+        "batching": "off: output 'y' keeps its batch on another axis",
+        "instances": "2",
+        "default_version": "3 (90 %), 4 (10 %)",
+        "version_labels": "canary=4 (10 %), stable=3",
+    }
 
 
 def test_an_answered_configuration_can_be_sent_back(tmp_path: Path) -> None:
     settings = ModelSettings(public=False, description="d", labels={"y": ("a", "b")}, top_k=2, instances=2)
-    made = model_config("m", settings, FILE, ("CPUExecutionProvider",), batching=Batching(4), instances=2)
+    model = RepositoryModel("m", Path(), (1,), settings, "")
+    made = model_config(model, FILE, ("CPUExecutionProvider",), Batching(4), 2)
     back = triton_config.translated(triton_config.parse_json("it", json.dumps(made)), "m", tmp_path, "it")
     for name in ("public", "description", "labels", "top_k", "instances"):
         assert back.values[name] == getattr(settings, name)

@@ -1,0 +1,394 @@
+"""Loading and unloading: what of the repository serves, and how that changes.
+
+Loads of one model run one after the other; loads of different models side by side. What serves is replaced in one step, when the new
+versions are ready; a load that fails changes nothing.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol
+
+from idl.codes import Code, ServingError
+from idl.messages import ModelIndex
+from inference_server import errors, load_order, version_labels
+from inference_server.load_order import MODEL_NAME, LoadOrder
+from inference_server.metrics import Metrics
+from inference_server.repository import Repository
+from inference_server.repository_model import SENT, RepositoryModel
+from inference_server.repository_poll import Change, RepositoryPoll
+from inference_server.reservations import Reservation
+from inference_server.served import ServedVersion
+from inference_server.served_models import ServedModel, ServedModels, served_model
+from inference_server.spool import Spool
+from inference_server.version_labels import Labels
+
+log = logging.getLogger("outboard.server")
+
+_MAY_PASS = frozenset({Code.NOT_READY, Code.UNAVAILABLE, Code.INSUFFICIENT_CAPACITY})
+"""Why a load failed that may go well the next time with the same files."""
+
+
+class Starter(Protocol):
+    """What loads versions. `start` returns one that is ready, or raises ServingError; `replaces`: reservations whose place it takes."""
+
+    def start(self, model: RepositoryModel, number: int, instances: int, replaces: Collection[Reservation]) -> ServedVersion: ...
+
+    def holding(self, name: str) -> Collection[Reservation]: ...
+
+
+class Library:
+    """Thread-safe. `poll`: None where changes on disk wait for somebody to ask."""
+
+    def __init__(
+        self, repository: Repository, starter: Starter, served: ServedModels, metrics: Metrics, spool: Spool, poll: RepositoryPoll | None
+    ) -> None:
+        self.repository = repository
+        self._starter = starter
+        self._served = served
+        self._metrics = metrics
+        self._spool = spool
+        self._poll = poll
+        self._lock = threading.Lock()
+        self._labelling = threading.Lock()
+        self._loading_locks: dict[str, threading.Lock] = {}
+        self._loading: set[tuple[str, int]] = set()
+        self._instances: dict[str, int] = {}
+        """Model -> instances, where an operator has changed what its settings say."""
+        self._labels: dict[str, Labels] = {}
+        """Model -> labels that were set while it served: the file that remembers them may not be writable."""
+        self._failures: dict[str, dict[int, str]] = {}
+        """Model -> version -> why its last load failed; version 0 where it failed before a version was chosen."""
+        self._wanted: frozenset[str] = frozenset()
+        """Models that this server should serve: those of the repository at its start, and what was loaded since, less what was unloaded."""
+
+    @property
+    def complete(self) -> bool:
+        """Everything that should be loaded is."""
+        return all(name in self._served.table for name in self._wanted)
+
+    # loading ---------------------------------------------------------------------------------------------------------------------
+
+    def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Loads or reloads: what the repository holds now, or what the request brings (see `load_order`).
+
+        A `version` serves by default from now on, also after a restart, until the next load; what is loaded and unchanged is not loaded
+        again for it. Raises invalid_input and too_large (parameters), model_not_found, version_not_found, invalid_model, not_ready (the
+        server is closing), insufficient_capacity.
+        """
+        order = load_order.read(name, parameters, self._spool.most_bytes)
+        if not MODEL_NAME.fullmatch(name):
+            raise errors.model_not_found(_short(name))
+        with self._loading_lock(name):
+            spooled = self._spool.put(name, order.files) if order.files else None
+            try:
+                model = self._ordered(name, order, spooled)
+                kept = self._unchanged(model, model.wanted()) if order == LoadOrder(order.version) and order.version else {}
+                self._load(model, model.wanted(), kept)
+            finally:
+                if spooled is not None:
+                    spooled.release()
+            if spooled is None and not self.repository.pin(model, order.version):
+                log.warning("the version that serves cannot be remembered over a restart", extra={"fields": {"model": name}})
+
+    def _ordered(self, name: str, order: LoadOrder, spooled: Any) -> RepositoryModel:
+        model = self.repository.ordered(name, order, spooled)
+        if model is None:
+            raise errors.model_not_found(_short(name))
+        if order.version and order.version not in model.versions:
+            raise errors.version_not_found(name, str(order.version))
+        if model.problem.startswith(SENT):
+            raise errors.invalid_input(f"model {name!r}: {model.problem}")
+        return self._labelled(model)
+
+    def _labelled(self, model: RepositoryModel) -> RepositoryModel:
+        """With the labels that were set while it served; files that came in a request bring their own."""
+        labels = self._labels.get(model.name) if model.spooled is None else None
+        return model if labels is None else replace(model, labels=labels.only(model.versions))
+
+    def load_all(self, unchanged_since_ns: int) -> None:
+        """Loads every model of the repository; one that fails is logged and named by the index, and the others serve.
+
+        With polling, what has changed since `unchanged_since_ns` (of the clock of file times) may still be on its way, and waits.
+        """
+        if self._poll is not None:
+            self._follow(self._poll.first(unchanged_since_ns))
+            return
+        names = self.repository.names()
+        self._wanted |= frozenset(names)
+        self._each(self._first_load, names)
+
+    def _first_load(self, name: str) -> None:
+        with self._loading_lock(name):
+            model = self.repository.read(name)
+            if model is not None:
+                self._load_best(model)
+
+    def _each(self, work: Callable[[Any], None], items: Iterable[Any]) -> None:
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="load") as pool:
+            list(pool.map(work, items))
+
+    def poll(self) -> None:
+        """One look at the repository, and what follows from it; to be called by one thread, every few seconds."""
+        assert self._poll is not None
+        try:
+            changes = self._poll.step()
+        except OSError as error:
+            log.warning("the repository cannot be looked at", extra={"fields": {"reason": error.strerror or str(error)}})
+            return
+        self._follow(changes)
+
+    def _follow(self, changes: Collection[Change]) -> None:
+        self._wanted |= frozenset(change.name for change in changes if change.versions)
+        if changes:
+            self._each(self._follow_one, changes)
+
+    def _follow_one(self, change: Change) -> None:
+        name = change.name
+        with self._loading_lock(name):
+            model = self.repository.read(name) if change.versions else None
+            if model is not None:
+                if not self._load_best(model.only(change.versions)) and self._poll is not None:
+                    self._poll.again(name)
+                return
+            self._wanted -= {name}
+            log.info("gone from the repository", extra={"fields": {"model": name}})
+            for served in self._served.change(name, lambda old: None):
+                self._served.retire_beside(served)
+
+    def _load_best(self, model: RepositoryModel) -> bool:
+        """What a start and a poll load: of what is wanted, what can be loaded, and in the place of the rest the newest that can.
+
+        False where something failed that may go well the next time.
+        """
+        model = self._labelled(model)
+        if model.problem or not model.wanted():
+            self._failed(model, (), _unusable(model))
+            return True
+        kept, fresh, may_pass = self._unchanged(model, model.versions), {}, False
+        tried: set[int] = set()
+        for wanted in reversed(model.wanted()):
+            for version in (wanted, *model.instead(wanted)):
+                if version in tried:
+                    continue
+                tried.add(version)
+                if version in kept:
+                    fresh[version] = kept[version]
+                    break
+                try:
+                    fresh |= self._start_all(model, (version,), kept)
+                    break
+                except ServingError as error:
+                    may_pass = may_pass or error.code in _MAY_PASS
+                    self._failed(model, (version,), error)
+        if fresh and not self._serves(model, fresh):
+            self._serve(model, fresh)
+        return not may_pass
+
+    def _serves(self, model: RepositoryModel, versions: Mapping[int, ServedVersion]) -> bool:
+        """Whether just this is what serves: then whatever changed on disk changed nothing here."""
+        old = self._served.table.get(model.name)
+        return old is not None and old == replace(served_model(model, versions), model=old.model)
+
+    def _unchanged(self, model: RepositoryModel, versions: Collection[int]) -> dict[int, ServedVersion]:
+        """Of `versions` those that serve already, made of the same files and settings."""
+        old = self._served.table.get(model.name)
+        if old is None:
+            return {}
+        return {
+            version: served
+            for version, served in old.versions.items()
+            if version in versions and not served.failure and served.fingerprint == model.fingerprint(version)
+        }
+
+    def _load(self, model: RepositoryModel, wanted: tuple[int, ...], kept: Mapping[int, ServedVersion]) -> None:
+        """All of `wanted`, or nothing changes."""
+        missing = tuple(version for version in wanted if version not in kept)
+        try:
+            if model.problem or not wanted:
+                raise _unusable(model)
+            fresh = self._start_all(model, missing, kept)
+        except ServingError as error:
+            self._failed(model, missing, error)
+            raise
+        self._serve(model, {**kept, **fresh})
+
+    def _failed(self, model: RepositoryModel, versions: tuple[int, ...], error: ServingError) -> None:
+        reason = error.message.removeprefix(f"model {model.name!r}: ")
+        with self._lock:
+            self._failures.setdefault(model.name, {}).update(dict.fromkeys(versions or (0,), reason))
+        self._metrics.loaded(model.name, "failed")
+        fields = {"model": model.name, "versions": versions, "code": error.code.value, "reason": error.message}
+        log.warning("load failed", extra={"fields": fields})
+
+    def _start_all(self, model: RepositoryModel, versions: tuple[int, ...], kept: Mapping[int, ServedVersion]) -> dict[int, ServedVersion]:
+        fresh: dict[int, ServedVersion] = {}
+        keys = {(model.name, version) for version in versions}
+        instances = self._instances.get(model.name, model.settings.instances)
+        staying = {str(version) for version in kept}
+        replaces = [held for held in self._starter.holding(model.name) if held.version not in staying]
+        with self._lock:
+            self._loading |= keys
+        try:
+            for version in versions:
+                fresh[version] = self._starter.start(model, version, instances, replaces)
+            return fresh
+        except BaseException:
+            for served in fresh.values():
+                served.close(0.0)
+            raise
+        finally:
+            with self._lock:
+                self._loading -= keys
+
+    def _serve(self, model: RepositoryModel, versions: Mapping[int, ServedVersion]) -> None:
+        """Puts `versions` in the place of what serves."""
+        name = model.name
+
+        def change(old: ServedModel | None) -> ServedModel:
+            current = self._labelled(model)  # they may have been set while the versions were loading
+            named = set(current.labels.versions.values())
+            staying = {version: served for version, served in (old.versions if old else {}).items() if version in named}
+            return served_model(current, {**staying, **versions})
+
+        with self._lock:
+            self._wanted |= {name}
+            for version in (0, *versions):
+                self._failures.get(name, {}).pop(version, None)
+        for old in self._served.change(name, change):
+            self._served.retire_beside(old)
+        self._metrics.loaded(name, "ok")
+        unused = sorted({*model.unused, *(key for served in versions.values() for key in model.settings.unmet(served.providers))})
+        log.info("loaded", extra={"fields": {"model": name, "versions": tuple(sorted(versions)), "unused_settings": unused}})
+
+    def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Returns when the requests inside have finished (or the drain time-out passed) and its processes are gone.
+
+        Raises invalid_input (a parameter), model_not_found. Nothing here depends on another model, so `unload_dependents` adds nothing.
+        """
+        for key in parameters:
+            if key != "unload_dependents":
+                raise errors.invalid_input(f"unload parameter {_short(key)!r} is not known")
+        with self._loading_lock(name):
+            self._wanted -= {name}
+            for forgotten in (self._instances, self._failures, self._labels):
+                forgotten.pop(name, None)
+            if name not in self._served.table:
+                if self.repository.peek(name) is None:
+                    raise errors.model_not_found(_short(name))
+                return
+            for served in self._served.change(name, lambda old: None):
+                self._served.retire(served)
+
+    def _loading_lock(self, name: str) -> threading.Lock:
+        with self._lock:
+            return self._loading_locks.setdefault(name, threading.Lock())
+
+    # what is changed while it serves ---------------------------------------------------------------------------------------------
+
+    def set_instances(self, name: str, version: str, count: int) -> None:
+        """Of one version, or of every one that serves; returns when they take requests. Kept over reloads, until an unload."""
+        if not 1 <= count <= 1024:
+            raise errors.invalid_input(f"{count} instances are not a whole number from 1 to 1024")
+        with self._loading_lock(name):
+            chosen = [self.route(name, version)] if version else None
+            if chosen is None:
+                self.route(name, "")
+                chosen = list(self._served.table[name].versions.values())
+                self._instances[name] = count
+            for served in chosen:
+                served.resize(count)
+            log.info("instances", extra={"fields": {"model": name, "version": version, "count": count}})
+
+    def set_labels(self, name: str, versions: Mapping[str, int], canary_percent: int) -> None:
+        """What the labels mean from now on, all of them; none at all: what the model's settings say.
+
+        Nothing is loaded, so it is done at once, also while the model is loading. Raises invalid_input, conflict (a version that is not
+        loaded), and what a request to the model would.
+        """
+
+        def change(old: ServedModel | None) -> ServedModel:
+            if old is None:
+                raise self.why_not(name)
+            settings = old.model.settings
+            labels = version_labels.check(name, versions, canary_percent, old.versions)
+            self._labels.pop(name, None)
+            if versions:
+                self._labels[name] = labels
+            else:
+                labels = Labels(settings.version_labels, settings.canary_percent)
+            pinned = 0 if version_labels.STABLE in versions else old.model.pinned
+            return served_model(replace(old.model, labels=labels.only(old.versions), pinned=pinned), old.versions)
+
+        with self._labelling:
+            self._served.change(name, change)
+            now = self._served.table.get(name)
+            if now is not None and now.model.spooled is None:
+                self._remember(now.model, self._labels.get(name))
+        log.info("labels", extra={"fields": {"model": name, "labels": dict(versions), "canary_percent": canary_percent}})
+
+    def _remember(self, model: RepositoryModel, labels: Labels | None) -> None:
+        if not (version_labels.write(model.folder, labels) and self.repository.pin(model, model.pinned)):
+            log.warning("the labels cannot be remembered over a restart", extra={"fields": {"model": model.name}})
+
+    # what there is ---------------------------------------------------------------------------------------------------------------
+
+    def route(self, name: str, version: str) -> ServedVersion:
+        """What serves a request. Raises model_not_found, version_not_found, not_ready."""
+        model = self._served.table.get(name)
+        if model is None:
+            raise self.why_not(name)
+        served = model.choose(version)
+        if served is None:
+            raise self.why_not(name, version)
+        return served
+
+    def why_not(self, name: str, version: str = "") -> ServingError:
+        """The refusal for what does not serve: never heard of, failed, or not loaded."""
+        model = self.repository.peek(name)
+        if model is None and name not in self._served.table:
+            return errors.model_not_found(_short(name))
+        if version and version not in map(str, model.versions if model else ()):
+            return errors.version_not_found(name, _short(version))
+        failures = self._failures.get(name, {})
+        failure = failures.get(int(version) if version else max(failures, default=0), "")
+        what = f"model {name!r}" + (f" version {version}" if version else "")
+        if any(loading == name for loading, _ in tuple(self._loading)):
+            return errors.not_ready(f"{what} is loading")
+        return errors.not_ready(f"{what} failed to load: {failure}" if failure else f"{what} is not loaded")
+
+    def index(self) -> list[ModelIndex]:
+        """Every version that lies in the repository or serves."""
+        found: list[ModelIndex] = []
+        table = self._served.table
+        for name in sorted({*self.repository.names(), *table}):
+            model = self.repository.peek(name)
+            loaded = table[name].versions if name in table else {}
+            for version in sorted({*(model.versions if model else ()), *loaded}):
+                found.append(ModelIndex(name, str(version), *self._state(name, version, loaded.get(version))))
+            if not loaded and (model is None or not model.versions):
+                found.append(ModelIndex(name, "", "UNAVAILABLE", model.problem if model else "gone from the repository"))
+        return found
+
+    def _state(self, name: str, version: int, served: ServedVersion | None) -> tuple[str, str]:
+        if served is not None:
+            return ("READY", "") if served.ready else ("UNAVAILABLE", served.failure or "its process is starting again")
+        if (name, version) in self._loading:
+            return "LOADING", ""
+        if any(leaving.name == name and leaving.version == version for leaving in self._served.leaving()):
+            return "UNLOADING", ""
+        if self._poll is not None and version in self._poll.unfinished(name):
+            return "UNAVAILABLE", "its files are still changing"
+        failures = self._failures.get(name, {})
+        return "UNAVAILABLE", failures.get(version) or failures.get(0) or "not loaded"
+
+
+def _unusable(model: RepositoryModel) -> ServingError:
+    return errors.invalid_model(model.name, model.problem or "its version policy chooses none of its versions")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 128 else text[:128] + "..."
