@@ -18,38 +18,16 @@ from google.protobuf.message_factory import GetMessageClass
 from idl.codes import Code, ServingError
 from inference_server.errors import invalid_input
 from inference_server.transports import grpc_codec as codec
+from inference_server.transports import grpc_status
 from inference_server.transports.guard import Token, as_serving_error
 
 STATUS: dict[Code, grpc.StatusCode] = {
-    Code.INVALID_INPUT: grpc.StatusCode.INVALID_ARGUMENT,
-    Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
-    Code.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
-    Code.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Code.VERSION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Code.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Code.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
-    Code.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
-    Code.GONE: grpc.StatusCode.NOT_FOUND,
-    Code.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Code.UNSUPPORTED_MEDIA: grpc.StatusCode.INVALID_ARGUMENT,
-    Code.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
-    Code.DEPLOYMENT_PAUSED: grpc.StatusCode.FAILED_PRECONDITION,
-    Code.INVALID_MODEL: grpc.StatusCode.FAILED_PRECONDITION,
-    Code.CANCELLED: grpc.StatusCode.CANCELLED,
-    Code.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Code.NOT_READY: grpc.StatusCode.UNAVAILABLE,
-    Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Code.INSUFFICIENT_CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Code.MODEL_FAILED: grpc.StatusCode.INTERNAL,
-    Code.INTERNAL: grpc.StatusCode.INTERNAL,
+    code: next(known for known in grpc.StatusCode if known.value[0] == status) for code, status in grpc_status.STATUS.items()
 }
 """Every error code -> its gRPC status."""
 
 RETRY_BUSY_MS = 100
 """What a caller is told to wait when every thread is taken and enough calls wait already."""
-_DETAILS_MAX = 2048
-"""Bytes of a message: details travel percent-encoded in headers, of which clients take 16 KiB by default."""
 _NO_DEADLINE_S = 1e9
 """grpcio says some 9e18 seconds where a call has no deadline."""
 
@@ -172,7 +150,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                 metadata = dict(context.invocation_metadata())
                 call = self._call(metadata, context)
                 if not public:
-                    self._token.check(_bearer(metadata))
+                    self._token.check(grpc_status.bearer(str(metadata.get("authorization", ""))))
                 request = self._parts(kind, messages, context) if method.client_streaming else self._one(kind, messages, context)
                 return self._checked(verb(request, call).SerializeToString())
             except grpc.RpcError:  # the call is over, and grpcio knows
@@ -215,16 +193,11 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.stream_unary_rpc_method_handler(answer)
 
 
-def _bearer(metadata: dict[str, Any]) -> str:
-    scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
 def refuse(context: grpc.ServicerContext, error: ServingError) -> bytes:
     """Ends the call with the error's status, message and metadata. Never returns: grpcio's `abort` raises."""
     metadata = [("outboard-code", error.code.value)]
     if error.retry_after_ms > 0:
         metadata.append(("retry-after-ms", str(error.retry_after_ms)))
     context.set_trailing_metadata(tuple(metadata))
-    context.abort(STATUS[error.code], error.message.encode()[:_DETAILS_MAX].decode(errors="ignore"))
+    context.abort(STATUS[error.code], grpc_status.details(error))
     raise AssertionError("abort returned")

@@ -62,18 +62,26 @@ def parse(kind: Any, data: bytes) -> Any:
 
 def infer_request(request: Any, request_id: str, deadline: float, traceparent: str) -> InferRequest:
     """`ModelInferRequest` -> value; `request_id` stands in where the message has no id of its own."""
-    check_count("inputs", len(request.inputs))
-    check_count("outputs", len(request.outputs))
+    check_tensors(request)
     return InferRequest(
         request.model_name,
         _raw_inputs(request) if request.raw_input_contents else _typed_inputs(request),
         request.model_version,
         request.id or request_id,
-        tuple(_output_name(output) for output in request.outputs),
+        tuple(str(output.name) for output in request.outputs),
         parameters(request.parameters) if request.parameters else {},
         deadline,
         traceparent,
     )
+
+
+def check_tensors(request: Any) -> None:
+    """Raises invalid_input for too many tensors, and unsupported for a parameter of one that changes what the request means."""
+    check_count("inputs", len(request.inputs))
+    check_count("outputs", len(request.outputs))
+    for tensor in (*request.inputs, *request.outputs):
+        if tensor.parameters:
+            _check_parameters(tensor)
 
 
 def _raw_inputs(request: Any) -> tuple[Tensor, ...]:
@@ -89,8 +97,6 @@ def _raw_tensor(tensor: Any, data: bytes) -> Tensor:
         raise invalid_input(
             f"tensor {tensor.name!r} has typed contents, and the request has raw_input_contents: only one of them may be used"
         )
-    if tensor.parameters:
-        _check_parameters(tensor)
     return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
 
 
@@ -100,8 +106,6 @@ def _typed_inputs(request: Any) -> tuple[Tensor, ...]:
 
 def _typed_tensor(tensor: Any) -> Tensor:
     name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
-    if tensor.parameters:
-        _check_parameters(tensor)
     if datatype not in tensors.DTYPES:
         raise invalid_input(f"tensor {name!r} has datatype {datatype!r}, which is none of the protocol's")
     field = TYPED_FIELDS.get(datatype)
@@ -123,12 +127,6 @@ def _typed_bytes(name: str, datatype: str, values: Iterable[Any], count: int) ->
         return np.fromiter(values, tensors.DTYPES[datatype], count).tobytes()
     except OverflowError:  # an int8 or int16 travels in a 32-bit field
         raise invalid_input(f"tensor {name!r} has an element that is out of the range of {datatype}") from None
-
-
-def _output_name(output: Any) -> str:
-    if output.parameters:
-        _check_parameters(output)
-    return str(output.name)
 
 
 def _check_parameters(tensor: Any) -> None:

@@ -1,0 +1,147 @@
+"""nginx before the front: where it is, and its configuration, made from `nginx/grpc-*.conf.in`."""
+
+import os
+import re
+import resource
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idl.codes import Code, ServingError
+from inference_server.transports.grpc_status import STATUS, percent_encoded
+
+_TEMPLATES = Path(__file__).resolve().parent.parent.parent / "nginx"
+_UNQUOTABLE = re.compile(r'["$\\\x00-\x1f:]')
+_LONG_S = 7 * 24 * 3600
+"""Longer than any call: its deadline is kept elsewhere."""
+_MOST_CONNECTIONS = 8192
+_LARGEST_BUFFER = 30 * 2**20
+"""Just below what glibc's allocator gives back to the kernel after each use."""
+_FRAME_BYTES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the template leaves open. `listeners` are the sockets that nginx inherits; paths are sockets, but `folder` takes files."""
+
+    folder: Path
+    listeners: Sequence[socket.socket]
+    fronts: Sequence[Path]
+    absent: Path
+    grpcio: Path
+    workers: int
+    max_message_bytes: int
+    request_timeout_s: float
+    drain_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What nginx says itself where it has one of `causes`, as HTTP statuses."""
+
+    causes: tuple[int, ...]
+    error: ServingError
+
+
+def _answers(values: Values) -> tuple[_Answer, ...]:
+    return (
+        _Answer((400, 404, 405, 411, 414, 417, 494), ServingError(Code.INVALID_INPUT, "this is no gRPC request")),
+        _Answer((413,), ServingError(Code.TOO_LARGE, f"the message has more than {values.max_message_bytes} bytes")),
+        _Answer((500, 502, 503, 504), ServingError(Code.UNAVAILABLE, "the connection to the model server broke", retry_after_ms=1000)),
+    )
+
+
+def find() -> str | None:
+    """The nginx program, also where `sbin` is not on the search path; None where it is not installed."""
+    return shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin")))
+
+
+def command(binary: str, configuration: Path) -> list[str]:
+    """How nginx is started: with messages on standard error from the first one on, not in a file of the system's."""
+    return [binary, "-e", "stderr", "-c", str(configuration)]
+
+
+def environ(listeners: Sequence[socket.socket]) -> dict[str, str]:
+    """nginx takes listening sockets over from its environment: what it does itself where its program is replaced under load."""
+    return {"PATH": os.defpath, "NGINX": "".join(f"{listener.fileno()};" for listener in listeners)}
+
+
+def render(values: Values) -> str:
+    """The whole configuration. Raises ValueError for a path that nginx cannot be told."""
+    answers = _answers(values)
+    filled = _files(values) | {
+        "user": "user root;" if os.geteuid() == 0 else "",  # else its workers could not open our sockets
+        "workers": str(values.workers),
+        "drain_s": str(max(1, round(values.drain_timeout_s))),
+        "long_s": str(_LONG_S),
+        "max_body_bytes": str(values.max_message_bytes + _FRAME_BYTES),
+        "body_buffer": str(min(values.max_message_bytes + _FRAME_BYTES, _LARGEST_BUFFER)),
+        "body_timeout_s": str(max(1, round(values.request_timeout_s))),
+        "fronts": "\n".join(f"        server {_socket(path)} max_fails=0;" for path in values.fronts),
+        "absent": _socket(values.absent),
+        "grpcio": _socket(values.grpcio),
+        "listens": "\n".join(f"        listen {address(listener)} http2;" for listener in values.listeners if listener is not None),
+        "server_error_pages": _error_pages(answers, 8),
+        "error_pages": _error_pages(answers, 12),
+        "refusals": "\n\n".join(_location(answer.error) for answer in answers),
+    }
+    filled["to_grpcio"] = _template("grpc-pass", filled)
+    return _template("grpc-front", filled)
+
+
+def _files(values: Values) -> dict[str, str]:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = min(most, 65_536) if most > 0 else 65_536
+    temporary = {f"{name}_temp": _quoted(values.folder / name) for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi")}
+    return temporary | {
+        "pid": _quoted(values.folder / "nginx.pid"),
+        "max_files": str(files),
+        "connections": str(max(64, min(_MOST_CONNECTIONS, files - 64))),
+    }
+
+
+def address(listener: socket.socket) -> str:
+    """Of a listening socket, as nginx writes it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return _socket(Path(name))
+    return f"[{name[0]}]:{name[1]}" if listener.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+
+
+def _error_pages(answers: Sequence[_Answer], indent: int) -> str:
+    lines = (f"error_page {' '.join(map(str, answer.causes))} =200 {_place(answer.error)};" for answer in answers)
+    return "\n".join(" " * indent + line for line in lines)
+
+
+def _place(error: ServingError) -> str:
+    """Not a named location: to those nginx cannot go where it could not read the request's own address."""
+    return f"/.answer/{error.code.value}"
+
+
+def _location(error: ServingError) -> str:
+    """A location that answers with `error`: HTTP 200 and no body, all that gRPC has to say in the headers."""
+    message = percent_encoded(error.message).decode()
+    headers = {"grpc-status": str(int(STATUS[error.code])), "grpc-message": f'"{message}"', "outboard-code": error.code.value}
+    if error.retry_after_ms:
+        headers["retry-after-ms"] = str(error.retry_after_ms)
+    lines = ["internal;", "default_type application/grpc;", *(f"add_header {name} {value} always;" for name, value in headers.items())]
+    inner = "\n".join(f"            {line}" for line in (*lines, "return 200;"))
+    return f"        location = {_place(error)} {{\n{inner}\n        }}"
+
+
+def _template(name: str, filled: Mapping[str, str]) -> str:
+    text = (_TEMPLATES / f"{name}.conf.in").read_text(encoding="utf-8")
+    return re.sub(r"@\{(\w+)\}", lambda match: filled[match[1]], text).rstrip("\n")
+
+
+def _quoted(path: Path) -> str:
+    text = str(path.absolute())
+    if _UNQUOTABLE.search(text):
+        raise ValueError(f"the path {text!r} holds a character that nginx's configuration cannot")
+    return f'"{text}"'
+
+
+def _socket(path: Path) -> str:
+    return f'"unix:{_quoted(path)[1:-1]}"'
