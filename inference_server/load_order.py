@@ -63,9 +63,9 @@ def _config(value: Any) -> str:
 
 def _path(key: str) -> str:
     path = key.removeprefix(FILE)
-    folder, _, name = path.rpartition("/")
-    known = not folder or VERSION.fullmatch(folder) or folder == WARMUP
-    taken = not folder and (VERSION.fullmatch(name) or name in (PIN_FILE, LABELS_FILE, WARMUP))
+    *folders, name = path.split("/")
+    known = not folders or (len(folders) == 1 and (VERSION.fullmatch(folders[0]) or folders[0] == WARMUP))
+    taken = not folders and (VERSION.fullmatch(name) or name in (PIN_FILE, LABELS_FILE, WARMUP))
     if not known or taken or not PLAIN_NAME.fullmatch(name) or name.endswith(".part"):
         raise errors.invalid_input(
             f"load parameter {shown(key)} is not {FILE}<version>/<name>, {FILE}{WARMUP}/<name> or {FILE}<name> with a plain name"

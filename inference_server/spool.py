@@ -53,6 +53,8 @@ class Spool:
             kept.folder.mkdir(parents=True)
             for path, content in files.items():
                 target = kept.folder / path
+                if not target.is_relative_to(kept.folder) or ".." in target.parts:  # `load_order` lets no such name through
+                    raise OSError(errno.EINVAL, "a name leads out of its folder")
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(content)
         except OSError as error:

@@ -127,9 +127,9 @@ def warmup_inputs(model: str, samples: Sequence[Mapping[str, Any]], signature: S
     for index, said in enumerate(samples or [{"batch": None, "count": 1, "inputs": {}}]):
         where = f"warm-up sample {index + 1}"
         try:
-            arrays = _sample(where, said, signature, np.random.default_rng(index))
+            arrays = _sample(said, signature, np.random.default_rng(index))
         except ServingError as error:
-            raise errors.invalid_model(model, error.message) from error
+            raise errors.invalid_model(model, f"{where} cannot be used: {error.message}") from error
         except (OSError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
             raise errors.invalid_model(model, f"{where} cannot be used: {_reason(error)}") from error
         for _ in range(said["count"]):
@@ -141,14 +141,14 @@ def _reason(error: Exception) -> str:
     return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)[:200] or type(error).__name__
 
 
-def _sample(where: str, said: Mapping[str, Any], signature: Signature, random: np.random.Generator) -> dict[str, Array]:
+def _sample(said: Mapping[str, Any], signature: Signature, random: np.random.Generator) -> dict[str, Array]:
     specs = {spec.name: spec for spec in signature.inputs}
     if unknown := [name for name in said["inputs"] if name not in specs]:
         raise ValueError(f"the model has no input {unknown[0]!r}; it has {', '.join(map(repr, specs)) or 'none'}")
     contents = {name: SampleInput(**said["inputs"].get(name, {})) for name in specs}
     made, size = {}, 0
     for name, spec in specs.items():
-        made[name] = array = _array(f"{where}: input {name!r}", spec, contents[name], said["batch"], random, MOST_BYTES - size)
+        made[name] = array = _array(f"input {name!r}", spec, contents[name], said["batch"], random, MOST_BYTES - size)
         size += array.nbytes
     return made
 

@@ -1,5 +1,6 @@
 """`/v2`: the Open Inference Protocol over HTTP, with the model repository, configuration, statistics and binary data extensions."""
 
+import base64
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -52,6 +53,7 @@ def model_metadata(model: str, version: str = "") -> ResponseReturnValue:
         "platform": metadata.platform,
         "inputs": [_spec(spec) for spec in metadata.inputs],
         "outputs": [_spec(spec) for spec in metadata.outputs],
+        "properties": dict(metadata.properties),
     }
 
 
@@ -136,8 +138,18 @@ def repository_index() -> ResponseReturnValue:
 def load(model: str) -> ResponseReturnValue:
     """Loads or reloads a model; operators only."""
     inference.require_operator(current_call())
-    services().models.load(model, _parameters())
+    services().models.load(model, {name: _content(name, value) for name, value in _parameters().items()})
     return {}
+
+
+def _content(name: str, value: Any) -> Any:
+    """A file inside the request is base64 here, and bytes from here on (model repository extension, "Load")."""
+    if not name.startswith("file:"):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError):
+        raise invalid(f"parameter {name[:40]!r} is not base64") from None
 
 
 @blueprint.post("/v2/repository/models/<model>/unload")
