@@ -169,6 +169,7 @@ class Library:
             self._failed(model, (), _unusable(model))
             return True
         kept, fresh, may_pass = self._unchanged(model, model.versions), {}, False
+        replaced = self._replaced(model.name, [version for version in model.wanted() if version in kept])
         tried: set[int] = set()
         for wanted in reversed(model.wanted()):
             for version in (wanted, *model.instead(wanted)):
@@ -179,7 +180,7 @@ class Library:
                     fresh[version] = kept[version]
                     break
                 try:
-                    fresh |= self._start_all(model, (version,), kept)
+                    fresh |= self._start_all(model, (version,), replaced)
                     break
                 except ServingError as error:
                     may_pass = may_pass or error.code in _MAY_PASS
@@ -210,7 +211,7 @@ class Library:
         try:
             if model.problem or not wanted:
                 raise _unusable(model)
-            fresh = self._start_all(model, missing, kept)
+            fresh = self._start_all(model, missing, self._replaced(model.name, kept))
         except ServingError as error:
             self._failed(model, missing, error)
             raise
@@ -224,12 +225,14 @@ class Library:
         fields = {"model": model.name, "versions": versions, "code": error.code.value, "reason": error.message}
         log.warning("load failed", extra={"fields": fields})
 
-    def _start_all(self, model: RepositoryModel, versions: tuple[int, ...], kept: Mapping[int, ServedVersion]) -> dict[int, ServedVersion]:
+    def _replaced(self, name: str, staying: Collection[int]) -> list[Reservation]:
+        """What a load takes the place of; to be asked before it starts the first of its versions."""
+        return [held for held in self._starter.holding(name) if int(held.version) not in staying]
+
+    def _start_all(self, model: RepositoryModel, versions: tuple[int, ...], replaces: Collection[Reservation]) -> dict[int, ServedVersion]:
         fresh: dict[int, ServedVersion] = {}
         keys = {(model.name, version) for version in versions}
         instances = self._instances.get(model.name, model.settings.instances)
-        staying = {str(version) for version in kept}
-        replaces = [held for held in self._starter.holding(model.name) if held.version not in staying]
         with self._lock:
             self._loading |= keys
         try:

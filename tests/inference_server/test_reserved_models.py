@@ -182,6 +182,20 @@ def test_a_reload_of_a_model_that_has_every_core_fits(engine: Engine, repository
     eventually(lambda: engine.capacity().cpus_reserved == pytest.approx(host.cpus()), "the old ones have left")
 
 
+def test_versions_that_serve_together_count_together_and_a_reload_of_them_fits(engine: Engine, repository: Path) -> None:
+    for version in (1, 2):
+        times(repository / "m" / str(version) / "model.onnx", version)
+    half = host.cpus() / 2
+    settings(repository, "m", f'cpus = {half:g}\nversion_policy = "all"\n')
+    engine.load_all()
+    assert engine.capacity().cpus_reserved == host.cpus()
+    settings(repository, "m", f'cpus = {half:g}\nversion_policy = "all"\ndescription = "changed"\n')
+    for _ in range(2):
+        engine.repository_model_load("m", {})
+        eventually(lambda: len([each for each in engine.capacity().models if each.state == "READY"]) == 2, "both serve")
+        eventually(lambda: engine.capacity().cpus_reserved == pytest.approx(host.cpus()), "the old ones have left")
+
+
 # cores -----------------------------------------------------------------------------------------------------------------------------
 
 
