@@ -27,7 +27,9 @@ def refused(call: Any) -> ServingError:
 
 
 def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """Also while they are being removed, which `rglob` cannot."""
+    found = [Path(parent, name) for parent, folders, names in os.walk(folder) for name in (*folders, *names)]
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 # the request -------------------------------------------------------------------------------------------------------------------------------
