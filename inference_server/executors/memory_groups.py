@@ -80,6 +80,8 @@ class MemoryGroups:
         folder = self._group.folder
         if "memory" not in (folder / "cgroup.controllers").read_text().split():
             raise Unusable("the memory controller is not on for the control group of this process")
+        if not delegated(folder):
+            raise Unusable("systemd has not delegated the control group of this process: the unit needs Delegate=memory")
         if (folder / "cgroup.type").exists():  # all have it but the top one of the machine, which may have both
             self._leave(folder)
         (folder / "cgroup.subtree_control").write_text("+memory")
@@ -124,6 +126,19 @@ class MemoryGroups:
                 with contextlib.suppress(ProcessLookupError):
                     (self._group.folder / "cgroup.procs").write_text(str(pid))
             wait_until(lambda: _removed(leaf))
+
+
+def delegated(folder: Path, systemd: Path = Path("/run/systemd/system")) -> bool:
+    """Whether the group is this process's to change: systemd, where it runs, marks those that it leaves alone (systemd's "Control Group APIs
+    and Delegation"); in another it would undo our limits at its next reload.
+    """
+    if not systemd.is_dir():
+        return True
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(folder, name) == b"1":
+                return True
+    return False
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

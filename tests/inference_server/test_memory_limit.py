@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inference_server import control_groups
-from inference_server.executors.memory_groups import MemoryGroups, Unusable, remove_left_overs
+from inference_server.executors.memory_groups import MemoryGroups, Unusable, delegated, remove_left_overs
 from inference_server.executors.memory_limit import MemoryLimits
 from tests.eventually import eventually
 
@@ -257,3 +257,14 @@ def test_where_groups_cannot_be_used_it_says_why_and_watches(change: str, said: 
     script = f"{change.format(top=group.top)} && exec {sys.executable} -c '{code}'"
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip().removeprefix("watching: ") in said, done.stderr
+
+
+def test_under_systemd_only_a_delegated_group_is_changed(tmp_path: Path) -> None:
+    group, systemd = tmp_path / "group", tmp_path / "systemd"
+    group.mkdir()
+    assert delegated(group, systemd), "no systemd, nobody else's rules"
+    systemd.mkdir()
+    assert not delegated(group, systemd)
+    for mark, said in ((b"0", False), (b"1", True)):
+        os.setxattr(group, "user.delegate", mark)
+        assert delegated(group, systemd) is said
