@@ -79,9 +79,9 @@ class RepositoryPoll:
         return {name: look(folder) for name, folder in self._repository.folders().items()}
 
     def unfinished(self, name: str) -> Collection[int]:
-        """Versions that are there and were not handed out, because they were still changing at the last look."""
+        """Versions that are there and were not handed out as they are, because they were still changing at the last look."""
         seen, taken = self._last.get(name, Look()), self._taken.get(name, Look())
-        return seen.unfinished | {version for version in seen.versions if version not in taken.versions}
+        return seen.unfinished | {version for version, files in seen.versions.items() if taken.versions.get(version) != files}
 
     def _compare(self, name: str, now: Look | None) -> Change | None:
         last, taken = self._last.get(name), self._taken.get(name)
@@ -130,9 +130,9 @@ def look(folder: Path) -> Look:
     for stamp in stamps(folder):
         first, _, inner = stamp[0].partition("/")
         version = int(first) if inner and VERSION.fullmatch(first) else 0
-        if first.removeprefix(".").startswith(_OURS):
-            continue
-        if stamp[0].endswith(".part") or stamp[1] < 0:
+        if first.removeprefix(".").startswith(_OURS) or (first.startswith(".") and inner):
+            continue  # hidden folders are where mounted volumes keep what links lead to
+        if stamp[0].endswith(".part"):
             unfinished.add(version)
             is_written = is_written or not version
         elif version:
