@@ -266,5 +266,8 @@ def test_under_systemd_only_a_delegated_group_is_changed(tmp_path: Path) -> None
     systemd.mkdir()
     assert not delegated(group, systemd)
     for mark, said in ((b"0", False), (b"1", True)):
-        os.setxattr(group, "user.delegate", mark)
+        try:
+            os.setxattr(group, "user.delegate", mark)
+        except OSError as error:
+            pytest.skip(f"files here carry no attributes: {error.strerror}")
         assert delegated(group, systemd) is said
