@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -191,7 +192,9 @@ class ProcessExecutor:
             text = self._control.recv(1 << 20)
         except TimeoutError:
             raise errors.invalid_model(wanted.name, f"not loaded after {LOAD_TIMEOUT_S:.0f} s") from None
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise errors.invalid_model(wanted.name, "its settings and warm-up samples are too long; put samples into files") from error
             text = b""
         if not text:
             self._wait_for_end()

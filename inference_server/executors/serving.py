@@ -28,6 +28,8 @@ from inference_server.types import Signature
 
 LONG_RUN_NS = 2_000_000
 """From this on the doorkeeper is worth its hand-over."""
+SURPRISING_NS, WARY_RUNS = 20_000_000, 1000
+"""A model that once ran this long may do so again: for so many runs the doorkeeper stands by, however short they usually are."""
 LEAST_RETRY_MS, MOST_RETRY_MS = 10, 30_000
 
 
@@ -83,6 +85,7 @@ class Executor:
         self._leaving = False
         self._row_ns = 0
         """Time of the model for one row, lately."""
+        self._wary = 0
 
     def serve(self, load: Load) -> None:
         """Until the supervisor goes away. `load` makes the model that the supervisor's message describes."""
@@ -207,7 +210,8 @@ class Executor:
         model, prepared = self._model, batch[0].prepared
         assert model is not None, "nothing is queued before a model is there"
         wanted = prepared.wanted
-        if self._row_ns * len(batch) > LONG_RUN_NS:
+        if self._row_ns * len(batch) > LONG_RUN_NS or self._wary:
+            self._wary = max(0, self._wary - 1)
             with self._keeper:
                 arrays = model.run(inputs, wanted)
         else:
@@ -222,6 +226,8 @@ class Executor:
             begin = rows
         times = _Times(started, decoded - started, computed - decoded, time.monotonic_ns() - computed)
         self._board.executed(rows, times.input_ns, times.compute_ns, times.output_ns)
+        if times.compute_ns > SURPRISING_NS:
+            self._wary = WARY_RUNS
         row_ns = times.compute_ns // len(batch)
         self._row_ns = (3 * self._row_ns + row_ns) // 4 if self._row_ns else row_ns
         for request, (head, parts, size) in zip(batch, encoded, strict=True):
