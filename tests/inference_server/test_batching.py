@@ -295,8 +295,17 @@ def test_instances_come_and_go_without_a_dropped_request(engine: Engine, reposit
     assert not failures
     engine.repository_model_load("m", {})
     assert engine._served["m"].versions[1].instances == 2, "what an operator set is kept over a reload"
-    used = [executor.board.kind("success")[0] for executor in engine._served["m"].versions[1].executors]
-    together(engine, [request("m", [[1, 2]]) for _ in range(64)])
-    assert all(
-        executor.board.kind("success")[0] > before for executor, before in zip(engine._served["m"].versions[1].executors, used, strict=True)
-    ), "each instance has a share"
+
+
+def test_the_instance_with_the_least_work_gets_the_next_request(engine: Engine, repository: Path) -> None:
+    times(repository / "m" / "1" / "model.onnx", 2)
+    toml(repository, "m", "instances = 2\nmax_batch_size = 8\nmax_queue_delay_us = 300000")
+    engine.load_all()
+    executors = engine._served["m"].versions[1].executors
+    asking = []
+    for number in range(4):
+        asking.append(start(lambda: engine.model_infer(request("m", [[1, 2]]))))
+        eventually(lambda number=number: sum(executor.outstanding for executor in executors) == number + 1, "it waits for company")
+    assert [executor.outstanding for executor in executors] == [2, 2]
+    for thread in asking:
+        thread.join()
