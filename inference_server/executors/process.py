@@ -330,12 +330,16 @@ class Watcher:
             for descriptor, _ in self._poll.poll():
                 if descriptor == self._wake.fileno():
                     return
-                with self._lock:
-                    on_death = self._watched.pop(descriptor, None)
-                    if on_death is not None:
-                        self._poll.unregister(descriptor)
-                if on_death is not None:
-                    on_death()
+                self._notice(descriptor)
+
+    def _notice(self, descriptor: int) -> None:
+        # a method of its own: a local of the loop would keep the last dead model, board and all, until the next death
+        with self._lock:
+            on_death = self._watched.pop(descriptor, None)
+            if on_death is not None:
+                self._poll.unregister(descriptor)
+        if on_death is not None:
+            on_death()
 
     def close(self) -> None:
         """Idempotent."""
