@@ -28,7 +28,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from idl.messages import Tensor
 
@@ -172,8 +172,7 @@ def map_peer_memory(descriptor: int, limit: int) -> mmap.mmap:
         os.close(descriptor)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A frame as received. `body` is a view that holds until the next receive on the same end; `descriptor` is the receiver's to close."""
 
     kind: int

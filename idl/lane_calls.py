@@ -9,8 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from idl import lane, tensors
 from idl.board import Board
@@ -27,8 +26,7 @@ _SLICE = struct.pack("ll", int(SLICE_S), 0)
 """A blocking wait looks at the clock this often. Python's own time-outs cost three more system calls for each request."""
 
 
-@dataclass(frozen=True, slots=True)
-class LaneAnswer:
+class LaneAnswer(NamedTuple):
     """What an executor gave: outputs with their bytes, a backend's parameters, and where the time went in nanoseconds."""
 
     outputs: tuple[Tensor, ...]

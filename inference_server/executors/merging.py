@@ -9,10 +9,11 @@ from idl import lane, tensors
 from idl.tensors import Array
 from inference_server.executors.prepared import Prepared
 
-
 Encoded = tuple[bytes, list[tuple[int, Any]], int]
 """(head, parts, size) for the lane."""
+Heads = dict[tuple[Any, ...], tuple[bytes, tuple[int, ...], int]]
 SMALL_BYTES = 16 * 1024
+_MOST_HEADS = 1024
 
 
 class NotSplittable(Exception):
@@ -45,25 +46,41 @@ def merge(many: Sequence[tuple[Prepared, memoryview]]) -> dict[str, Array]:
 
 
 class Results:
-    """What one run gave, to be handed out whole or in rows. `datatypes`: of each output."""
+    """What one run gave, to be handed out whole or in rows. `datatypes`: of each output. `heads` remembers, for the life of a model, how
+    outputs of the same shapes were described.
+    """
 
-    def __init__(self, datatypes: Mapping[str, str], wanted: Sequence[str], arrays: Sequence[Array]) -> None:
-        self._parts = [(name, datatypes[name], array) for name, array in zip(wanted, arrays, strict=True)]
+    def __init__(self, datatypes: Mapping[str, str], wanted: Sequence[str], arrays: Sequence[Array], heads: Heads) -> None:
+        self._datatypes, self._wanted, self._arrays, self._heads = datatypes, wanted, arrays, heads
 
     def whole(self) -> Encoded:
         """Everything."""
-        return _encoded([(name, datatype, array.shape, _content(array, datatype)) for name, datatype, array in self._parts])
+        return self._encoded(self._arrays)
 
     def check_rows(self, rows: int) -> None:
         """Raises NotSplittable unless every output has this many rows."""
-        for name, _, array in self._parts:
+        for name, array in zip(self._wanted, self._arrays, strict=True):
             if not array.ndim or array.shape[0] != rows:
                 raise NotSplittable(f"output {name!r} has shape {list(array.shape)} for {rows} rows")
 
     def rows(self, begin: int, end: int) -> Encoded:
         """Rows `begin` to `end`."""
-        pieces = ((name, datatype, array[begin:end]) for name, datatype, array in self._parts)
-        return _encoded([(name, datatype, piece.shape, _content(piece, datatype)) for name, datatype, piece in pieces])
+        return self._encoded([array[begin:end] for array in self._arrays])
+
+    def _encoded(self, arrays: Sequence[Array]) -> Encoded:
+        contents = [_content(array, self._datatypes[name]) for name, array in zip(self._wanted, arrays, strict=True)]
+        key = (*self._wanted, *[array.shape for array in arrays], *map(len, contents))
+        known = self._heads.get(key)
+        if known is None:
+            described = [
+                (name, self._datatypes[name], array.shape, len(data))
+                for name, array, data in zip(self._wanted, arrays, contents, strict=True)
+            ]
+            if len(self._heads) >= _MOST_HEADS:
+                self._heads.clear()
+            known = self._heads[key] = lane.pack_head(described, (), {})
+        head, offsets, size = known
+        return head, list(zip(offsets, contents, strict=True)), size
 
 
 def _content(array: Array, datatype: str) -> Any:
@@ -73,9 +90,3 @@ def _content(array: Array, datatype: str) -> Any:
     if array.nbytes <= SMALL_BYTES:
         return array.tobytes()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _encoded(pieces: list[tuple[str, str, tuple[int, ...], Any]]) -> Encoded:
-    described = [(name, datatype, shape, len(data)) for name, datatype, shape, data in pieces]
-    head, offsets, size = lane.pack_head(described, (), {})
-    return head, [(offset, piece[3]) for offset, piece in zip(offsets, pieces, strict=True)], size

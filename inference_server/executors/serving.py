@@ -20,7 +20,7 @@ from idl.tensors import Array
 from inference_server import errors
 from inference_server.executors.batcher import Batcher, QueuePolicy
 from inference_server.executors.door import Door, Doorkeeper
-from inference_server.executors.merging import NotSplittable, Results, decode, merge
+from inference_server.executors.merging import Heads, NotSplittable, Results, decode, merge
 from inference_server.executors.prepared import Preparer
 from inference_server.executors.requests import Connection, Waiting
 from inference_server.executors.tuning import Tuning
@@ -86,6 +86,7 @@ class Executor:
         self._row_ns = 0
         """Time of the model for one row, lately."""
         self._wary = 0
+        self._heads: Heads = {}
 
     def serve(self, load: Load) -> None:
         """Until the supervisor goes away. `load` makes the model that the supervisor's message describes."""
@@ -216,7 +217,7 @@ class Executor:
                 arrays = model.run(inputs, wanted)
         else:
             arrays = model.run(inputs, wanted)
-        return Results(self._datatypes, wanted, arrays)
+        return Results(self._datatypes, wanted, arrays, self._heads)
 
     def _answer(self, batch: list[Waiting], results: Results, started: int, decoded: int, computed: int) -> None:
         begin, rows, encoded = 0, 0, []
