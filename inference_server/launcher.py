@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def _identity(path: Path, asked: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
+@lru_cache(maxsize=1)
 def _runtime() -> str:
     try:
         return metadata.version("onnxruntime")
