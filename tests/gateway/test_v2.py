@@ -202,8 +202,10 @@ class TestDescriptions:
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
             "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
         }
-        assert web.get("/v2/models/versions").json == expected
-        assert web.get("/v2/models/versions/versions/1").json == expected
+        for path in ("/v2/models/versions", "/v2/models/versions/versions/1"):
+            body = web.get(path).json
+            properties = body.pop("properties")
+            assert body == expected and properties["default_version"] == "2" and properties["batching"].startswith(("on, ", "off: "))
 
     def test_configuration_has_numbers(self, web: FlaskClient) -> None:
         body = web.get("/v2/models/triple/config").json
