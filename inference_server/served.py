@@ -226,7 +226,9 @@ class ServedVersion:
         drained = self._end(self._instances, drain_s)
         self._release()
         with self._changed:
-            return self._changed.wait_for(lambda: not self._in_flight, max(0.0, deadline - time.monotonic())) and drained
+            finished = self._changed.wait_for(lambda: not self._in_flight, max(0.0, deadline - time.monotonic()))
+            self._instances = self._executors = ()  # they know us: as a cycle their boards would stay until the collector comes by
+        return finished and drained
 
     @staticmethod
     def _end(instances: Sequence[Instance], drain_s: float) -> bool:
