@@ -1,0 +1,72 @@
+"""Engines and servers for the proofs. Whatever a proof starts must be gone after it."""
+
+import contextlib
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inference_server.engine import Engine
+from inference_server.executors.process import Watcher, Zygote
+from tests.e2e.conftest import descendants
+from tests.engines import LIMIT, engine_over
+from tests.eventually import eventually
+from tests.proofs.process_trees import alive, shared_memory
+
+
+@pytest.fixture(scope="package")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package")
+def watcher() -> Iterator[Watcher]:
+    made = Watcher()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def engine(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engine]:
+    with engine_over(zygote, watcher, repository) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(zygote: Zygote, watcher: Watcher) -> Iterator[None]:
+    """No thread, descriptor, process, shared memory or lane socket outlives the proof that made it."""
+    before = _held(zygote)
+    yield
+    gc.collect()
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not _more(_held(zygote), before), "left over")
+    left = _more(_held(zygote), before)
+    assert not left, left
+
+
+def _held(zygote: Zygote) -> dict[str, set[str]]:
+    threads = {thread.name for thread in threading.enumerate() if not thread.name.startswith("ThreadPool")}
+    return {
+        "threads": threads,
+        "descriptors": {str(number) for number in range(len(os.listdir("/proc/self/fd")))},
+        "processes": set(map(str, alive(descendants(os.getpid())))),
+        "shared memory": set(map(str, shared_memory([os.getpid()]))),
+        "sockets": {path.name for path in zygote.run_dir.glob("*.lane")},
+        "routes": {path.name for path in zygote.run_dir.glob("routes/*.json")},
+    }
+
+
+def _more(now: dict[str, set[str]], before: dict[str, set[str]]) -> dict[str, set[str]]:
+    return {what: now[what] - before[what] for what in now if now[what] - before[what]}

@@ -1,0 +1,99 @@
+"""What a process and everything below it hold: memory, descriptors, threads, shared memory."""
+
+import contextlib
+import os
+import re
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.conftest import alive, descendants
+
+_MEMFD = re.compile(r"[0-9a-f]{2,}:[0-9a-f]{2,} (\d+) +/memfd:")
+
+
+def tree(pid: int) -> set[int]:
+    """`pid` and every living process below it."""
+    return alive({pid} | descendants(pid))
+
+
+def resident_bytes(pid: int, samples: int = 5) -> int:
+    """Memory of the whole tree, pages that several share counted once (proportional set size); the median of a second's samples."""
+    found = []
+    for sample in range(samples):
+        if sample:
+            time.sleep(1 / samples)  # a sample, not a wait for anything
+        found.append(sum(_proportional(each) for each in tree(pid)))
+    return int(statistics.median(found))
+
+
+def _proportional(pid: int) -> int:
+    return _rollup(pid, "Pss:")
+
+
+def private_bytes(pid: int) -> int:
+    """Memory that would come back if this process ended."""
+    return _rollup(pid, "Private_")
+
+
+def _rollup(pid: int, field: str) -> int:
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(field))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """Counts over a tree."""
+
+    processes: int
+    threads: int
+    descriptors: int
+    memfds: int
+
+    def over(self, before: "Holdings") -> str:
+        """What is more than before, as text; "" where nothing is."""
+        more = {
+            name: (getattr(before, name), getattr(self, name)) for name in self.__slots__ if getattr(self, name) > getattr(before, name)
+        }
+        return ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in more.items())
+
+
+def holdings(pid: int) -> Holdings:
+    """Of a tree at this moment."""
+    pids = tree(pid)
+    return Holdings(len(pids), sum(map(_threads, pids)), sum(map(_descriptors, pids)), len(shared_memory(pids)))
+
+
+def _threads(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/task"))
+    return 0
+
+
+def _descriptors(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
+
+
+def shared_memory(pids: Iterable[int]) -> set[int]:
+    """The inodes of the memfds that these processes map or hold open."""
+    found: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found |= {int(inode) for inode in _MEMFD.findall(Path(f"/proc/{pid}/maps").read_text())}
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(entry.readlink()).startswith("/memfd:"):
+                        found.add(entry.stat().st_ino)
+    return found
+
+
+def everybody() -> set[int]:
+    """Every process that this one may look at."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
