@@ -79,7 +79,7 @@ class Launcher:
             "declared": model.declared.to_json() if model.declared is not None else None,
             "warmup": warmup_samples(model.settings.warmup, model.folder),
         }
-        key = _identity(path, asked)
+        key = "" if model.spooled is not None else _identity(path, asked)  # files of a request have no second load
         known = self._measured.find(key)
         asked |= {"queue": _queue(model.settings), "tuning": known.to_json() if known is not None else None}
         wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)

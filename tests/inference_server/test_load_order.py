@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,40 @@ def test_unload_knows_its_parameter(engine: Engine, repository: Path) -> None:
     assert refused(lambda: engine.repository_model_unload("m", {"colour": 1})).code is Code.INVALID_INPUT
     engine.repository_model_unload("m", {"unload_dependents": True})
     assert refused(lambda: answer(engine)).code is Code.NOT_READY
+
+
+def test_loads_of_every_kind_at_once_leave_nothing(engine: Engine, repository: Path, zygote: Zygote, tmp_path: Path) -> None:
+    for number in (1, 2):
+        times(repository / "m" / str(number) / "model.onnx", 2)
+    sent_model, failures = onnx(tmp_path, 2), []
+    kinds: list[Any] = [
+        lambda: engine.repository_model_load("m", {}),
+        lambda: engine.repository_model_load("m", {"version": "1"}),
+        lambda: engine.repository_model_load("m", {"config": CONFIG, "file:1/model.onnx": sent_model, "file:2/model.onnx": sent_model}),
+        lambda: engine.repository_model_load("m", {"config": CONFIG, "file:1/model.onnx": b"not a model"}),
+        lambda: engine.repository_model_unload("m", {}),
+        lambda: engine.set_labels("m", {"stable": 1}, 0),
+        lambda: engine.set_labels("m", {}, 0),
+        lambda: answer(engine),
+    ]
+    expected = {Code.INVALID_MODEL, Code.NOT_READY, Code.CONFLICT, Code.MODEL_NOT_FOUND}
+
+    def work(seed: int) -> None:
+        for step in range(24):
+            try:
+                kinds[(seed * 5 + step * 3) % len(kinds)]()
+            except ServingError as error:
+                if error.code not in expected:
+                    failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert failures == []
+    engine.repository_model_load("m", {})
+    assert answer(engine) == [2, 4]
+    eventually(lambda: sent(zygote) == [], "no file of a request is left")
+    engine.repository_model_unload("m", {})
+    eventually(lambda: engine.in_flight() == 0 and not engine._models.leaving(), "nothing drains")

@@ -374,3 +374,22 @@ def test_every_field_of_the_message_is_either_used_or_named_or_refused() -> None
         *("model_operations", "model_repository_agents"),
     }
     assert {field.name for field in pb.ModelConfig.DESCRIPTOR.fields} == used | named | refused
+
+
+def test_session_options_reach_onnxruntime() -> None:
+    made = OnnxOptions(
+        3, session={"execution_mode": "parallel", "inter_op_threads": 2, "graph_optimization": "basic", "memory_arena": False}
+    )
+    options = made.session_options()
+    assert options.intra_op_num_threads == 3 and options.inter_op_num_threads == 2 and not options.enable_cpu_mem_arena
+    assert options.execution_mode.name == "ORT_PARALLEL" and options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
+    assert options.enable_mem_pattern
+
+
+def test_a_device_chooses_among_the_servers_providers() -> None:
+    server = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert ModelSettings().providers(server) == server and ModelSettings(device="gpu").providers(server) == server
+    assert ModelSettings(device="cpu").providers(server) == ("CPUExecutionProvider",)
+    assert ModelSettings(device="cpu").providers(("CUDAExecutionProvider",)) == ("CPUExecutionProvider",)
+    assert ModelSettings(device="gpu").unmet(("CPUExecutionProvider",)) == ("device",)
+    assert ModelSettings(device="gpu").unmet(server) == () and ModelSettings().unmet(("CPUExecutionProvider",)) == ()
