@@ -33,8 +33,13 @@ def default_services(settings: Settings, metrics: Metrics | None = None) -> Serv
     return build_services(settings, Models(settings.model_hosts, partial(_connect, settings)), metrics)
 
 
+def message_limit(settings: Settings) -> int:
+    """Most bytes of a request to a model host, and of its answer."""
+    return max(settings.max_body_bytes, _LEAST_MESSAGE_BYTES)
+
+
 def _connect(settings: Settings, addresses: Sequence[str]) -> Client:
-    limit = max(settings.max_body_bytes, _LEAST_MESSAGE_BYTES)
+    limit = message_limit(settings)
     return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s, max_message_bytes=limit)
 
 

@@ -20,11 +20,12 @@ from idl.codes import ServingError
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-ENDPOINTS = ("/v2/models/<model>/infer", "/v2/models/<model>/versions/<version>/infer", "/v1/models/<model>/predictions")
+INFER, INFER_VERSION = "/v2/models/<model>/infer", "/v2/models/<model>/versions/<version>/infer"
+PREDICTIONS = "/v1/models/<model>/predictions"
 """The templates of the routes that are answered here: their labels in the metrics."""
 _NAME = r"([A-Za-z0-9_.-]+)"
 _INFER = re.compile(rf"/v2/models/{_NAME}(?:/versions/{_NAME})?/infer", re.ASCII)
-_PREDICTIONS = re.compile(rf"/v1/models/{_NAME}/predictions", re.ASCII)
+_PREDICT = re.compile(rf"/v1/models/{_NAME}/predictions", re.ASCII)
 _JSON = "application/json"
 _JSON_HEADERS = (("Content-Type", _JSON),)
 
@@ -38,12 +39,13 @@ class Target(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _target(path: str) -> Target | None:
+def target(path: str) -> Target | None:
+    """None for what Flask alone answers."""
     if found := _INFER.fullmatch(path):
         model, version = found.groups()
-        return Target(ENDPOINTS[1] if version else ENDPOINTS[0], model, version or "")
-    if found := _PREDICTIONS.fullmatch(path):
-        return Target(ENDPOINTS[2], found[1], "")
+        return Target(INFER_VERSION if version else INFER, model, version or "")
+    if found := _PREDICT.fullmatch(path):
+        return Target(PREDICTIONS, found[1], "")
     return None
 
 
@@ -55,13 +57,13 @@ class HotRoutes:
         self._services = services
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        target = _target(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" and environ.get("CONTENT_LENGTH") else None
-        if target is None or "HTTP_TRANSFER_ENCODING" in environ:
+        found = target(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" and environ.get("CONTENT_LENGTH") else None
+        if found is None or "HTTP_TRANSFER_ENCODING" in environ:
             return self._app(environ, start_response)
-        if target.endpoint is not ENDPOINTS[2]:
-            return self._exchange(environ, start_response, target, self._infer)
+        if found.endpoint is not PREDICTIONS:
+            return self._exchange(environ, start_response, found, self._infer)
         if environ.get("CONTENT_TYPE") == _JSON and not environ.get("QUERY_STRING"):
-            return self._exchange(environ, start_response, target, self._predict)
+            return self._exchange(environ, start_response, found, self._predict)
         return self._app(environ, start_response)
 
     def _exchange(
@@ -78,7 +80,8 @@ class HotRoutes:
         try:
             try:
                 caller = wsgi_request.principal(environ, owned.tokens)
-                call = wsgi_request.call(environ, caller, request_id, owned.settings.request_timeout_s, owned.connection())
+                timeout_s, traceparent = owned.settings.request_timeout_s, environ.get("HTTP_TRACEPARENT", "")
+                call = wsgi_request.call(caller, request_id, timeout_s, traceparent, owned.connection())
                 answer = run(environ, target, call)
                 status = 200
             except ServingError as error:

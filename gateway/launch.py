@@ -18,6 +18,7 @@ from inference_client import Client
 
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parent.parent
+_MULE = _ROOT / "gateway" / "front" / "mule.py"
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 _HARAKIRI_MARGIN_S = 15
 """What a worker may take beyond the longest request before uWSGI ends it: it hangs."""
@@ -110,7 +111,8 @@ def _listeners(settings: Settings) -> str:
     if settings.socket:
         harakiri_s = math.ceil(settings.request_timeout_s) + _HARAKIRI_MARGIN_S
         # not without nginx: there a slow sender holds a thread for as long, and its worker's other requests would end with it
-        return f"socket = {_value(settings.socket_path)}\nchmod-socket = 660\nharakiri = {harakiri_s}"
+        lines = [f"socket = {_value(settings.socket_path)}", "chmod-socket = 660", f"harakiri = {harakiri_s}"]
+        return "\n".join([*lines, *(f"mule = {_value(_MULE)}" for _ in settings.hot_sockets)])
     # uWSGI's HTTP router holds idle connections, so that they cost no worker thread
     return "\n".join(
         (

@@ -81,6 +81,11 @@ class Metrics:
             cells[at + 1 + bisect.bisect_left(_BOUNDS_NS, ns)] += 1
             cells[_IN_FLIGHT] -= 1
 
+    def withdraw(self) -> None:
+        """A request that `begin` counted is answered elsewhere; then no `end` follows."""
+        with self._lock:
+            self._cells[_IN_FLIGHT] -= 1
+
     def _add(self, labels: Labels) -> int:
         """The first cell of a new row. The caller holds the lock."""
         number = self._cells[_ROWS]

@@ -58,6 +58,15 @@ class Models:
         """What the owner declares; up to CACHE_S old."""
         return self._declarations.get((name, version), lambda: model_declaration.read(name, self.config(name, version)))
 
+    def recall_declaration(self, name: str, version: str = "") -> tuple[Declaration, bool] | None:
+        """What is remembered of it, and whether it will be for a while yet; asks nobody."""
+        return self._declarations.recall((name, version))
+
+    def renew_declaration(self, name: str, version: str = "") -> None:
+        """Asks again, however much is remembered."""
+        config = self._configs.renew((name, version), lambda: self._client().model_config(name, version))
+        self._declarations.renew((name, version), lambda: model_declaration.read(name, config))
+
     def server_live(self) -> bool:
         return bool(self._client().server_live())
 
@@ -140,10 +149,18 @@ class _Fresh(Generic[Value]):
         self._entries: dict[tuple[str, str], tuple[float, Value]] = {}
 
     def get(self, key: tuple[str, str], fetch: Callable[[], Value]) -> Value:
-        now = self._clock()
+        known = self.recall(key)
+        return known[0] if known is not None else self.renew(key, fetch)
+
+    def recall(self, key: tuple[str, str]) -> tuple[Value, bool] | None:
+        """The value, and whether less than half of its time is over."""
         entry = self._entries.get(key)
-        if entry is not None and now < entry[0]:
-            return entry[1]
+        if entry is None or (left := entry[0] - self._clock()) <= 0:
+            return None
+        return entry[1], left > CACHE_S / 2
+
+    def renew(self, key: tuple[str, str], fetch: Callable[[], Value]) -> Value:
+        now = self._clock()
         value = fetch()  # outside the lock: it waits for the network
         with self._lock:
             if len(self._entries) >= _MAX_CACHED:

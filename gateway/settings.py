@@ -37,6 +37,7 @@ class Settings:
     http_port: int = _setting(8080, "port for HTTP without nginx", low=1, high=65_535)
     processes: int = _setting(2, "uWSGI worker processes", low=1)
     threads: int = _setting(8, "threads of each worker process", low=1)
+    hot_processes: int = _setting(2, "event loops that answer inference of models on this host, behind nginx; 0: the workers do", low=0)
     listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
     max_body_bytes: int = _setting(64 * _MIB, "largest request body", low=1024)
     request_timeout_s: float = _setting(30.0, "longest time that a request may take", low=0.1)
@@ -53,7 +54,7 @@ class Settings:
     def __post_init__(self) -> None:
         for spec in fields(self):
             _check(spec, getattr(self, spec.name))
-        if self.socket and len(str(self.socket_path).encode()) > MAX_SOCKET_PATH:
+        if self.socket and max(len(str(path).encode()) for path in (self.socket_path, *self.hot_sockets)) > MAX_SOCKET_PATH:
             raise SettingsError(f"{PREFIX}SOCKET is longer than the {MAX_SOCKET_PATH} bytes that a unix socket's path may have")
         if self.secret_key and len(self.secret_key) < 32:
             raise SettingsError(f"{PREFIX}SECRET_KEY has {len(self.secret_key)} characters, at least 32 are needed")
@@ -95,6 +96,20 @@ class Settings:
     @property
     def socket_path(self) -> Path:
         return Path(self.socket).absolute()
+
+    @property
+    def hot_sockets(self) -> tuple[Path, ...]:
+        """Where the event loops listen, one each; none without nginx in front, or with models elsewhere."""
+        if not (self.socket and self.lanes):
+            return ()
+        path = self.socket_path
+        return tuple(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, self.hot_processes + 1))
+
+    @property
+    def lanes(self) -> str:
+        """The folder of the local lanes of the only model host, where it is on this host; else ""."""
+        scheme, _, path = self.model_hosts[0].partition("://")
+        return f"{path}.lane" if len(self.model_hosts) == 1 and scheme.endswith("+unix") else ""
 
     def __repr__(self) -> str:
         pairs = ((spec.name, getattr(self, spec.name), spec.metadata["secret"]) for spec in fields(self))

@@ -34,10 +34,11 @@ def request_id(environ: "WSGIEnvironment") -> str:
 def principal(environ: "WSGIEnvironment", tokens: Tokens) -> Principal | None:
     """Who asks, None for a request without a token. Raises unauthenticated for a token that is not valid (any more)."""
     header = environ.get("HTTP_AUTHORIZATION")
-    return None if header is None else tokens.authenticate(_bearer_token(header))
+    return None if header is None else tokens.authenticate(bearer_token(header))
 
 
-def _bearer_token(header: str) -> str:
+def bearer_token(header: str) -> str:
+    """The token of an Authorization header. Raises unauthenticated for another scheme."""
     scheme, _, token = header.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
@@ -45,9 +46,9 @@ def _bearer_token(header: str) -> str:
     return token
 
 
-def call(environ: "WSGIEnvironment", caller: Principal | None, number: str, timeout_s: float, connection: int) -> Call:
-    """The inference call of a request with the id `number`; `connection`: its descriptor, -1 where it is not known."""
-    traceparent = environ.get("HTTP_TRACEPARENT", "")
+def call(caller: Principal | None, number: str, timeout_s: float, traceparent: str, connection: int = -1) -> Call:
+    """The inference call of a request with the id `number`; `traceparent`: the header, "" without it; `connection`: the request's
+    descriptor, -1 where it is not known."""
     if traceparent and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = ""
     return Call(caller, number, time.monotonic() + timeout_s, traceparent, connection)

@@ -22,7 +22,7 @@ LOOK_EVERY_S = 1.0
 """How often it is asked whether the link is there, and leads where it led before."""
 IDLE_S = 30.0
 """How long a lane connection may rest before it is closed, which gives its memory back on both sides."""
-_Place = tuple[int, int]
+Place = tuple[int, int]
 
 
 class LaneChannel:
@@ -35,7 +35,7 @@ class LaneChannel:
         self._clock = clock
         self._lock = threading.Lock()
         self._lane: LocalLane | None = None
-        self._place: _Place | None = None
+        self._place: Place | None = None
         self._next_look = float("-inf")
         self._closed = False
 
@@ -52,16 +52,16 @@ class LaneChannel:
 
     def _look(self) -> LocalLane | None:
         """Follows the link anew, and closes what has been idle for long."""
-        place = _place(self._folder)
+        found = place(self._folder)
         now = self._clock()
         with self._lock:
             if self._closed:
                 raise closed()
             self._next_look = now + LOOK_EVERY_S
             old = None
-            if place != self._place:
-                old, self._place = self._lane, place
-                self._lane = LocalLane(self._folder, self._max_bytes) if place is not None else None
+            if found != self._place:
+                old, self._place = self._lane, found
+                self._lane = LocalLane(self._folder, self._max_bytes) if found is not None else None
             lane = self._lane
         if old is not None:
             old.close()
@@ -83,7 +83,7 @@ class LaneChannel:
         self._rpc.abandon()
 
 
-def _place(folder: str) -> _Place | None:
+def place(folder: str) -> Place | None:
     """What the link leads to, None where it leads nowhere for us."""
     try:
         found = Path(folder).stat()

@@ -6,7 +6,7 @@ import re
 import resource
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "nginx"
@@ -46,13 +46,15 @@ REFUSALS = (
 class Values:
     """What the templates leave open. `listen` is an address as nginx writes it: `127.0.0.1:8080`, `[::1]:8080`.
 
-    `run_dir` takes the pid file and temporary files. `gateway_socket` is uWSGI's. `grpc_target` is `host:port` or `unix:/path` of the
+    `run_dir` takes the pid file and temporary files. `gateway_socket` is uWSGI's, `hot_sockets` are those of the gateway's event loops.
+    `grpc_target` is `host:port` or `unix:/path` of the
     model host. `certificate` and `certificate_key` are files; without them the grpc variant speaks HTTP/2 in clear text.
     """
 
     run_dir: Path
     listen: str
     gateway_socket: Path = Path("gateway.sock")
+    hot_sockets: tuple[Path, ...] = ()
     max_body_bytes: int = 64 << 20
     request_timeout_s: float = 30.0
     drain_timeout_s: float = 30.0
@@ -81,11 +83,14 @@ def for_up(data: Path, listen: str, environ: Mapping[str, str]) -> Values:
     """The values for a gateway on this machine with the settings of `environ`. Raises gateway.settings.SettingsError."""
     from gateway.settings import Settings
 
-    settings = Settings.from_env(environ)
+    run_dir = data.absolute() / "run"
+    hosts = (f"thrift+unix://{run_dir / 'thrift.sock'}",)
+    settings = replace(Settings.from_env(environ), socket=str(run_dir / "gateway.sock"), model_hosts=hosts)
     return Values(
-        run_dir=data.absolute() / "run",
+        run_dir=run_dir,
         listen=listen,
-        gateway_socket=data.absolute() / "run" / "gateway.sock",
+        gateway_socket=settings.socket_path,
+        hot_sockets=settings.hot_sockets,
         max_body_bytes=settings.max_body_bytes,
         request_timeout_s=settings.request_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,
@@ -103,6 +108,7 @@ def render(kind: str, values: Values) -> str:
     filled["problem_pages"] = _error_pages("problem", 8)
     filled["v2_pages"] = _error_pages("v2", 12)
     filled["problem_locations"] = "\n".join(_fill(_location(style, refusal), filled) for style in ("problem", "v2") for refusal in REFUSALS)
+    filled |= _hot(values, filled)
     filled["gateway"] = _template("gateway", filled)
     filled["servers"] = _template(kind, filled)
     return _template("main", filled)
@@ -157,6 +163,14 @@ def _grpc(values: Values) -> dict[str, str]:
         scheme, _, path = values.grpc_target.partition(":")
         filled["grpc_target"] = _socket(Path(path), "grpc://") if scheme == "unix" else f"grpc://{values.grpc_target}"
     return filled
+
+
+def _hot(values: Values, filled: Mapping[str, str]) -> dict[str, str]:
+    """The gateway's event loops, where there are some."""
+    if not values.hot_sockets:
+        return {"hot_upstream": "", "hot_location": ""}
+    servers = "\n".join(f"        server {_socket(path)} max_fails=0;" for path in values.hot_sockets)
+    return {name: _template(name.replace("_", "-"), {**filled, "hot_servers": servers}) for name in ("hot_upstream", "hot_location")}
 
 
 def _error_pages(style: str, indent: int) -> str:

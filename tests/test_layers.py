@@ -29,8 +29,9 @@ ROOMS = {
         ["deadline", "addresses", "files"],
     ],
     "gateway": [
-        ["__main__", "wsgi"],
-        ["launch", "application"],
+        ["__main__", "wsgi", "preloaded"],
+        ["launch", "front"],
+        ["application"],
         ["blueprints", "hot_routes"],
         ["context"],
         ["wsgi_request", "observation"],

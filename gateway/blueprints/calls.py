@@ -9,8 +9,8 @@ from gateway.operations.inference import Call
 
 def current_call() -> Call:
     """This request's call. Raises unauthenticated for a token that is not valid."""
-    owned = services()
-    return wsgi_request.call(request.environ, principal(), request_id(), owned.settings.request_timeout_s, owned.connection())
+    owned, traceparent = services(), request.headers.get("Traceparent", "")
+    return wsgi_request.call(principal(), request_id(), owned.settings.request_timeout_s, traceparent, owned.connection())
 
 
 def read_body() -> bytes:

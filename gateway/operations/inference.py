@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gateway.model_declaration import Declaration
 from gateway.models_rpc import Models
 from gateway.operations.v2_messages import InferBody
 from gateway.types import Principal
@@ -30,12 +31,17 @@ def require_callable(models: Models, call: Call, model: str, version: str = "") 
     if call.principal is not None:
         return
     try:
-        public = models.declaration(model, version).public
+        declaration = models.declaration(model, version)
     except ServingError as error:
         if error.code in (Code.NOT_READY, Code.INVALID_MODEL):  # perhaps a private one: why is not for everybody to know
             raise ServingError(error.code, f"model {model!r} is not ready", retry_after_ms=error.retry_after_ms) from error
         raise
-    if not public:
+    require_public(declaration, model)
+
+
+def require_public(declaration: Declaration, model: str) -> None:
+    """The same for nobody signed in and a declaration that is known."""
+    if not declaration.public:
         raise ServingError(Code.UNAUTHENTICATED, f"model {model!r} is private: sign in to use it")
 
 

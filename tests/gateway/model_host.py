@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from werkzeug.serving import make_server
 
 from gateway import build_services, create_app
 from gateway.context import Services
+from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.settings import Settings
 from inference_client import Client
 from outboard import demo
 from tests.e2e.conftest import Process, start_server
+from tests.gateway import through_front
 from tests.onnx_models import identity, save, slow, times
 
 KINDS = {
@@ -89,7 +91,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     (folder / "models").mkdir()
     fill(folder / "models")
     demo.prepare(folder / "models")
-    made = start_server(folder / "models", folder)
+    made = start_server(folder / "models", folder, "--thrift-socket", str(folder / "thrift.sock"))
+    made.addresses["socket"] = str(folder / "thrift.sock")
     with Client(f"thrift://{made['thrift']}") as client:
         client.unload_model("unloaded")
     yield made
@@ -100,11 +103,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 class Served:
     """The application over the model host, and its address under werkzeug's server; `token`s are signed-in callers' headers.
 
-    `plain` is the same application without the hot routes in front of it.
+    `plain` is the same application without the hot routes in front of it, `fronted` with the event loop instead, over the local lane.
     """
 
     app: Flask
     plain: Flask
+    fronted: Flask
     services: Services
     address: str
     administrator: dict[str, str]
@@ -127,8 +131,21 @@ def served(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         server = make_server("127.0.0.1", 0, app, threaded=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        plain = create_app(settings, services=services, hot=False)
-        yield Served(app, plain, services, f"127.0.0.1:{server.server_port}", sign_in(services, *ADMINISTRATOR), sign_in(services, *USER))
+        plain, fronted = (create_app(settings, services=services, hot=False) for _ in range(2))
+        local = replace(services, models=Models([f"thrift+unix://{host['socket']}"], Client), metrics=Metrics())
+        path = settings.data_dir / "front.sock"
+        with through_front.running(local, path, f"{host['socket']}.lane"):
+            fronted.wsgi_app = through_front.ThroughFront(fronted.wsgi_app, path)  # type: ignore[method-assign]
+            yield Served(
+                app,
+                plain,
+                fronted,
+                services,
+                f"127.0.0.1:{server.server_port}",
+                sign_in(services, *ADMINISTRATOR),
+                sign_in(services, *USER),
+            )
+        local.models.close()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -136,10 +153,10 @@ def served(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         services.close()
 
 
-@pytest.fixture(params=["hot", "Flask"])
+@pytest.fixture(params=["hot", "Flask", "front"])
 def web(request: pytest.FixtureRequest, served: Served) -> FlaskClient:
-    """A client of the application, with the hot routes and without."""
-    return (served.app if request.param == "hot" else served.plain).test_client()
+    """A client of the application with the hot routes, without them, and behind the event loop."""
+    return {"hot": served.app, "Flask": served.plain, "front": served.fronted}[request.param].test_client()
 
 
 def sign_in(services: Services, name: str, password: str) -> dict[str, str]:

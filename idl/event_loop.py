@@ -1,0 +1,53 @@
+"""One thread that waits for many descriptors."""
+
+import select
+import time
+from collections.abc import Callable
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR
+
+Handler = Callable[[int], None]
+"""Gets the epoll events."""
+
+
+class Loop:
+    """Handlers of descriptors, and one that is called at least every `tick_s` seconds, with the time (monotonic seconds)."""
+
+    def __init__(self, tick_s: float, on_tick: Callable[[float], None]) -> None:
+        self._poll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._tick_s = tick_s
+        self._on_tick = on_tick
+        self._stopped = False
+
+    def add(self, descriptor: int, handler: Handler, events: int = READ) -> None:
+        self._handlers[descriptor] = handler
+        self._poll.register(descriptor, events)
+
+    def watch(self, descriptor: int, events: int) -> None:
+        """Changes what a descriptor is waited for."""
+        self._poll.modify(descriptor, events)
+
+    def remove(self, descriptor: int) -> None:
+        """Before it is closed. Idempotent."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def run(self) -> None:
+        """Until `stop`. What a handler raises ends it."""
+        poll, handlers = self._poll.poll, self._handlers
+        due = time.monotonic() + self._tick_s
+        while not self._stopped:
+            for descriptor, events in poll(self._tick_s):
+                handler = handlers.get(descriptor)
+                if handler is not None:  # else an earlier handler of this round has removed it
+                    handler(events)
+            now = time.monotonic()
+            if now >= due:
+                self._on_tick(now)
+                due = now + self._tick_s
+        self._poll.close()
+
+    def stop(self) -> None:
+        self._stopped = True

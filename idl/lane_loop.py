@@ -1,0 +1,152 @@
+"""The front's connections to executors: any number of requests at once, and no thread for any of them."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from idl.codes import ServingError
+from idl.event_loop import Loop
+from idl.lane import Frame, LaneError
+from idl.lane_calls import ExecutorGone, LaneConnection, LanePool, Moved
+from idl.lane_routes import Route
+
+Failure = ServingError | Moved | ExecutorGone | LaneError
+
+
+class Waiting(Protocol):
+    """Who waits for an executor. `answered` may keep the lane for as long as it needs the frame's body; then it gives it back."""
+
+    def answered(self, lane: "Lane", frame: Frame) -> None: ...
+
+    def failed(self, error: Failure) -> None: ...
+
+
+class Lane:
+    """One connection to an executor; lent to one request at a time."""
+
+    __slots__ = ("_connection", "_group", "_loop", "descriptor", "waiting")
+
+    def __init__(self, group: "Group", loop: Loop) -> None:
+        """Raises ExecutorGone."""
+        self._group = group
+        self._loop = loop
+        self._connection: LaneConnection = group.pool.take()
+        self.descriptor = self._connection.fileno()
+        os.set_blocking(self.descriptor, False)  # an event may be of an earlier owner of the number
+        self.waiting: Waiting | None = None
+        loop.add(self.descriptor, self._readable)
+
+    def ask(self, waiting: Waiting, deadline: float, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
+        """`waiting` will be told. Raises as LaneConnection.send_packed does; the lane is then as good as before, or closed."""
+        try:
+            self._connection.send_packed(deadline, head, parts, size)
+        except ServingError:
+            self.give_back()
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self.waiting = waiting
+
+    def _readable(self, events: int) -> None:
+        try:
+            frame = self._connection.receive_frame()
+        except BlockingIOError:
+            return
+        except (ServingError, Moved) as error:
+            failure: Failure = error
+            waiting, self.waiting = self.waiting, None
+            self.give_back()
+        except (ExecutorGone, LaneError) as error:
+            failure = error
+            waiting, self.waiting = self.waiting, None
+            self.close()
+        else:
+            if frame is None:
+                return
+            waiting, self.waiting = self.waiting, None
+            if waiting is None:  # an answer that nobody asked for
+                self.close()
+            else:
+                waiting.answered(self, frame)
+            return
+        if waiting is not None:
+            waiting.failed(failure)
+
+    def give_back(self) -> None:
+        """For the next request."""
+        self._group.idle.append(self)
+
+    def close(self) -> None:
+        """The executor does not run what still waits in its queue. Idempotent."""
+        if self.descriptor >= 0:
+            self._loop.remove(self.descriptor)
+            self.descriptor = -1
+            self._group.drop(self, self._connection)
+
+    def idle_since(self, moment: float) -> bool:
+        return self._connection.last_used < moment
+
+
+class Group:
+    """The lanes to one instance."""
+
+    __slots__ = ("idle", "open", "pool")
+
+    def __init__(self, path: str, memory_limit: int) -> None:
+        self.pool = LanePool(path, memory_limit)
+        """Counts what is outstanding; the idle lanes are here, where an event of theirs is seen."""
+        self.idle: list[Lane] = []
+        self.open = 0
+
+    def take(self, loop: Loop) -> Lane:
+        """Raises ExecutorGone."""
+        if self.idle:
+            return self.idle.pop()
+        lane = Lane(self, loop)
+        self.open += 1
+        return lane
+
+    def drop(self, lane: Lane, connection: LaneConnection) -> None:
+        if lane in self.idle:
+            self.idle.remove(lane)
+        self.open -= 1
+        self.pool.drop(connection)
+
+
+class Lanes:
+    """Lanes to every instance that routes name. `memory_limit`: most bytes of tensors in an answer."""
+
+    def __init__(self, loop: Loop, memory_limit: int) -> None:
+        self._loop = loop
+        self._memory_limit = memory_limit
+        self._groups: dict[str, Group] = {}
+
+    def take(self, route: Route) -> Lane:
+        """A lane to the instance of `route` with the fewest requests outstanding. Raises ExecutorGone where none of them is there."""
+        sockets = route.sockets
+        if len(sockets) == 1:
+            return self._group(sockets[0]).take(self._loop)
+        for group in sorted(map(self._group, sockets), key=_outstanding):
+            with contextlib.suppress(ExecutorGone):
+                return group.take(self._loop)
+        raise ExecutorGone(ran=False)
+
+    def _group(self, path: str) -> Group:
+        group = self._groups.get(path)
+        if group is None:
+            group = self._groups[path] = Group(path, self._memory_limit)
+        return group
+
+    def trim(self, idle_since: float) -> None:
+        """Closes what was last used before `idle_since` (monotonic seconds), and forgets instances that nothing is open to."""
+        for path, group in list(self._groups.items()):
+            for lane in [lane for lane in group.idle if lane.idle_since(idle_since)]:
+                lane.close()
+            if not group.open:
+                del self._groups[path]
+
+
+def _outstanding(group: Group) -> int:
+    return group.pool.outstanding
