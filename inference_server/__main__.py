@@ -38,7 +38,7 @@ from inference_server.routing import RoutePublisher, attach_beside, detach_besid
 from inference_server.served_models import ServedModels
 from inference_server.settings import InvalidSettings, Settings
 from inference_server.spool import Spool
-from inference_server.transports.grpc_server import GrpcServer
+from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 from inference_server.transports.thrift_server import ThriftServer
 
 log = logging.getLogger("outboard.server")
@@ -171,7 +171,7 @@ class Server:
             max_connections=settings.max_connections,
         )
 
-    def _grpc_server(self, addresses: Sequence[str]) -> GrpcServer:
+    def _grpc_server(self, addresses: Sequence[str], shortcut: MakeShortcut | None) -> GrpcServer:
         settings = self._settings
         return GrpcServer(
             self.engine,
@@ -181,6 +181,7 @@ class Server:
             threads=settings.grpc_threads,
             token=settings.token,
             default_timeout_s=settings.request_timeout_s,
+            shortcut=shortcut,
         )
 
     def _grpc_addresses(self) -> list[str]:

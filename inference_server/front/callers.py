@@ -1,14 +1,16 @@
 """The connections from nginx: one call at a time on each, kept open for the next."""
 
 import socket
-from collections.abc import Sequence
 
+from idl.codes import ServingError
 from inference_server.front import http_heads
-from inference_server.front.calls import FRAME_BYTES, Call, Calls
+from inference_server.front.calls import Call, Calls, Head
 from inference_server.front.lanes import Lane
 from inference_server.front.loop import READ, WRITE, Loop
 from inference_server.transports.grpc_infer import Buffer
 
+FRAME_BYTES = 5
+"""gRPC's own, before each message: whether it is compressed, and its length."""
 _AT_ONCE = 64 * 1024
 _JOINED = 32 * 1024
 """Bytes up to which copying an answer together is cheaper than handing over its parts."""
@@ -49,7 +51,7 @@ class Connection:
         self._buffer = buffer
         self._begun = b""
         """A head that is not whole yet."""
-        self._head: http_heads.Head | None = None
+        self._head: Head | None = None
         """Of a request whose body is not whole yet."""
         self._body = _NOTHING
         self._filled = 0
@@ -88,42 +90,59 @@ class Connection:
             self._begun = data
             return
         self._begun = b""
-        head, start = http_heads.parse(data[:end]), end + len(http_heads.END)
-        if len(data) - start == head.length:
-            self._call = self._calls.begin(self, head, data[start:])
+        (length, head), start = http_heads.parse(data[:end]), end + len(http_heads.END)
+        if len(data) - start == length:
+            self._ask(head, data[start:])
             return
-        if not len(data) - start < head.length <= self._calls.max_message_bytes + FRAME_BYTES:
+        if not len(data) - start < length <= self._calls.max_message_bytes + FRAME_BYTES:
             raise ValueError("more or less than nginx lets through")
-        self._head, self._body, self._filled = head, memoryview(bytearray(head.length)), len(data) - start
+        self._head, self._body, self._filled = head, memoryview(bytearray(length)), len(data) - start
         self._body[: self._filled] = data[start:]
 
-    def _read_body(self, head: http_heads.Head) -> None:
+    def _read_body(self, head: Head) -> None:
         size = self._sock.recv_into(self._body[self._filled :])
         self._filled += size
         if not size:
             self.close()
         elif self._filled == len(self._body):
             body, self._head, self._body = self._body, None, _NOTHING
-            self._call = self._calls.begin(self, head, body)
+            self._ask(head, body)
 
-    def reply(self, parts: Sequence[Buffer], lane: Lane | None = None) -> None:
-        """The whole answer. `lane`, whose memory `parts` may lie in, is given back when they are sent."""
+    def _ask(self, head: Head, body: bytes | memoryview) -> None:
+        if len(body) < FRAME_BYTES or body[0] or int.from_bytes(body[1:FRAME_BYTES], "big") != len(body) - FRAME_BYTES:
+            self.decline()  # compressed, several messages or none: grpcio knows what to do with them
+        else:
+            self._call = self._calls.begin(self, head, body[FRAME_BYTES:])
+
+    def succeed(self, parts: list[Buffer], size: int, lane: Lane) -> None:
         self._call = None
+        parts.insert(0, http_heads.success(size))
+        if size <= _JOINED:
+            self._send(b"".join(parts))
+            lane.give_back()
+            return
+        self._lane = lane
+        self._rest = [memoryview(part) for part in parts]
         try:
-            if sum(map(len, parts)) <= _JOINED:
-                data = b"".join(parts)
-                if self._sock.send(data) == len(data):
-                    if lane is not None:
-                        lane.give_back()
-                    return
-                raise OSError("nginx does not take a small answer")
-            self._lane = lane
-            self._rest = [memoryview(part) for part in parts]
             self._flush()
         except OSError:
-            if lane is not None and self._lane is None:
-                lane.give_back()
             self.close()
+
+    def fail(self, error: ServingError) -> None:
+        self._call = None
+        self._send(http_heads.failure(error))
+
+    def decline(self) -> None:
+        self._call = None
+        self._send(http_heads.DECLINED)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            if self._sock.send(data) == len(data):
+                return
+        except OSError:
+            pass
+        self.close()  # nginx has gone: it always takes a small answer
 
     def _flush(self) -> None:
         waited = False

@@ -4,6 +4,7 @@ import logging
 import struct
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -13,7 +14,6 @@ from idl.generated import inference_pb2 as pb
 from idl.lane import Frame, LaneError
 from idl.lane_calls import REPLY_GRACE_S, ExecutorGone, Moved
 from idl.lane_routes import Route, Routes
-from inference_server.front.http_heads import DECLINED, Head, failure, success
 from inference_server.front.lanes import Failure, Lane, Lanes
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_infer
@@ -22,16 +22,31 @@ from inference_server.transports.guard import Token, as_serving_error
 
 log = logging.getLogger("outboard.server")
 
-FRAME_BYTES = 5
-"""gRPC's own, before each message: whether it is compressed, and its length."""
 _TRIES = 4
-_LENGTH = struct.Struct(">I")
+_VIEWED_BYTES = 64 * 1024
+"""From here on a copy costs more than a view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a call says outside its message. `timeout_s` None: the caller set none; texts are "" where absent."""
+
+    timeout_s: float | None
+    token: str
+    request_id: str
+    traceparent: str
 
 
 class Caller(Protocol):
-    """Who asked. `reply` says whether everything is on its way; if not, `sent` is called when it is, or never will be."""
+    """Who asked, and gets one of these."""
 
-    def reply(self, parts: Sequence[Buffer], lane: Lane | None = None) -> None: ...
+    def succeed(self, parts: list[Buffer], size: int, lane: Lane) -> None:
+        """The parts of a message of `size` bytes. They may lie in the memory of `lane`, which is to be given back afterwards."""
+
+    def fail(self, error: ServingError) -> None: ...
+
+    def decline(self) -> None:
+        """There is no answer here: the server is to be asked."""
 
 
 class Packed:
@@ -60,23 +75,20 @@ class Calls:
         self._token = token
         self._default_timeout_s = default_timeout_s
 
-    def begin(self, caller: Caller, head: Head, body: Buffer) -> "Call | None":
-        """Answers `caller` at once, or returns the call that will. `body` is a gRPC frame."""
+    def begin(self, caller: Caller, head: Head, message: bytes | memoryview) -> "Call | None":
+        """Answers `caller` at once, or returns the call that will."""
         now = time.monotonic()
         try:
             self._token.check(head.token)
-            if len(body) < FRAME_BYTES or body[0] or _LENGTH.unpack_from(body, 1)[0] != len(body) - FRAME_BYTES:
-                caller.reply((DECLINED,))  # compressed, several messages or none: grpcio knows what to do with them
-                return None
-            packed = pack(body)
+            packed = pack(message)
         except ServingError as error:
-            caller.reply((failure(error),))
+            caller.fail(error)
             return None
         except Exception as error:  # noqa: BLE001 - a request must not end the front
-            caller.reply((failure(as_serving_error(error, "ModelInfer", head.request_id)),))
+            caller.fail(as_serving_error(error, "ModelInfer", head.request_id))
             return None
         if packed is None:
-            caller.reply((DECLINED,))
+            caller.decline()
             return None
         timeout = self._default_timeout_s if head.timeout_s is None else head.timeout_s
         call = Call(self, caller, head, packed, now, now + timeout)
@@ -113,37 +125,47 @@ class Call:
             if route is None or not route.sockets or (packed.size > route.limit and _contents(packed) > route.limit):
                 break
             try:
-                lane = calls.lanes.take(route)
-                lane.ask(self, self.deadline, packed.head, packed.parts, packed.size)
+                self._route, self._lane = route, calls.lanes.take(route)
+                calls.running.add(self)
+                self._lane.ask(self, self.deadline, packed.head, packed.parts, packed.size)
+                return True
             except ExecutorGone:
-                continue  # it has just gone: the routes know, or will
+                self._lane = None  # it has just gone: the routes know, or will
             except (ServingError, LaneError):
                 break  # it was not even sent: the server refuses it in its own words, and counts it
-            self._lane, self._route = lane, route
-            calls.running.add(self)
-            return True
-        self._caller.reply((DECLINED,))
+        self._lane = None
+        calls.running.discard(self)
+        self._caller.decline()
         return False
 
     def answered(self, lane: Lane, frame: Frame) -> None:
         self._calls.running.discard(self)
-        route, packed, limit = self._route, self._packed, self._calls.max_message_bytes
-        assert route is not None, "nothing is answered that was not asked"
-        queue_ns, _, compute_ns, _ = frame.numbers
-        described, spans, parameters = _described(frame.head)
-        timed = {**parameters, "queue_us": queue_ns // 1000, "compute_us": compute_ns // 1000}
-        body = frame.body
-        contents = [body[begin:end] for begin, end in spans]
-        parts = grpc_infer.answer(route.model, route.version, packed.id, timed, described, contents)
-        size = sum(map(len, parts))
+        self._lane = None
+        try:
+            parts, size = self._message(frame)
+        except Exception as error:  # noqa: BLE001 - an executor's odd answer must not end the front
+            lane.close()
+            self._end(as_serving_error(error, "ModelInfer", self._packed.id))
+            return
+        limit = self._calls.max_message_bytes
         if size > limit:
             lane.give_back()
             self._end(ServingError(Code.TOO_LARGE, f"the answer has {size} bytes, at most {limit} may be sent"))
             return
-        parts.insert(0, success(size))
         if self._calls.logging:
             self._log("ok")
-        self._caller.reply(parts, lane)
+        self._caller.succeed(parts, size, lane)
+
+    def _message(self, frame: Frame) -> tuple[list[Buffer], int]:
+        route, packed = self._route, self._packed
+        assert route is not None, "nothing is answered that was not asked"
+        queue_ns, _, compute_ns, _ = frame.numbers
+        outputs, spans, parameters = _described(frame.head)
+        timed = {**parameters, "queue_us": queue_ns // 1000, "compute_us": compute_ns // 1000}
+        body = frame.body
+        contents = [body[begin:end] for begin, end in spans]
+        parts = grpc_infer.answer(route.model, route.version, packed.id, timed, outputs, contents)
+        return parts, sum(map(len, parts))
 
     def failed(self, error: Failure) -> None:
         self._calls.running.discard(self)
@@ -172,7 +194,7 @@ class Call:
     def _end(self, error: ServingError) -> None:
         if self._calls.logging:
             self._log(error.code.value)
-        self._caller.reply((failure(error),))
+        self._caller.fail(error)
 
     def _log(self, code: str) -> None:
         packed = self._packed
@@ -186,11 +208,13 @@ class Call:
         log.debug("request", extra={"fields": fields | ({"traceparent": self._head.traceparent} if self._head.traceparent else {})})
 
 
-def pack(body: Buffer) -> Packed | None:
-    """The message of a gRPC frame, ready for the lane; None for what the lane cannot hold. Raises ServingError."""
-    found = grpc_infer.read(body, FRAME_BYTES)
+def pack(message: bytes | memoryview) -> Packed | None:
+    """A `ModelInferRequest`, ready for the lane; None for what the lane cannot hold. Raises ServingError."""
+    if len(message) > _VIEWED_BYTES:
+        message = memoryview(message)
+    found = grpc_infer.read(message)
     if found is None:
-        return _pack_general(body)
+        return _pack_general(bytes(message))
     described, name, contents = found
     try:
         head, offsets, size = _lane_head(described, tuple(map(len, contents)))
@@ -205,8 +229,8 @@ def _lane_head(described: Described, sizes: tuple[int, ...]) -> tuple[bytes, tup
     return frames.pack_head(tensors, described.outputs, described.parameters)
 
 
-def _pack_general(body: Buffer) -> Packed | None:
-    request = codec.infer_request(codec.parse(pb.ModelInferRequest, bytes(body[FRAME_BYTES:])), "", 0.0, "")
+def _pack_general(message: bytes) -> Packed | None:
+    request = codec.infer_request(codec.parse(pb.ModelInferRequest, message), "", 0.0, "")
     try:
         head, parts, size = frames.pack_request(request.inputs, request.outputs, request.parameters)
     except (struct.error, TypeError, ValueError):

@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from inference_server.front import nginx
 from inference_server.front.configuration import Configuration
+from inference_server.front.direct import Direct
 from inference_server.front.server import CannotStart, FrontedServer
-from inference_server.transports.grpc_server import GrpcServer
+from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 
 log = logging.getLogger("outboard.server")
 
@@ -15,16 +17,20 @@ KINDS = ("auto", "nginx", "grpcio")
 _MOST_PROCESSES = 2
 
 
+Plain = Callable[[Sequence[str], MakeShortcut | None], GrpcServer]
+"""Makes the grpcio server for addresses."""
+
+
 class GrpcFront:
     """gRPC on `addresses` ("host:port" or "unix:/path"). `kind`: nginx, grpcio, or auto, which is nginx where that works.
 
-    `plain` makes the grpcio server for addresses. `processes` of the front; 0: as many as measuring says.
+    `processes` of the front; 0: as many as measuring says.
     """
 
     def __init__(
         self,
         kind: str,
-        plain: Callable[[Sequence[str]], GrpcServer],
+        plain: Plain,
         configuration: Configuration,
         *,
         addresses: Sequence[str],
@@ -53,7 +59,7 @@ class GrpcFront:
             self._start_plain("chosen" if self._kind == "grpcio" else "nginx is not installed")
             return
         self._serving = fronted = FrontedServer(
-            self._plain,
+            lambda addresses: self._plain(addresses, None),
             self._configuration,
             binary=binary,
             addresses=self._addresses,
@@ -69,7 +75,7 @@ class GrpcFront:
             self._start_plain(str(error.strerror))
 
     def _start_plain(self, reason: str) -> None:
-        self._serving = plain = self._plain(self._addresses)
+        self._serving = plain = self._plain(self._addresses, partial(Direct, self._configuration))
         plain.start()
         log.info("gRPC is served", extra={"fields": {"front": "grpcio", "reason": reason}})
 

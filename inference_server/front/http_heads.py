@@ -4,10 +4,10 @@ gRPC's status leaves as response headers, which nginx sends on as trailers (ngin
 the front has none, and nginx then asks the grpcio server.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 from idl.codes import ServingError
+from inference_server.front.calls import Head
 from inference_server.transports.grpc_status import STATUS, bearer, details, percent_encoded, timeout_s
 
 END = b"\r\n\r\n"
@@ -17,30 +17,16 @@ DECLINED = b"HTTP/1.1 418 -\r\nContent-Length: 0\r\n\r\n"
 _REMEMBERED_BYTES = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What comes before a body. `timeout_s` None: the caller set none; `length` of the body in bytes; texts are "" where absent."""
-
-    length: int
-    timeout_s: float | None
-    encoding: str
-    token: str
-    request_id: str
-    traceparent: str
-
-
-def parse(head: bytes) -> Head:
-    """`head` without the empty line at its end. Raises ValueError where it is none of nginx's."""
+def parse(head: bytes) -> tuple[int, Head]:
+    """(bytes of the body, what the call says) of a `head` without the empty line at its end. Raises ValueError where it is none."""
     return _remembered(head) if len(head) <= _REMEMBERED_BYTES else _parse(head)
 
 
-def _parse(head: bytes) -> Head:
+def _parse(head: bytes) -> tuple[int, Head]:
     _, *lines = head.decode("utf-8", "replace").split("\r\n")
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return Head(
-        int(fields.get("content-length", "0")),
+    return int(fields.get("content-length", "0")), Head(
         timeout_s(fields.get("grpc-timeout", "")),
-        fields.get("grpc-encoding", ""),
         bearer(fields.get("authorization", "")),
         fields.get("x-request-id", ""),
         fields.get("traceparent", ""),
@@ -52,13 +38,13 @@ _remembered = lru_cache(maxsize=1024)(_parse)
 
 def success(size: int) -> bytes:
     """What comes before a message of `size` bytes: the head, and gRPC's own five bytes."""
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n\0%b" % (size + 5, size.to_bytes(4, "big"))
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nContent-Length: %d\r\n\r\n\0%b" % (size + 5, size.to_bytes(4, "big"))
 
 
 def failure(error: ServingError) -> bytes:
     """The whole answer that an error is."""
     lines = [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\ngrpc-status: %d\r\ngrpc-message: %b\r\noutboard-code: %b\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\ngrpc-status: %d\r\ngrpc-message: %b\r\noutboard-code: %b\r\n"
         % (STATUS[error.code], percent_encoded(details(error)), error.code.value.encode())
     ]
     if error.retry_after_ms > 0:

@@ -107,9 +107,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._max_message_bytes = max_message_bytes
         self._refusing = refusing
         self._handlers: dict[str, tuple[Workers, grpc.RpcMethodHandler]] = {}
-        self._overloaded = self._refusal(
-            ServingError(Code.OVERLOADED, "every worker is busy and enough calls wait", retry_after_ms=RETRY_BUSY_MS)
-        )
+        self._overloaded = self._refusal(overloaded())
         self._unknown = self._refusal(ServingError(Code.UNSUPPORTED, "this server does not have that method"))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -152,7 +150,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                 if not public:
                     self._token.check(grpc_status.bearer(str(metadata.get("authorization", ""))))
                 request = self._parts(kind, messages, context) if method.client_streaming else self._one(kind, messages, context)
-                return self._checked(verb(request, call).SerializeToString())
+                return serialized(verb(request, call), self._max_message_bytes)
             except grpc.RpcError:  # the call is over, and grpcio knows
                 raise
             except Exception as error:  # noqa: BLE001  whatever it is, the caller gets an error of ours
@@ -180,11 +178,6 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         while (data := self._receiving.next(messages, context)) is not None:
             yield codec.parse(kind, data)
 
-    def _checked(self, data: bytes) -> bytes:
-        if len(data) > self._max_message_bytes:
-            raise ServingError(Code.TOO_LARGE, f"the answer has {len(data)} bytes, at most {self._max_message_bytes} may be sent")
-        return data
-
     def _refusal(self, error: ServingError) -> grpc.RpcMethodHandler:
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             return refuse(context, error)
@@ -201,3 +194,16 @@ def refuse(context: grpc.ServicerContext, error: ServingError) -> bytes:
     context.set_trailing_metadata(tuple(metadata))
     context.abort(STATUS[error.code], grpc_status.details(error))
     raise AssertionError("abort returned")
+
+
+def overloaded() -> ServingError:
+    """The refusal where no worker and no place to wait for one is left."""
+    return ServingError(Code.OVERLOADED, "every worker is busy and enough calls wait", retry_after_ms=RETRY_BUSY_MS)
+
+
+def serialized(message: Any, limit: int) -> bytes:
+    """Raises too_large where it has more than `limit` bytes."""
+    data: bytes = message.SerializeToString()
+    if len(data) > limit:
+        raise ServingError(Code.TOO_LARGE, f"the answer has {len(data)} bytes, at most {limit} may be sent")
+    return data
