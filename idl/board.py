@@ -7,9 +7,10 @@ The journal has one cell per lane connection: the sequence number of the last re
 run. After a crash a caller knows from it whether its request was inside the model or only in the queue.
 """
 
-import bisect
 import fcntl
 import os
+import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from idl.codes import Code
@@ -24,19 +25,27 @@ LOADING, READY, LEAVING = 0, 1, 2
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the histograms, in seconds; a last bucket takes what is above."""
 KINDS = ("success", "fail", "queue", "input", "compute", "output")
+"""Durations that are counted. All but "fail" are of the same requests, the successful ones, so those share one count."""
 MOST_BATCH = 256
 """Batches of more rows are counted with those of this many."""
 CONNECTIONS = 4096
 
 _BOUNDS_NS = [int(bound * 1e9) for bound in BUCKETS_S]
-_KIND = 2 + len(BUCKETS_S) + 1  # count, ns, buckets
-_KINDS_AT = 16
-_QUEUE_AT, _INPUT_AT, _COMPUTE_AT, _OUTPUT_AT = (_KINDS_AT + _KIND * index for index in range(2, 6))
-_ERRORS_AT = _KINDS_AT + _KIND * len(KINDS)
+_SUMS_AT = 10  # successes; ns in all, in the queue, for input, compute, output
+_SUMS = {"success": 1, "queue": 2, "input": 3, "compute": 4, "output": 5}
+_FAIL_AT = 16  # failures, ns
+_BUCKETS_AT = 18
+_BUCKETS = len(BUCKETS_S) + 1
+_TOTAL_AT, _QUEUE_AT, _COMPUTE_AT, _FAILED_AT = (_BUCKETS_AT + _BUCKETS * index for index in range(4))
+_HISTOGRAMS = {"success": _TOTAL_AT, "queue": _QUEUE_AT, "compute": _COMPUTE_AT, "fail": _FAILED_AT}
+_ERRORS_AT = _BUCKETS_AT + _BUCKETS * 4
 _BATCHES_AT = _ERRORS_AT + len(Code)
 _BATCH = 4  # executions; ns of input, compute, output
 _JOURNAL_AT = _BATCHES_AT + _BATCH * (MOST_BATCH + 1)
 SIZE = 8 * (_JOURNAL_AT + CONNECTIONS)
+_ONE_ROW_AT = 8 * (_BATCHES_AT + _BATCH)
+# native, not "=": that one writes byte by byte, and a reader must never see half a value
+_BEGINNING, _COUNTS, _ONE_ROW = struct.Struct("5q"), struct.Struct("15q"), struct.Struct("4q")
 _CODES = {code.value: _ERRORS_AT + index for index, code in enumerate(Code)}
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -73,9 +82,10 @@ class Board:
                 yield code, count
 
     def kind(self, name: str) -> Sequence[int]:
-        """Of "success", "queue", ...: how many, ns in all, then one count per bucket."""
-        at = _KINDS_AT + _KIND * KINDS.index(name)
-        return self.cells[at : at + _KIND].tolist()
+        """Of one of KINDS: how many, ns in all, then one count per bucket; nobody looks at the buckets of input and output: they are 0."""
+        cells, at = self.cells, _HISTOGRAMS.get(name, 0)
+        count, ns = (cells[_FAIL_AT], cells[_FAIL_AT + 1]) if name == "fail" else (cells[_SUMS_AT], cells[_SUMS_AT + _SUMS[name]])
+        return [count, ns, *(cells[at : at + _BUCKETS].tolist() if at else [0] * _BUCKETS)]
 
     def batches(self) -> Iterator[tuple[int, int, int, int, int]]:
         """(rows, executions, input ns, compute ns, output ns), ascending."""
@@ -86,23 +96,56 @@ class Board:
                 yield rows, count, taken, computed, given
 
     def succeeded(self, total: int, queue: int, taken: int, compute: int, given: int, times: int = 1) -> None:
-        """One request with its durations in ns; `times` -1 takes it back. Input and output have no buckets: nobody looks at them."""
+        """One request with its durations in ns; `times` -1 takes it back."""
         cells = self.cells
-        for at, ns in ((_KINDS_AT, total), (_QUEUE_AT, queue), (_COMPUTE_AT, compute)):
-            cells[at] += times
-            cells[at + 1] += ns * times
-            cells[at + 2 + bisect.bisect_left(_BOUNDS_NS, ns)] += times
-        cells[_INPUT_AT] += times
-        cells[_INPUT_AT + 1] += taken * times
-        cells[_OUTPUT_AT] += times
-        cells[_OUTPUT_AT + 1] += given * times
+        cells[_SUMS_AT] += times
+        for index, ns in enumerate((total, queue, taken, compute, given), _SUMS_AT + 1):
+            cells[index] += ns * times
+        cells[_TOTAL_AT + bisect_left(_BOUNDS_NS, total)] += times
+        cells[_QUEUE_AT + bisect_left(_BOUNDS_NS, queue)] += times
+        cells[_COMPUTE_AT + bisect_left(_BOUNDS_NS, compute)] += times
+
+    def begin_alone(self, slot: int, sequence: int, now: int, deadline: int) -> None:
+        """A request that begins to run the moment it comes: accepted, in the journal, inside. `now` and `deadline` as the cells say."""
+        cells = self.cells
+        cells[_JOURNAL_AT + slot] = sequence
+        _BEGINNING.pack_into(cells, 8 * ACCEPTED, cells[ACCEPTED] + 1, cells[FINISHED], 1, now, deadline)
+
+    def end_alone(self, total: int, queue: int, taken: int, compute: int, given: int, now_ms: int) -> None:
+        """The success of a request that ran alone, one row of it: `executed`, `succeeded` and the end of its run, in fewer steps."""
+        cells = self.cells
+        accepted, finished, _, _, _, _, runs, gone, gone_ns, count, t, q, i, c, o = _COUNTS.unpack_from(cells, 8 * ACCEPTED)
+        _COUNTS.pack_into(
+            cells,
+            8 * ACCEPTED,
+            accepted,
+            finished + 1,
+            0,
+            0,
+            0,
+            now_ms,
+            runs + 1,
+            gone,
+            gone_ns,
+            count + 1,
+            t + total,
+            q + queue,
+            i + taken,
+            c + compute,
+            o + given,
+        )
+        cells[_TOTAL_AT + bisect_left(_BOUNDS_NS, total)] += 1
+        cells[_QUEUE_AT + bisect_left(_BOUNDS_NS, queue)] += 1
+        cells[_COMPUTE_AT + bisect_left(_BOUNDS_NS, compute)] += 1
+        runs, i, c, o = _ONE_ROW.unpack_from(cells, _ONE_ROW_AT)
+        _ONE_ROW.pack_into(cells, _ONE_ROW_AT, runs + 1, i + taken, c + compute, o + given)
 
     def failed(self, code: str, ns: int) -> None:
-        cells, at = self.cells, _KINDS_AT + _KIND
+        cells = self.cells
         cells[_CODES[code]] += 1
-        cells[at] += 1
-        cells[at + 1] += ns
-        cells[at + 2 + bisect.bisect_left(_BOUNDS_NS, ns)] += 1
+        cells[_FAIL_AT] += 1
+        cells[_FAIL_AT + 1] += ns
+        cells[_FAILED_AT + bisect_left(_BOUNDS_NS, ns)] += 1
 
     def executed(self, rows: int, input_ns: int, compute_ns: int, output_ns: int) -> None:
         cells, at = self.cells, _BATCHES_AT + _BATCH * min(rows, MOST_BATCH)

@@ -189,13 +189,14 @@ class LaneEnd:
     Not thread-safe: one request at a time. `memory_limit` bounds what a peer can make this end map, in bytes.
     """
 
-    __slots__ = ("_buffer", "_memory_limit", "_ours", "_peer", "_view", "sock")
+    __slots__ = ("_buffer", "_into", "_memory_limit", "_ours", "_peer", "_view", "sock")
 
     def __init__(self, sock: socket.socket, memory_limit: int) -> None:
         self.sock = sock
         self._memory_limit = max(2 * memory_limit, LEAST_MEMORY)
         self._buffer = mmap.mmap(-1, FRAME_BYTES)  # page-aligned, so tensors inside it are aligned too
         self._view = memoryview(self._buffer)
+        self._into = [self._buffer]
         self._ours: SharedMemory | None = None
         self._peer: mmap.mmap | None = None
 
@@ -235,34 +236,41 @@ class LaneEnd:
 
     def receive(self) -> Frame | None:
         """The next frame, None at end of file. Raises LaneError for what is not one, OSError and TimeoutError as the socket does."""
-        size, ancillary, flags, _ = self.sock.recvmsg_into([self._buffer], 64)
-        descriptors = [fd for level, kind, data in ancillary if (level, kind) == _RIGHTS for fd in _ints(data)] if ancillary else ()
+        size, ancillary, flags, _ = self.sock.recvmsg_into(self._into, 64)
+        if size < HEADER.size or ancillary or flags & _TRUNCATED:
+            return self._unusual(size, ancillary, flags)
+        return self._frame(size)
+
+    def _frame(self, size: int) -> Frame:
+        buffer = self._buffer
+        magic, kind, bits, sequence, a, b, c, d, head_size, body_size = HEADER.unpack_from(buffer)
+        start = HEADER.size + head_size
+        if magic != MAGIC or start > size:
+            raise LaneError("not a lane frame")
+        head = buffer[HEADER.size : start]
+        if bits & SHARED:
+            if self._peer is None or body_size > len(self._peer):
+                raise LaneError("a body in memory that was not passed")
+            return Frame(kind, sequence, (a, b, c, d), head, memoryview(self._peer)[:body_size])
+        start = -(-start // ALIGNMENT) * ALIGNMENT
+        if body_size and start + body_size > size:
+            raise LaneError("a body that is longer than its frame")
+        return Frame(kind, sequence, (a, b, c, d), head, self._view[start : start + body_size])
+
+    def _unusual(self, size: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> Frame | None:
+        """The end, a frame that comes with descriptors, or one that is none."""
+        descriptors = [fd for level, kind, data in ancillary if (level, kind) == _RIGHTS for fd in _ints(data)]
         if size == 0:
             return None
         if flags & _TRUNCATED or size < HEADER.size:
             _close_all(descriptors)
             raise LaneError(f"a frame of {size} bytes")
-        magic, kind, bits, sequence, a, b, c, d, head_size, body_size = HEADER.unpack_from(self._buffer)
-        start = HEADER.size + head_size
-        if magic != MAGIC or start > size:
-            _close_all(descriptors)
-            raise LaneError("not a lane frame")
+        _close_all(descriptors[1:])
+        if descriptors and HEADER.unpack_from(self._buffer)[:2] == (MAGIC, WELCOME):
+            return Frame(WELCOME, 0, HEADER.unpack_from(self._buffer)[4:8], b"", memoryview(b""), descriptors[0])
         if descriptors:
-            _close_all(descriptors[1:])
-            if kind == WELCOME:
-                return Frame(kind, sequence, (a, b, c, d), b"", memoryview(b""), descriptors[0])
             self._take_memory(descriptors[0])
-        head = bytes(self._view[HEADER.size : start])
-        if bits & SHARED:
-            if self._peer is None or body_size > len(self._peer):
-                raise LaneError("a body in memory that was not passed")
-            body = memoryview(self._peer)[:body_size]
-        else:
-            start = _aligned(start)
-            if body_size and start + body_size > size:
-                raise LaneError("a body that is longer than its frame")
-            body = self._view[start : start + body_size]
-        return Frame(kind, sequence, (a, b, c, d), head, body)
+        return self._frame(size)
 
     def welcome(self, slot: int, board: int) -> None:
         """What an executor says first: the connection's cell in the journal, and a descriptor of the board."""

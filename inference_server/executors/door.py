@@ -21,7 +21,7 @@ from inference_server.executors.requests import Connection, Waiting
 
 
 class Door:
-    """`asked` gets each request frame with its connection, `left` each request whose caller went away, `control` is called when the
+    """`asked` gets each request frame with its connection and whether nothing else has happened, `left` each request whose caller went away, `control` is called when the
     supervisor's socket is readable. `board_descriptor` is for callers: through it the board can only be read.
     """
 
@@ -33,12 +33,12 @@ class Door:
         board_descriptor: int,
         memory_limit: int,
         *,
-        asked: Callable[[Connection, lane.Frame], None],
+        asked: Callable[[Connection, lane.Frame, bool], None],
         left: Callable[[Waiting], None],
         commanded: Callable[[], None],
     ) -> None:
         self._listener, self._control, self._board, self._board_descriptor = listener, control, board, board_descriptor
-        self._memory_limit = memory_limit
+        self.memory_limit = memory_limit
         self._asked, self._left, self._commanded = asked, left, commanded
         self._connections: dict[int, Connection] = {}
         self._free = deque(range(boards.CONNECTIONS))  # a cell of the journal is used again as late as can be
@@ -55,10 +55,12 @@ class Door:
             select.select([self._poll.fileno()], [], [], wait_s)
             wait_s = 0
         going = True
-        for descriptor, _ in self._poll.poll(wait_s):
+        events = self._poll.poll(wait_s)
+        alone = len(events) == 1
+        for descriptor, _ in events:
             connection = self._connections.get(descriptor)
             if connection is not None:
-                self._read(descriptor, connection)
+                self._read(descriptor, connection, alone)
             elif descriptor == self._listener.fileno():
                 self._accept()
             elif descriptor == self._stop:
@@ -83,7 +85,7 @@ class Door:
         sock.setblocking(False)
         slot = self._free.popleft()
         self._board.begin(slot, 0)
-        connection = Connection(lane.LaneEnd(sock, self._memory_limit), slot)
+        connection = Connection(lane.LaneEnd(sock, self.memory_limit), slot)
         try:
             connection.end.welcome(slot, self._board_descriptor)
         except OSError:
@@ -93,7 +95,7 @@ class Door:
         self._connections[sock.fileno()] = connection
         self._poll.register(sock.fileno(), select.EPOLLIN)
 
-    def _read(self, descriptor: int, connection: Connection) -> None:
+    def _read(self, descriptor: int, connection: Connection, alone: bool) -> None:
         try:
             frame = connection.end.receive()
         except BlockingIOError:
@@ -103,7 +105,7 @@ class Door:
         if frame is None or frame.kind != lane.INFER or connection.request is not None:
             self._drop(descriptor, connection)  # gone, or it broke the rules
             return
-        self._asked(connection, frame)
+        self._asked(connection, frame, alone)
 
     def _drop(self, descriptor: int, connection: Connection) -> None:
         if connection.request is not None:

@@ -42,22 +42,23 @@ class Preparer:
         self._limit = limit
         self._default_timeout_ns = default_timeout_ns
         self._all = tuple(spec.name for spec in signature.outputs)
-        self._kept: dict[bytes, Prepared] = {}
+        self.kept: dict[bytes, Prepared] = {}
+        """Head -> what it asks, of those seen lately."""
 
     def __call__(self, head: bytes) -> Prepared:
         """Raises ServingError where the model cannot be asked that, LaneError where the head is not one."""
-        prepared = self._kept.get(head)
+        prepared = self.kept.get(head)
         if prepared is None:
             prepared = self._prepare(lane.unpack_head(head))
-            if len(self._kept) >= _MOST_KEPT:
-                self._kept.clear()
-            self._kept[head] = prepared
+            if len(self.kept) >= _MOST_KEPT:
+                self.kept.clear()
+            self.kept[head] = prepared
         return prepared
 
     def stop_batching(self) -> None:
         """From now on every request runs alone."""
         self._batching = False
-        self._kept.clear()
+        self.kept.clear()
 
     def _prepare(self, head: lane.Head) -> Prepared:
         if head.parameters.get("sequence_id") not in (None, 0, "", "0"):

@@ -20,6 +20,7 @@ from idl.tensors import Array
 from inference_server import errors
 from inference_server.executors.batcher import Batcher, QueuePolicy
 from inference_server.executors.door import Door, Doorkeeper
+from inference_server.executors.express import Express
 from inference_server.executors.merging import Heads, NotSplittable, Results, decode, merge
 from inference_server.executors.prepared import Preparer
 from inference_server.executors.requests import Connection, Waiting
@@ -87,6 +88,9 @@ class Executor:
         """Time of the model for one row, lately."""
         self._wary = 0
         self._heads: Heads = {}
+        self._express: Express | None = None
+        self._free = False
+        """The model may be run from where a request is read: it is loaded, usually quick, idle, and not on its way out."""
 
     def serve(self, load: Load) -> None:
         """Until the supervisor goes away. `load` makes the model that the supervisor's message describes."""
@@ -114,8 +118,10 @@ class Executor:
 
     # what arrives ----------------------------------------------------------------------------------------------------------------
 
-    def _asked(self, connection: Connection, frame: lane.Frame) -> None:
-        """A request: queued, or refused at once."""
+    def _asked(self, connection: Connection, frame: lane.Frame, alone: bool) -> None:
+        """A request: queued, refused at once, or, where it comes alone to a free model, answered."""
+        if alone and self._free and not self._batcher.size and self._express is not None and self._express(connection, frame):
+            return
         now = time.monotonic_ns()
         try:
             if self._model is None:
@@ -163,6 +169,7 @@ class Executor:
 
     def _run(self, batch: list[Waiting]) -> None:
         started = time.monotonic_ns()
+        self._free = False
         board, cells = self._board, self._board.cells
         for request in batch:
             board.begin(request.connection.slot, request.sequence)
@@ -175,6 +182,20 @@ class Executor:
         finally:
             cells[boards.RUNNING] = 0
             cells[boards.RUNNING_SINCE] = 0
+            self._look_whether_free()
+
+    def _look_whether_free(self) -> None:
+        quick = self._row_ns <= LONG_RUN_NS and not self._wary
+        self._free = quick and self._board.cells[boards.STATE] == boards.READY and not self._batcher.policy.max_delay_ns
+
+    def _ran(self, compute_ns: int, requests: int = 1) -> None:
+        """How long a run took: decides who keeps the door while the next one lasts."""
+        row_ns = compute_ns // requests
+        self._row_ns = (3 * self._row_ns + row_ns) // 4 if self._row_ns else row_ns
+        if compute_ns > LONG_RUN_NS:
+            if compute_ns > SURPRISING_NS:
+                self._wary = WARY_RUNS
+            self._look_whether_free()
 
     def _run_together(self, batch: list[Waiting], started: int) -> None:
         try:
@@ -227,10 +248,7 @@ class Executor:
             begin = rows
         times = _Times(started, decoded - started, computed - decoded, time.monotonic_ns() - computed)
         self._board.executed(rows, times.input_ns, times.compute_ns, times.output_ns)
-        if times.compute_ns > SURPRISING_NS:
-            self._wary = WARY_RUNS
-        row_ns = times.compute_ns // len(batch)
-        self._row_ns = (3 * self._row_ns + row_ns) // 4 if self._row_ns else row_ns
+        self._ran(times.compute_ns, len(batch))
         for request, (head, parts, size) in zip(batch, encoded, strict=True):
             if size > self._memory_limit:
                 self._refuse(request, errors.too_large(f"the answer has {size} bytes, at most {self._memory_limit} are sent"))
@@ -326,7 +344,7 @@ class Executor:
                 self._load(command["load"], load)
             elif "leave" in command:
                 self._board.cells[boards.STATE] = boards.LEAVING
-                self._leaving = True
+                self._leaving, self._free = True, False
 
     def _load(self, asked: dict[str, Any], load: Load) -> None:
         try:
@@ -346,7 +364,18 @@ class Executor:
         self._row_ns = tuning.row_ns.get(1, 0)
         self._datatypes = {spec.name: spec.datatype for spec in model.signature.outputs}
         self._model = model
+        self._express = Express(
+            self._door,
+            self._board,
+            model.run,
+            self._datatypes,
+            self._prepare.kept,
+            refuse=self._refuse,
+            gone=self._count_gone,
+            ran=self._ran,
+        )
         self._board.cells[boards.STATE] = boards.READY
+        self._look_whether_free()
         self._say(
             {
                 "ready": _describe(model.signature),
