@@ -137,8 +137,13 @@ class Engine:
     # configuration and statistics ------------------------------------------------------------------------------------------------
 
     def model_config(self, name: str, version: str) -> dict[str, Any]:
+        model = self._served.get(name)
         served = self._library.route(name, version)
-        return model_config(served.model, served.signature, served.providers, served.batching, served.instances)
+        settings = served.model.settings
+        if model is not None:  # which versions are loaded can change without a load
+            settings = replace(settings, version_policy=model.model.settings.version_policy)
+        described = replace(served.model, settings=settings)
+        return model_config(described, served.signature, served.providers, served.batching, served.instances)
 
     def model_statistics(self, name: str, version: str) -> tuple[ModelStatistics, ...]:
         """Of one version, of every loaded version of a model, or of all. Raises as a request to that model would."""

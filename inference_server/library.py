@@ -7,7 +7,7 @@ versions are ready; a load that fails changes nothing.
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from idl.codes import Code, ServingError
 from idl.messages import ModelIndex
 from inference_server import errors, load_order, version_labels
 from inference_server.load_order import MODEL_NAME, LoadOrder
+from inference_server.load_states import LoadStates
 from inference_server.metrics import Metrics
 from inference_server.repository import Repository
 from inference_server.repository_model import SENT, RepositoryModel
@@ -55,13 +56,11 @@ class Library:
         self._lock = threading.Lock()
         self._labelling = threading.Lock()
         self._loading_locks: dict[str, threading.Lock] = {}
-        self._loading: set[tuple[str, int]] = set()
+        self._states = LoadStates()
         self._instances: dict[str, int] = {}
         """Model -> instances, where an operator has changed what its settings say."""
         self._labels: dict[str, Labels] = {}
         """Model -> labels that were set while it served: the file that remembers them may not be writable."""
-        self._failures: dict[str, dict[int, str]] = {}
-        """Model -> version -> why its last load failed; version 0 where it failed before a version was chosen."""
         self._wanted: frozenset[str] = frozenset()
         """Models that this server should serve: those of the repository at its start, and what was loaded since, less what was unloaded."""
 
@@ -115,11 +114,21 @@ class Library:
         With polling, what has changed since `unchanged_since_ns` (of the clock of file times) may still be on its way, and waits.
         """
         if self._poll is not None:
-            self._follow(self._poll.first(unchanged_since_ns))
+            changes = self._look(lambda poll: poll.first(unchanged_since_ns))
+            self._want(*(change.name for change in changes))
+            self._each(self._follow, changes)
             return
         names = self.repository.names()
-        self._wanted |= frozenset(names)
+        self._want(*names)
         self._each(self._first_load, names)
+
+    def _want(self, *names: str) -> None:
+        with self._lock:
+            self._wanted |= frozenset(names)
+
+    def _unwant(self, name: str) -> None:
+        with self._lock:
+            self._wanted -= {name}
 
     def _first_load(self, name: str) -> None:
         with self._loading_lock(name):
@@ -127,26 +136,24 @@ class Library:
             if model is not None:
                 self._load_best(model)
 
-    def _each(self, work: Callable[[Any], None], items: Iterable[Any]) -> None:
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="load") as pool:
-            list(pool.map(work, items))
+    def _each(self, work: Callable[[Any], None], items: Collection[Any]) -> None:
+        if items:
+            with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="load") as pool:
+                list(pool.map(work, items))
 
     def poll(self) -> None:
         """One look at the repository, and what follows from it; to be called by one thread, every few seconds."""
+        self._each(self._follow, self._look(RepositoryPoll.step))
+
+    def _look(self, look: Callable[[RepositoryPoll], list[Change]]) -> list[Change]:
         assert self._poll is not None
         try:
-            changes = self._poll.step()
+            return look(self._poll)
         except OSError as error:
             log.warning("the repository cannot be looked at", extra={"fields": {"reason": error.strerror or str(error)}})
-            return
-        self._follow(changes)
+            return []
 
-    def _follow(self, changes: Collection[Change]) -> None:
-        self._wanted |= frozenset(change.name for change in changes if change.versions)
-        if changes:
-            self._each(self._follow_one, changes)
-
-    def _follow_one(self, change: Change) -> None:
+    def _follow(self, change: Change) -> None:
         name = change.name
         with self._loading_lock(name):
             model = self.repository.read(name) if change.versions else None
@@ -154,7 +161,7 @@ class Library:
                 if not self._load_best(model.only(change.versions)) and self._poll is not None:
                     self._poll.again(name)
                 return
-            self._wanted -= {name}
+            self._unwant(name)
             log.info("gone from the repository", extra={"fields": {"model": name}})
             for served in self._served.change(name, lambda old: None):
                 self._served.retire_beside(served)
@@ -185,14 +192,9 @@ class Library:
                 except ServingError as error:
                     may_pass = may_pass or error.code in _MAY_PASS
                     self._failed(model, (version,), error)
-        if fresh and not self._serves(model, fresh):
+        if fresh:
             self._serve(model, fresh)
         return not may_pass
-
-    def _serves(self, model: RepositoryModel, versions: Mapping[int, ServedVersion]) -> bool:
-        """Whether just this is what serves: then whatever changed on disk changed nothing here."""
-        old = self._served.table.get(model.name)
-        return old is not None and old == replace(served_model(model, versions), model=old.model)
 
     def _unchanged(self, model: RepositoryModel, versions: Collection[int]) -> dict[int, ServedVersion]:
         """Of `versions` those that serve already, made of the same files and settings."""
@@ -219,8 +221,7 @@ class Library:
 
     def _failed(self, model: RepositoryModel, versions: tuple[int, ...], error: ServingError) -> None:
         reason = error.message.removeprefix(f"model {model.name!r}: ")
-        with self._lock:
-            self._failures.setdefault(model.name, {}).update(dict.fromkeys(versions or (0,), reason))
+        self._states.failed(model.name, versions, reason)
         self._metrics.loaded(model.name, "failed")
         fields = {"model": model.name, "versions": versions, "code": error.code.value, "reason": error.message}
         log.warning("load failed", extra={"fields": fields})
@@ -231,21 +232,16 @@ class Library:
 
     def _start_all(self, model: RepositoryModel, versions: tuple[int, ...], replaces: Collection[Reservation]) -> dict[int, ServedVersion]:
         fresh: dict[int, ServedVersion] = {}
-        keys = {(model.name, version) for version in versions}
         instances = self._instances.get(model.name, model.settings.instances)
-        with self._lock:
-            self._loading |= keys
-        try:
-            for version in versions:
-                fresh[version] = self._starter.start(model, version, instances, replaces)
-            return fresh
-        except BaseException:
-            for served in fresh.values():
-                served.close(0.0)
-            raise
-        finally:
-            with self._lock:
-                self._loading -= keys
+        with self._states.loading(model.name, versions):
+            try:
+                for version in versions:
+                    fresh[version] = self._starter.start(model, version, instances, replaces)
+                return fresh
+            except BaseException:
+                for served in fresh.values():
+                    served.close(0.0)
+                raise
 
     def _serve(self, model: RepositoryModel, versions: Mapping[int, ServedVersion]) -> None:
         """Puts `versions` in the place of what serves."""
@@ -257,12 +253,16 @@ class Library:
             staying = {version: served for version, served in (old.versions if old else {}).items() if version in named}
             return served_model(current, {**staying, **versions})
 
-        with self._lock:
-            self._wanted |= {name}
-            for version in (0, *versions):
-                self._failures.get(name, {}).pop(version, None)
+        self._want(name)
+        self._states.loaded(name, versions)
+        was = self._served.table.get(name)
         for old in self._served.change(name, change):
             self._served.retire_beside(old)
+        now = self._served.table.get(name)
+        if was is not None and set(versions.values()) <= set(was.versions.values()):  # nothing was loaded
+            if now is not None and now.default != was.default:
+                log.info("default version", extra={"fields": {"model": name, "default": now.default}})
+            return
         self._metrics.loaded(name, "ok")
         unused = sorted({*model.unused, *(key for served in versions.values() for key in model.settings.unmet(served.providers))})
         log.info("loaded", extra={"fields": {"model": name, "versions": tuple(sorted(versions)), "unused_settings": unused}})
@@ -276,9 +276,10 @@ class Library:
             if key != "unload_dependents":
                 raise errors.invalid_input(f"unload parameter {_short(key)!r} is not known")
         with self._loading_lock(name):
-            self._wanted -= {name}
-            for forgotten in (self._instances, self._failures, self._labels):
-                forgotten.pop(name, None)
+            self._unwant(name)
+            self._states.forget(name)
+            self._instances.pop(name, None)
+            self._labels.pop(name, None)
             if name not in self._served.table:
                 if self.repository.peek(name) is None:
                     raise errors.model_not_found(_short(name))
@@ -356,10 +357,9 @@ class Library:
             return errors.model_not_found(_short(name))
         if version and version not in map(str, model.versions if model else ()):
             return errors.version_not_found(name, _short(version))
-        failures = self._failures.get(name, {})
-        failure = failures.get(int(version) if version else max(failures, default=0), "")
+        failure = self._states.why(name, int(version or 0))
         what = f"model {name!r}" + (f" version {version}" if version else "")
-        if any(loading == name for loading, _ in tuple(self._loading)):
+        if self._states.is_loading(name):
             return errors.not_ready(f"{what} is loading")
         return errors.not_ready(f"{what} failed to load: {failure}" if failure else f"{what} is not loaded")
 
@@ -379,14 +379,13 @@ class Library:
     def _state(self, name: str, version: int, served: ServedVersion | None) -> tuple[str, str]:
         if served is not None:
             return ("READY", "") if served.ready else ("UNAVAILABLE", served.failure or "its process is starting again")
-        if (name, version) in self._loading:
+        if self._states.is_loading(name, version):
             return "LOADING", ""
         if any(leaving.name == name and leaving.version == version for leaving in self._served.leaving()):
             return "UNLOADING", ""
         if self._poll is not None and version in self._poll.unfinished(name):
             return "UNAVAILABLE", "its files are still changing"
-        failures = self._failures.get(name, {})
-        return "UNAVAILABLE", failures.get(version) or failures.get(0) or "not loaded"
+        return "UNAVAILABLE", self._states.why(name, version) or self._states.before_a_version(name) or "not loaded"
 
 
 def _unusable(model: RepositoryModel) -> ServingError:

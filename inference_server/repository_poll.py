@@ -17,6 +17,8 @@ from inference_server.load_order import PIN_FILE, VERSION
 from inference_server.repository import Repository
 from inference_server.version_labels import LABELS_FILE
 
+LONGEST_WAIT = 64
+"""Looks between two tries of a load that fails for a reason that may pass, in the end."""
 _OURS = (PIN_FILE, LABELS_FILE)
 """Written by this server while it serves: no change of an owner's."""
 
@@ -48,7 +50,8 @@ class RepositoryPoll:
         self._last: dict[str, Look] = {}
         self._taken: dict[str, Look] = {}
         """Model -> the state that was last handed out as a change."""
-        self._again: set[str] = set()
+        self._again: dict[str, tuple[int, int]] = {}
+        """Model -> (looks to wait before its change is handed out once more, how many the next time)."""
         self._devices: tuple[int, ...] = ()
 
     def step(self) -> list[Change]:
@@ -67,8 +70,9 @@ class RepositoryPoll:
         return changes
 
     def again(self, name: str) -> None:
-        """A change that could not be carried out for a reason that may pass: it is handed out once more."""
-        self._again.add(name)
+        """A change that could not be carried out for a reason that may pass: it is handed out once more, each time after a longer wait."""
+        _, wait = self._again.get(name, (0, 0))
+        self._again[name] = (wait, min(max(1, 2 * wait), LONGEST_WAIT))
 
     def _look(self) -> dict[str, Look]:
         """A repository that is on another file system than before is not one from which everything was removed: a mount is missing."""
@@ -89,16 +93,27 @@ class RepositoryPoll:
             if last is not None or taken is None:  # perhaps only for the moment between two renames
                 return None
             del self._taken[name]
-            self._again.discard(name)
+            self._again.pop(name, None)
             return Change(name, ())
         if last is None or now.is_written or now.beside != last.beside:
             return None
         settled = Look(now.beside, dict(_settled(now, last, taken or Look())))
-        if (settled == taken and name not in self._again) or (not settled.versions and taken is None):
+        if settled == taken and not self._is_again(name):
             return None
+        if not settled.versions and taken is None:
+            return None
+        if settled != taken:
+            self._again.pop(name, None)
         self._taken[name] = settled
-        self._again.discard(name)
         return Change(name, tuple(sorted(settled.versions)))
+
+    def _is_again(self, name: str) -> bool:
+        left, following = self._again.get(name, (-1, 0))
+        if left > 0:
+            self._again[name] = (left - 1, following)
+        elif left == 0:
+            self._again[name] = (-1, following)
+        return left == 0
 
 
 def _settled(now: Look, last: Look, taken: Look) -> Iterator[tuple[int, tuple[Stamp, ...]]]:

@@ -166,8 +166,18 @@ def test_a_repository_that_cannot_be_read_changes_nothing(tmp_path: Path, monkey
 def test_a_change_that_is_asked_for_again_comes_again(poll: RepositoryPoll, tmp_path: Path) -> None:
     model(tmp_path, "m", 1)
     assert settled(poll) == [Change("m", (1,))]
+    waits = []
+    for _ in range(9):
+        poll.again("m")
+        looks = 1
+        while not poll.step():
+            looks += 1
+        waits.append(looks)
+    assert waits == [1, 2, 3, 5, 9, 17, 33, 65, 65], "longer each time, within a bound"
+    write(tmp_path / "m" / "2" / "model.onnx", b"2")
+    assert settled(poll) == [Change("m", (1, 2))], "what changes does not wait"
     poll.again("m")
-    assert poll.step() == [Change("m", (1,))] and poll.step() == []
+    assert poll.step() == [Change("m", (1, 2))] and poll.step() == []
 
 
 def test_links_are_followed_and_loops_end(poll: RepositoryPoll, tmp_path: Path) -> None:
@@ -313,10 +323,34 @@ def test_a_failure_that_may_pass_is_tried_again(
 
         monkeypatch.setattr(library._starter, "start", start)
         look(library)
-        assert not engine.server_ready()
+        assert code_of(lambda: answer(engine)) is Code.NOT_READY and started[0] == 1
         library.poll()
+        library.poll()
+        assert started[0] == 2, "at the next look, then after one more"
         library.poll()
         assert answer(engine) == 1 and started[0] == 3
+
+
+def test_a_bad_model_that_comes_later_leaves_the_server_ready(zygote: Zygote, watcher: Watcher, repository: Path) -> None:
+    write(repository / "bad" / "1" / "model.onnx", b"not a model")
+    with polling(zygote, watcher, repository) as (engine, library):
+        assert not engine.server_ready(), "it was there at the start"
+        shutil.rmtree(repository / "bad")
+        look(library)
+        assert engine.server_ready()
+        write(repository / "worse" / "1" / "model.onnx", b"not a model")
+        look(library)
+        assert [index.state for index in engine.repository_index(False)] == ["UNAVAILABLE"] and engine.server_ready()
+
+
+def test_the_policy_that_is_told_is_the_one_that_holds(zygote: Zygote, watcher: Watcher, repository: Path) -> None:
+    times(repository / "m" / "1" / "model.onnx", 1)
+    with polling(zygote, watcher, repository) as (engine, library):
+        before = engine._served["m"].versions[1].executors
+        (repository / "m" / "model.toml").write_text("version_policy = { latest = 3 }\n")
+        look(library)
+        assert engine.model_config("m", "")["version_policy"] == {"latest": {"num_versions": 3}}
+        assert engine._served["m"].versions[1].executors == before, "nothing was loaded for it"
 
 
 def test_labels_and_a_named_version_hold_while_polling(zygote: Zygote, watcher: Watcher, repository: Path) -> None:
