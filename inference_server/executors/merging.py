@@ -24,7 +24,7 @@ def decode(prepared: Prepared, body: memoryview) -> dict[str, Array]:
     """One request's inputs, as views of `body` where the type allows. Raises invalid_input."""
     if prepared.layout:
         return {
-            name: np.frombuffer(body, dtype, count, offset).reshape(shape) if count else np.empty(shape, dtype)
+            name: np.ndarray(shape, dtype, body, offset) if count else np.empty(shape, dtype)
             for name, dtype, count, offset, shape in prepared.layout
         }
     return {t.name: tensors.decode(t.name, t.datatype, t.shape, body[t.offset : t.offset + t.size]) for t in prepared.tensors}
@@ -68,7 +68,15 @@ class Results:
         return self._encoded([array[begin:end] for array in self._arrays])
 
     def _encoded(self, arrays: Sequence[Array]) -> Encoded:
-        contents = [_content(array, self._datatypes[name]) for name, array in zip(self._wanted, arrays, strict=True)]
+        if len(arrays) == 1 and (known := self._heads.get((self._wanted[0], arrays[0].shape))) is not None:
+            return known[0], [(0, _content(arrays[0]))], known[2]
+        return self._described(arrays)
+
+    def _described(self, arrays: Sequence[Array]) -> Encoded:
+        contents = [
+            tensors.encode(array, "BYTES") if self._datatypes[name] == "BYTES" else _content(array)
+            for name, array in zip(self._wanted, arrays, strict=True)
+        ]
         key = (*self._wanted, *[array.shape for array in arrays], *map(len, contents))
         known = self._heads.get(key)
         if known is None:
@@ -79,14 +87,14 @@ class Results:
             if len(self._heads) >= _MOST_HEADS:
                 self._heads.clear()
             known = self._heads[key] = lane.pack_head(described, (), {})
+            if len(arrays) == 1 and self._datatypes[self._wanted[0]] != "BYTES":  # nearly always: its size follows from its shape
+                self._heads[self._wanted[0], arrays[0].shape] = known
         head, offsets, size = known
         return head, list(zip(offsets, contents, strict=True)), size
 
 
-def _content(array: Array, datatype: str) -> Any:
+def _content(array: Array) -> Any:
     """A buffer of its bytes: a copy of a small one, which is cheaper than a view."""
-    if datatype == "BYTES":
-        return tensors.encode(array, "BYTES")
     if array.nbytes <= SMALL_BYTES:
         return array.tobytes()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
