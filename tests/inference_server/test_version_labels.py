@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from idl.codes import Code, ServingError
-from idl.lane_routes import split
+from idl.lane_routes import LocalLane, split
 from inference_server import version_labels
 from inference_server.engine import Engine
+from inference_server.executors.process import Zygote
 from inference_server.repository import Repository
 from inference_server.repository_model import RepositoryModel
 from inference_server.setting_checks import InvalidModelSettings
 from inference_server.version_labels import LABELS_FILE, Labels, checked
 from tests.eventually import eventually
-from tests.inference_server.conftest import floats, request
+from tests.inference_server.conftest import LIMIT, floats, request
 from tests.onnx_models import slow, times
 
 
@@ -185,6 +186,26 @@ def test_labels_change_without_a_load_and_outlive_a_restart(engine: Engine, repo
     assert read(repository).labels == Labels({"stable": 1})
     engine.set_labels("m", {}, 0)
     assert answer(engine) == 3 and not (folder / LABELS_FILE).exists(), "what the settings say holds again"
+
+
+def test_callers_on_the_lane_follow_labels_at_once(engine: Engine, repository: Path, zygote: Zygote) -> None:
+    versions(repository, 1, 2)
+    engine.load_all()
+    local = LocalLane(zygote.run_dir, LIMIT)
+
+    def through(version: str = "") -> float | None:
+        found = local.infer(request("m", [[1, 1]], version=version))
+        return None if found is None else floats(found)[0]
+
+    assert (through(), through("canary")) == (2, None), "what the lane does not know the server is asked about"
+    for stable, canary in ((1, 2), (2, 1)) * 5:
+        engine.set_labels("m", {"stable": stable, "canary": canary}, 0)
+        assert (through(), through("stable"), through("canary")) == (stable, stable, canary)
+    engine.set_labels("m", {"stable": 1, "canary": 2}, 50)
+    assert {through() for _ in range(64)} == {1, 2}
+    engine.set_labels("m", {}, 0)
+    assert (through(), through("stable")) == (2, None)
+    local.close()
 
 
 def test_labels_that_cannot_be_set_change_nothing(engine: Engine, repository: Path) -> None:
