@@ -156,6 +156,7 @@ def start_gateway(settings: Settings) -> Gateway:
     program = spawn([sys.executable, "-m", "gateway"], settings.to_env())
     try:
         program.wait_for('"gateway_worker_ready"', settings.processes)
+        program.wait_for('"gateway_front_ready"', len(settings.hot_sockets))
     except BaseException:
         program.stop(signal.SIGKILL)
         raise

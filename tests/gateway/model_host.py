@@ -52,6 +52,13 @@ def copies(path: Path, *tensors: tuple[str, str, int, tuple[Any, ...]]) -> Path:
     return save(helper.make_graph(nodes, "copies", inputs, outputs), path)
 
 
+def grows(path: Path, times: int) -> Path:
+    """x [1] -> y [times], all the same number."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (size,)) for name, size in (("x", 1), ("y", times)))
+    repeats = helper.make_tensor("repeats", TensorProto.INT64, (1,), [times])
+    return save(helper.make_graph([helper.make_node("Tile", ["x", "repeats"], ["y"])], "grows", [x], [y], [repeats]), path)
+
+
 def fill(root: Path) -> None:
     """The models that the tests name."""
 
@@ -80,6 +87,7 @@ def fill(root: Path) -> None:
     copies(file("picture"), ("pixels", "y", TensorProto.FLOAT, ("n", 3, "h", "w")))
     declared = '[inputs.photo]\nkind = "image"\nsize = [2, 3]\nlayout = "NHWC"\ncolour = "BGR"\nmean = [1, 2, 3]\nstd = 2\n'
     copies(file("photo", declared), ("photo", "y", TensorProto.FLOAT, ("n", 2, 3, 3)))
+    grows(file("grows"), 100_000)
     two = [(side, f"{side}_y", TensorProto.UINT8, ("n", "h", "w", 3)) for side in ("left", "right")]
     copies(file("stereo"), *two)
 

@@ -218,7 +218,7 @@ def half_a_request_from_nginx(gateway: Gateway) -> socket.socket:
         assert time.monotonic() < deadline, "the request did not reach a worker"
 
 
-@pytest.fixture(params=[("HTTP", 30.0), ("behind nginx", 30.0)], ids=["HTTP", "behind nginx"])
+@pytest.fixture(params=[(way, 30.0) for way in ("HTTP", "behind nginx", "with event loops")], ids=lambda pair: pair[0])
 def busy(request: pytest.FixtureRequest, gateways: Start, settings: Settings, tmp_path: Path) -> Iterator[tuple[Gateway, socket.socket]]:
     """A gateway, for each way to listen, and a request that one of its workers is answering."""
     listens, drain_timeout_s = request.param
@@ -227,7 +227,8 @@ def busy(request: pytest.FixtureRequest, gateways: Start, settings: Settings, tm
         gateway = gateways(settings)
         sock = half_a_request(gateway)
     else:
-        gateway = gateways(replace(settings, socket=str(tmp_path / "gateway.sock")))
+        hosts = (f"thrift+unix://{tmp_path}/nobody",) if listens == "with event loops" else settings.model_hosts
+        gateway = gateways(replace(settings, socket=str(tmp_path / "gateway.sock"), model_hosts=hosts))
         sock = half_a_request_from_nginx(gateway)
     with sock:
         yield gateway, sock
@@ -260,6 +261,40 @@ def test_a_stop_does_not_wait_for_ever(busy: tuple[Gateway, socket.socket]) -> N
     assert gateway.program.process.wait(20) == 0
     gateway.program.wait_for("NO MERCY")
     wait_until_gone(gateway)
+
+
+@pytest.fixture
+def with_event_loops(gateways: Start, settings: Settings, tmp_path: Path) -> Gateway:
+    """Behind nginx, with a model host on this machine that is not there."""
+    return gateways(replace(settings, socket=str(tmp_path / "gateway.sock"), model_hosts=(f"thrift+unix://{tmp_path}/nobody",)))
+
+
+def ask_event_loop(gateway: Gateway, number: int) -> bytes:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(30)
+        sock.connect(str(gateway.settings.hot_sockets[number]))
+        sock.sendall(b"POST /id/v2/models/m/infer HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
+        return sock.recv(1000)
+
+
+def test_event_loops_that_have_no_model_host_decline(with_event_loops: Gateway) -> None:
+    for number in range(with_event_loops.settings.hot_processes):
+        assert b"X-Accel-Redirect: @gateway\r\n" in ask_event_loop(with_event_loops, number)
+
+
+def test_event_loops_end_with_a_master_that_was_killed(with_event_loops: Gateway) -> None:
+    assert len(session_of(with_event_loops)) >= 1 + with_event_loops.settings.processes + with_event_loops.settings.hot_processes
+    with_event_loops.program.process.kill()
+    with_event_loops.program.process.wait(20)
+    wait_until_gone(with_event_loops)
+
+
+def test_an_event_loop_that_was_killed_is_replaced(with_event_loops: Gateway) -> None:
+    program, count = with_event_loops.program, with_event_loops.settings.hot_processes
+    ready = [json.loads(line) for line in program.lines if '"gateway_front_ready"' in line]
+    os.kill(next(each["pid"] for each in ready if each["front"] == 1), signal.SIGKILL)
+    program.wait_for('"gateway_front_ready"', count + 1)
+    assert b"@gateway" in ask_event_loop(with_event_loops, 0)
 
 
 def test_workers_end_with_a_master_that_was_killed(gateways: Start, settings: Settings) -> None:
