@@ -8,13 +8,15 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from idl import lane, tensors
 from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
+
+Result = TypeVar("Result")
 
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
 """What making shared memory fails with when the host is short of something: the peer is well."""
@@ -85,16 +87,23 @@ class LaneConnection:
     def call(self, request: InferRequest, watch: int = -1) -> LaneAnswer:
         """Sends and waits. Raises as `send` and `receive` do, and TimeoutError past the deadline. `watch`: see LanePool.call."""
         self.send(request)
-        deadline = request.deadline
+        return read_answer(self._await(request.deadline, watch))
+
+    def ask(self, head: bytes, parts: Sequence[tuple[int, Any]], size: int, deadline: float | None, watch: int = -1) -> lane.Frame:
+        """As `call`, for what `lane.pack_head` made; the RESULT frame as it came, good until the next request on this connection."""
+        self.send_packed(deadline, head, parts, size)
+        return self._await(deadline, watch)
+
+    def _await(self, deadline: float | None, watch: int) -> lane.Frame:
         while True:
             if watch >= 0 or (deadline is not None and deadline + REPLY_GRACE_S - time.monotonic() < SLICE_S):
                 self._wait(watch, deadline)
             try:
-                answer = self.receive()
+                frame = self.receive_frame()
             except BlockingIOError:
                 continue  # a slice of the wait is over
-            if answer is not None:
-                return answer  # else it was only the executor's greeting
+            if frame is not None:
+                return frame  # else it was only the executor's greeting
 
     def _wait(self, watch: int, deadline: float | None) -> None:
         poll = select.poll()
@@ -140,11 +149,7 @@ class LaneConnection:
         Raises Answered as the executor says, Moved, ExecutorGone, LaneError; BlockingIOError on a non-blocking socket with nothing there.
         """
         frame = self.receive_frame()
-        if frame is None:
-            return None
-        a, b, c, d = frame.numbers
-        head = lane.unpack_head(frame.head)
-        return LaneAnswer(lane.unpack_tensors(head, frame.body), head.parameters, a, b, c, d)
+        return None if frame is None else read_answer(frame)
 
     def receive_frame(self) -> lane.Frame | None:
         """As `receive`, the RESULT frame as it came: its body holds until the next request on this connection."""
@@ -191,6 +196,12 @@ class CallerGone(Exception):
     """The descriptor that a call watches was hung up: nobody waits for the answer."""
 
 
+def read_answer(frame: lane.Frame) -> LaneAnswer:
+    """Of a RESULT frame, its bytes copied out. Raises LaneError."""
+    head = lane.unpack_head(frame.head)
+    return LaneAnswer(lane.unpack_tensors(head, frame.body), head.parameters, *frame.numbers)
+
+
 def _unpackable(request: InferRequest, error: Exception) -> ServingError:
     """Why a request does not fit the lane's fields."""
     for tensor in request.inputs:
@@ -235,15 +246,19 @@ class LanePool:
 
         `watch`: a descriptor whose hang-up means that nobody waits any more; then the call is given up and Answered cancelled raised.
         """
+        return self.lend(request.model_name, lambda connection: connection.call(request, watch))
+
+    def lend(self, model: str, use: Callable[[LaneConnection], Result]) -> Result:
+        """What `use` makes of a connection, which does one request with it. Raises as `call` does; `model` stands in the messages."""
         connection = self.take()
         try:
-            answer = connection.call(request, watch)
+            result = use(connection)
         except (ServingError, Moved):
             self.give_back(connection)
             raise
         except TimeoutError:
             self.drop(connection)  # the executor sees that the caller is gone and drops what is still queued
-            raise Answered(Code.DEADLINE_EXCEEDED, f"model {request.model_name!r} did not answer before the deadline") from None
+            raise Answered(Code.DEADLINE_EXCEEDED, f"model {model!r} did not answer before the deadline") from None
         except CallerGone:
             self.drop(connection)
             raise Answered(Code.CANCELLED, "the caller has gone") from None
@@ -251,7 +266,7 @@ class LanePool:
             self.drop(connection)
             raise
         self.give_back(connection)
-        return answer
+        return result
 
     def share(self, descriptor: int) -> Board:
         """The board, mapped once for every connection."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
-from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, LanePool, Moved
+from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, LaneConnection, LanePool, Moved, Result
 from idl.messages import InferRequest, InferResponse
 from idl.shared_cells import map_cells
 
@@ -149,27 +149,30 @@ class LocalLane:
 
         `watch`: a descriptor whose hang-up ends the call with cancelled; what still waits is then not run.
         """
+        size = sum([len(tensor.data) for tensor in request.inputs])
+        found = self.lend(request.model_name, request.model_version, size, lambda connection: connection.call(request, watch))
+        return response(request, *found) if found is not None else None
+
+    def lend(self, model: str, version: str, size: int, use: Callable[[LaneConnection], Result]) -> tuple[str, Result] | None:
+        """(version, what `use` makes of a connection to one of its instances), or None as `infer`. `size`: bytes of the request's tensors."""
         for _ in range(_TRIES):
-            route = self._routes.find(request.model_name, request.model_version)
-            if route is None or not route.sockets or sum([len(tensor.data) for tensor in request.inputs]) > route.limit:
+            route = self._routes.find(model, version)
+            if route is None or not route.sockets or size > route.limit:
                 return None
             try:
-                answer = self._pool(route).call(request, watch)
+                return route.version, self._pool(route).lend(model, use)
             except Moved:
                 continue
             except ExecutorGone as gone:
                 if gone.ran:
-                    raise Answered(
-                        Code.MODEL_FAILED, f"the process of model {request.model_name!r} died while it had the request"
-                    ) from gone
+                    raise Answered(Code.MODEL_FAILED, f"the process of model {model!r} died while it had the request") from gone
                 continue
             except ServingError as error:
                 if isinstance(error, Answered):
                     raise
                 return None  # it was not even sent: the server refuses it in its own words, and counts it
             except LaneError as error:
-                raise ServingError(Code.INTERNAL, f"the lane to model {request.model_name!r} broke: {error}") from error
-            return response(request, route.version, answer)
+                raise ServingError(Code.INTERNAL, f"the lane to model {model!r} broke: {error}") from error
         return None
 
     def _pool(self, route: Route) -> LanePool:

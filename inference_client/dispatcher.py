@@ -19,6 +19,8 @@ class Dispatcher:
         self._channels = tuple(channels)
         self._hosts = Hosts(names)
         self._clock = clock
+        self.only = self._channels[0] if len(self._channels) == 1 else None
+        """The one channel, where there is one."""
 
     def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
         """Tries one host after the other, each once, as long as the request provably did not run and time is left.
