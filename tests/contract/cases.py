@@ -36,7 +36,7 @@ KINDS = {
 class Case:
     """`code` None: the answer has exactly `outputs`. `says`: what the message must hold. `raw`: cannot be said but in raw contents.
 
-    `not_over`: faces whose wire cannot carry the case.
+    `not_over`: how the names of faces begin whose wire cannot carry the case.
     """
 
     name: str

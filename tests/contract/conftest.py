@@ -1,11 +1,13 @@
-"""One repository, served three times: by an engine in this process, by a real inference server, and by the gateway over that."""
+"""One repository, served by an engine in this process, by a real inference server, and by every part of the gateway over that."""
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from flask import Flask
 from onnx import TensorProto, helper
 from werkzeug.serving import make_server
 
@@ -19,6 +21,7 @@ from tests.contract.cases import KINDS, LIMIT
 from tests.contract.faces import FACES, Face
 from tests.e2e.conftest import Process, start_server
 from tests.engines import engine_over
+from tests.gateway import through_front
 from tests.onnx_models import identity, save, times
 
 
@@ -28,7 +31,7 @@ class Served:
 
     engine: Engine
     host: Process
-    http: str
+    http: Mapping[str, str]
 
     @property
     def grpc(self) -> str:
@@ -71,7 +74,9 @@ def engine(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
 
 @pytest.fixture(scope="session")
 def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    made = start_server(models, tmp_path_factory.mktemp("host"), OUTBOARD_SERVER_MAX_MESSAGE_BYTES=str(LIMIT))
+    folder = tmp_path_factory.mktemp("host")
+    made = start_server(models, folder, "--thrift-socket", str(folder / "t"), OUTBOARD_SERVER_MAX_MESSAGE_BYTES=str(LIMIT))
+    made.addresses["socket"] = str(folder / "t")
     with Client(f"thrift://{made['thrift']}") as client:
         client.unload_model("unloaded")
     yield made
@@ -79,23 +84,37 @@ def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
     assert '"level": "error"' not in made.log.read_text(), made.log.read_text()
 
 
-@pytest.fixture(scope="session")
-def http(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The gateway's address."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("gateway"), max_body_bytes=LIMIT)
-    services = build_services(settings, Models([f"thrift://{host['thrift']}"], Client))
-    server = make_server("127.0.0.1", 0, create_app(settings, services=services), threaded=True)
+@contextmanager
+def listening(app: Flask) -> Iterator[str]:
+    """Its address."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, name="gateway")
     thread.start()
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def http(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The gateway's addresses, by which of its parts answers: the hot routes and Flask with Thrift over TCP, the event loop with the lane."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("gateway"), max_body_bytes=LIMIT)
+    services = build_services(settings, Models([f"thrift://{host['thrift']}"], Client))
+    local = replace(services, models=Models([f"thrift+unix://{host['socket']}"], Client))
+    hot, plain, fronted = (create_app(settings, services=each, hot=each is services) for each in (services, local, local))
+    path = settings.data_dir / "front"
+    with through_front.running(local, path, f"{host['socket']}.lane"):
+        fronted.wsgi_app = through = through_front.ThroughFront(fronted.wsgi_app, path)  # type: ignore[method-assign]
+        with listening(hot) as one, listening(plain) as two, listening(fronted) as three:
+            yield {"hot": one, "Flask": two, "front": three}
+            assert through.asked == 0 or through.answered > through.asked / 2, "it handed back more than it answered"
+    local.models.close()
     services.close()
 
 
 @pytest.fixture(scope="session")
-def faces(engine: Engine, host: Process, http: str) -> Iterator[dict[str, Face]]:
+def faces(engine: Engine, host: Process, http: dict[str, str]) -> Iterator[dict[str, Face]]:
     served = Served(engine, host, http)
     made = {name: make(served) for name, make in FACES.items()}
     yield made

@@ -219,11 +219,16 @@ FACES: dict[str, Callable[[Any], Face]] = {
     "gRPC": lambda served: GrpcFace(served.grpc),
     "gRPC, typed": lambda served: GrpcFace(served.grpc, typed=True),
     "Thrift": lambda served: ThriftFace(*served.thrift),
-    "HTTP, binary": lambda served: HttpFace(served.http, binary=True),
-    "HTTP, JSON": lambda served: HttpFace(served.http, binary=False),
+    "HTTP, binary": lambda served: HttpFace(served.http["hot"], binary=True),
+    "HTTP, binary, Flask alone": lambda served: HttpFace(served.http["Flask"], binary=True),
+    "HTTP, binary, event loop": lambda served: HttpFace(served.http["front"], binary=True),
+    "HTTP, JSON": lambda served: HttpFace(served.http["hot"], binary=False),
+    "HTTP, JSON, Flask alone": lambda served: HttpFace(served.http["Flask"], binary=False),
+    "HTTP, JSON, event loop": lambda served: HttpFace(served.http["front"], binary=False),
     "client over gRPC": lambda served: ClientFace(f"grpc://{served.grpc}"),
     "client over Thrift": lambda served: ClientFace("thrift://{}:{}".format(*served.thrift)),
+    "client over the local lane": lambda served: ClientFace(f"thrift+unix://{served.host['socket']}"),
 }
 """Name -> what makes the face, from the addresses of what is served."""
-ELEMENTS = frozenset({"gRPC, typed", "HTTP, JSON"})
-"""Faces that send elements and not raw contents: no lying length can be said over them, and no FP16 or BF16."""
+ELEMENTS = ("gRPC, typed", "HTTP, JSON")
+"""How the names of faces begin that send elements and not raw contents: no lying length can be said over them, and no FP16 or BF16."""

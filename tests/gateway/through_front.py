@@ -35,18 +35,19 @@ def running(services: Services, path: Path, lanes: str) -> Iterator[Front]:
 
 
 class ThroughFront:
-    """As nginx/hot-location.conf.in: what the front declines goes on to `app`. Counts what it answered itself."""
+    """As nginx/hot-location.conf.in: what the front declines goes on to `app`. Counts what it was asked and what it answered itself."""
 
     def __init__(self, app: "WSGIApplication", path: Path) -> None:
         self._app = app
         self._path = path
-        self.answered = 0
+        self.asked = self.answered = 0
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         size = environ.get("CONTENT_LENGTH") or ""
         if environ["REQUEST_METHOD"] != "POST" or not _LOCATION.fullmatch(environ["PATH_INFO"]) or not size or int(size) >= LARGE:
             return self._app(environ, start_response)
         body = environ["wsgi.input"].read(int(size))
+        self.asked += 1
         answer = self._ask(environ, body)
         if answer is None:
             return self._app({**environ, "wsgi.input": io.BytesIO(body)}, start_response)
