@@ -16,6 +16,9 @@ from inference_server.repository_model import RepositoryModel
 from inference_server.types import Batching, Signature
 
 LONGEST_WAIT_S = 2.0
+"""How long a request that finds no process waits for one that is starting again."""
+SURVIVORS_WAIT_S = 120.0
+"""The same for one that had been queued in a process that died: it was promised an answer. Its own deadline ends the wait as well."""
 
 Reserve = Callable[[int], Sequence[Berth]]
 
@@ -172,8 +175,8 @@ class ServedVersion:
                         Code.MODEL_FAILED,
                         f"the process of model {request.model_name!r} died while it had the request" + (f": it was {why}" if why else ""),
                     ) from gone
-            give_up = give_up or time.monotonic() + LONGEST_WAIT_S
-            self._gone(executor, give_up)
+            give_up = time.monotonic() + SURVIVORS_WAIT_S
+            self._gone(executor)
 
     def _wait(self, give_up: float, deadline: float | None) -> tuple[Executor, ...]:
         """A dead executor is back in milliseconds: what arrives meanwhile waits a moment for it, within its own deadline."""
@@ -189,10 +192,10 @@ class ServedVersion:
             raise errors.not_ready(f"model {self.name!r} version {self.version}: {self.failure or 'its process is starting again'}")
         return self._executors
 
-    def _gone(self, executor: Executor, give_up: float) -> None:
-        """Waits until the list no longer names an executor that is dead or on its way out."""
+    def _gone(self, executor: Executor) -> None:
+        """Waits until the list no longer names an executor that is dead or on its way out: its death is noticed in a moment."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or executor not in self._executors, max(0.0, give_up - time.monotonic()))
+            self._changed.wait_for(lambda: self._closing or executor not in self._executors, LONGEST_WAIT_S)
             if self._closing:
                 raise Closing
             if executor in self._executors:
