@@ -4,8 +4,9 @@ Importing must open nothing and start no thread.
 """
 
 import gc
+from importlib import import_module
 
-import inference_client.thrift_channel  # noqa: F401
-
+for _name in ("gateway.application", "gateway.front.server", "inference_client.thrift_channel"):
+    import_module(_name)
 gc.collect()
 gc.freeze()  # a collection in a child would write to every object, and so copy what is shared
