@@ -3,6 +3,8 @@
 import select
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
@@ -14,11 +16,13 @@ Handler = Callable[[int], None]
 class Loop:
     """Handlers of descriptors, and one that is called at least every `tick_s` seconds, with the time (monotonic seconds)."""
 
-    def __init__(self, tick_s: float, on_tick: Callable[[float], None]) -> None:
+    def __init__(self, tick_s: float, on_tick: Callable[[float], None], lock: AbstractContextManager[Any] | None = None) -> None:
+        """`lock` is held while handlers run, for those who share their data from other threads."""
         self._poll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._tick_s = tick_s
         self._on_tick = on_tick
+        self._lock = lock or nullcontext()
         self._stopped = False
 
     def add(self, descriptor: int, handler: Handler, events: int = READ) -> None:
@@ -39,15 +43,20 @@ class Loop:
         poll, handlers = self._poll.poll, self._handlers
         due = time.monotonic() + self._tick_s
         while not self._stopped:
-            for descriptor, events in poll(self._tick_s):
-                handler = handlers.get(descriptor)
-                if handler is not None:  # else an earlier handler of this round has removed it
-                    handler(events)
-            now = time.monotonic()
-            if now >= due:
-                self._on_tick(now)
-                due = now + self._tick_s
-        self._poll.close()
+            ready = poll(self._tick_s)
+            with self._lock:
+                for descriptor, events in ready:
+                    handler = handlers.get(descriptor)
+                    if handler is not None:  # else an earlier handler of this round has removed it
+                        handler(events)
+                now = time.monotonic()
+                if now >= due:
+                    self._on_tick(now)
+                    due = now + self._tick_s
 
     def stop(self) -> None:
         self._stopped = True
+
+    def close(self) -> None:
+        """After `run`. Idempotent."""
+        self._poll.close()

@@ -1,4 +1,4 @@
-"""The front's connections to executors: any number of requests at once, and no thread for any of them."""
+"""An event loop's connections to executors: any number of requests at once, and no thread for any of them."""
 
 import contextlib
 import os
@@ -39,15 +39,16 @@ class Lane:
 
     def ask(self, waiting: Waiting, deadline: float, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
         """`waiting` will be told. Raises as LaneConnection.send_packed does; the lane is then as good as before, or closed."""
+        self.waiting = waiting
         try:
             self._connection.send_packed(deadline, head, parts, size)
         except ServingError:
+            self.waiting = None
             self.give_back()
             raise
         except BaseException:
             self.close()
             raise
-        self.waiting = waiting
 
     def _readable(self, events: int) -> None:
         try:

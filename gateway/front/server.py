@@ -39,7 +39,9 @@ class Front:
         """Until it has left. `alive` is called about once a second."""
         self._alive = alive
         self._loop.run()
+        self._loop.close()
         self._errands.close()
+        self._loop.close()
 
     def leave(self, drain_timeout_s: float) -> None:
         """Takes no new connection, and ends once nothing is in flight or the time is over. For signal handlers, and other threads."""
