@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+from idl.event_loop import Loop
+from idl.lane_loop import Lanes
 from idl.lane_routes import Routes
 from inference_server import logs
 from inference_server.front.callers import Door
 from inference_server.front.calls import Calls
 from inference_server.front.configuration import Configuration
-from inference_server.front.lanes import Lanes
-from inference_server.front.loop import Loop
 from inference_server.transports.guard import Token
 
 _PR_SET_PDEATHSIG = 1

@@ -3,10 +3,10 @@
 import socket
 
 from idl.codes import ServingError
+from idl.event_loop import READ, WRITE, Loop
+from idl.lane_loop import Lane
 from inference_server.front import http_heads
 from inference_server.front.calls import Call, Calls, Head
-from inference_server.front.lanes import Lane
-from inference_server.front.loop import READ, WRITE, Loop
 from inference_server.transports.grpc_infer import Buffer
 
 FRAME_BYTES = 5

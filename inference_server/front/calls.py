@@ -13,8 +13,8 @@ from idl.codes import Code, ServingError
 from idl.generated import inference_pb2 as pb
 from idl.lane import Frame, LaneError
 from idl.lane_calls import REPLY_GRACE_S, ExecutorGone, Moved
+from idl.lane_loop import Failure, Lane, Lanes
 from idl.lane_routes import Route, Routes
-from inference_server.front.lanes import Failure, Lane, Lanes
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_infer
 from inference_server.transports.grpc_infer import Buffer, Described
@@ -101,7 +101,7 @@ class Calls:
 
 
 class Call:
-    """One request on its way. Satisfies `lanes.Waiting`."""
+    """One request on its way. Satisfies `lane_loop.Waiting`."""
 
     __slots__ = ("_begun", "_caller", "_calls", "_head", "_lane", "_packed", "_route", "_tries", "deadline")
 
@@ -131,7 +131,7 @@ class Call:
                 return True
             except ExecutorGone:
                 self._lane = None  # it has just gone: the routes know, or will
-            except (ServingError, LaneError):
+            except (ServingError, LaneError, OSError):
                 break  # it was not even sent: the server refuses it in its own words, and counts it
         self._lane = None
         calls.running.discard(self)

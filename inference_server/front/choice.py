@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from inference_server.front import nginx
 from inference_server.front.configuration import Configuration
@@ -24,7 +25,7 @@ Plain = Callable[[Sequence[str], MakeShortcut | None], GrpcServer]
 class GrpcFront:
     """gRPC on `addresses` ("host:port" or "unix:/path"). `kind`: nginx, grpcio, or auto, which is nginx where that works.
 
-    `processes` of the front; 0: as many as measuring says.
+    `processes` of the front; 0: as many as measuring says. `folder` takes nginx's files and sockets.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class GrpcFront:
         addresses: Sequence[str],
         processes: int,
         drain_timeout_s: float,
+        folder: Path | None = None,
     ) -> None:
         self._kind = kind
         self._plain = plain
@@ -43,6 +45,7 @@ class GrpcFront:
         self._addresses = tuple(addresses)
         self._processes = processes or default_processes()
         self._drain_timeout_s = drain_timeout_s
+        self._folder = folder or Path(configuration.run_dir) / "grpc-front"
         self._serving: GrpcServer | FrontedServer | None = None
 
     @property
@@ -62,6 +65,7 @@ class GrpcFront:
             lambda addresses: self._plain(addresses, None),
             self._configuration,
             binary=binary,
+            folder=self._folder,
             addresses=self._addresses,
             processes=self._processes,
             drain_timeout_s=self._drain_timeout_s,

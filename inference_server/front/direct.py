@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 
 from idl.codes import ServingError
+from idl.event_loop import Loop
+from idl.lane_loop import Lane, Lanes
 from idl.lane_routes import Routes
 from inference_server.errors import invalid_input
 from inference_server.front.calls import Call, Calls, Head
 from inference_server.front.configuration import Configuration
-from inference_server.front.lanes import Lane, Lanes
-from inference_server.front.loop import Loop
 from inference_server.transports import grpc_status
 from inference_server.transports.grpc_calls import Call as Asked
 from inference_server.transports.grpc_calls import Workers, overloaded

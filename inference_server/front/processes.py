@@ -75,6 +75,7 @@ class FrontProcess:
         self.channel = self._ours.fileno()
         # this very code, whatever the current folder holds and however this process found it
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))}
+        environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # numpy's: it computes nothing here
         with theirs:
             try:
                 self._ours.send(configuration.to_json())

@@ -38,6 +38,7 @@ class CannotStart(OSError):
 
 class FrontedServer:
     """Takes the place of a GrpcServer; `behind` makes that one for an address of its own. `addresses`: "host:port" or "unix:/path".
+    `folder` is its alone: what runs there when it starts is ended.
 
     The listening sockets are this process's: a port is refused at once where it is taken, and while nginx is started again callers
     wait in the socket's queue. While a front process is, its share goes to the others, or to grpcio where there is none.
@@ -49,11 +50,12 @@ class FrontedServer:
         configuration: Configuration,
         *,
         binary: str,
+        folder: Path,
         addresses: Sequence[str],
         processes: int,
         drain_timeout_s: float,
     ) -> None:
-        self._folder = Path(configuration.run_dir).absolute() / "grpc-front"
+        self._folder = folder.absolute()
         self._behind = behind((f"unix:{self._path('grpcio')}",))
         self._configuration = configuration
         self._binary = binary
