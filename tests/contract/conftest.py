@@ -22,6 +22,7 @@ from tests.contract.faces import FACES, Face
 from tests.e2e.conftest import Process, start_server
 from tests.engines import engine_over
 from tests.gateway import through_front
+from tests.inference_server import grpc_front_peer
 from tests.onnx_models import identity, save, times
 
 
@@ -32,6 +33,7 @@ class Served:
     engine: Engine
     host: Process
     http: Mapping[str, str]
+    grpcio: str
 
     @property
     def grpc(self) -> str:
@@ -62,14 +64,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    zygote, watcher = Zygote(tmp_path_factory.mktemp("run"), LIMIT), Watcher()
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def engine(models: Path, zygote: Zygote) -> Iterator[Engine]:
+    watcher = Watcher()
     with engine_over(zygote, watcher, models, limit=LIMIT) as made:
         made.load_all()
         made.repository_model_unload("unloaded", {})
         yield made
     watcher.close()
-    zygote.close()
+
+
+@pytest.fixture(scope="session")
+def grpcio(engine: Engine, zygote: Zygote) -> Iterator[str]:
+    """gRPC without nginx, over the engine of this process: where nginx is installed, the host's gRPC port is nginx."""
+    with grpc_front_peer.serving(engine, zygote, "grpcio", max_message_bytes=LIMIT) as front:
+        yield f"127.0.0.1:{front.ports[0]}"
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +129,8 @@ def http(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
 
 
 @pytest.fixture(scope="session")
-def faces(engine: Engine, host: Process, http: dict[str, str]) -> Iterator[dict[str, Face]]:
-    served = Served(engine, host, http)
+def faces(engine: Engine, host: Process, http: dict[str, str], grpcio: str) -> Iterator[dict[str, Face]]:
+    served = Served(engine, host, http, grpcio)
     made = {name: make(served) for name, make in FACES.items()}
     yield made
     for face in made.values():

@@ -218,6 +218,8 @@ FACES: dict[str, Callable[[Any], Face]] = {
     "engine": lambda served: EngineFace(served.engine),
     "gRPC": lambda served: GrpcFace(served.grpc),
     "gRPC, typed": lambda served: GrpcFace(served.grpc, typed=True),
+    "gRPC, grpcio front": lambda served: GrpcFace(served.grpcio),
+    "gRPC, typed, grpcio front": lambda served: GrpcFace(served.grpcio, typed=True),
     "Thrift": lambda served: ThriftFace(*served.thrift),
     "HTTP, binary": lambda served: HttpFace(served.http["hot"], binary=True),
     "HTTP, binary, Flask alone": lambda served: HttpFace(served.http["Flask"], binary=True),
