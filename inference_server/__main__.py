@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import Watcher, Zygote
 from inference_server.front.choice import KINDS, GrpcFront
 from inference_server.front.configuration import Configuration
+from inference_server.front.thrift_lane import ThriftLane
 from inference_server.launcher import Launcher
 from inference_server.library import Library
 from inference_server.metrics import Metrics
@@ -146,16 +148,17 @@ class Server:
         self._library = Library(repository, self._launcher, served, self.metrics, spool, poll)
         self.engine = Engine(self._library, served, self.metrics, self._routes, self._reservations, version=_version())
         self._closers.callback(self.engine.close)
+        lanes = Configuration(
+            run_dir=str(self._run_dir),
+            token=settings.token,
+            max_message_bytes=settings.max_message_bytes,
+            default_timeout_s=settings.request_timeout_s,
+            log_level=settings.log_level,
+        )
         self._grpc = GrpcFront(
             settings.grpc_front,
             self._grpc_server,
-            Configuration(
-                run_dir=str(self._run_dir),
-                token=settings.token,
-                max_message_bytes=settings.max_message_bytes,
-                default_timeout_s=settings.request_timeout_s,
-                log_level=settings.log_level,
-            ),
+            lanes,
             addresses=self._grpc_addresses(),
             processes=settings.grpc_front_processes,
             drain_timeout_s=settings.drain_timeout_s,
@@ -169,6 +172,7 @@ class Server:
             default_timeout_s=settings.request_timeout_s,
             idle_timeout_s=settings.thrift_idle_timeout_s,
             max_connections=settings.max_connections,
+            shortcut=partial(ThriftLane, lanes),
         )
 
     def _grpc_server(self, addresses: Sequence[str], shortcut: MakeShortcut | None) -> GrpcServer:

@@ -39,7 +39,6 @@ class Front:
         """Until it has left. `alive` is called about once a second."""
         self._alive = alive
         self._loop.run()
-        self._loop.close()
         self._errands.close()
         self._loop.close()
 

@@ -6,10 +6,9 @@ forbids and never for what it promises: memory grows with the bytes that have ar
 
 import socket
 import struct
-import threading
-import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 _LENGTH = struct.Struct(">I")
 _CHUNK = 1 << 16
@@ -28,11 +27,13 @@ class Lost(Exception):
     """The peer has gone, or what it sends is no frame: the connection is to be closed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A whole frame; or, where `size` is over the limit, its first bytes: the rest has been passed over."""
+Buffer = bytes | memoryview
 
-    data: memoryview
+
+class Frame(NamedTuple):
+    """A whole frame; or, where `size` is over the limit, its first bytes: the rest has been passed over. A small one is bytes."""
+
+    data: Buffer
     size: int
 
 
@@ -65,7 +66,7 @@ class FrameReader:
             if size is None:
                 return None
             if size <= self._limit and len(self._ahead) >= 4 + size:
-                data, self._ahead = memoryview(self._ahead)[4 : 4 + size], self._ahead[4 + size :]
+                data, self._ahead = self._ahead[4 : 4 + size], self._ahead[4 + size :]
                 return Frame(data, size)
             self._begin(size)
         return self._finish() if self._fill() else None
@@ -157,12 +158,12 @@ class Outbox:
     def empty(self) -> bool:
         return not self._waiting
 
-    def put(self, parts: list[bytes]) -> None:
+    def put(self, parts: Sequence[Buffer]) -> None:
         """Appends a reply; its large parts are not copied."""
         if sum(map(len, parts)) < _ALONE:
             self._waiting.append(memoryview(b"".join(parts)))
             return
-        small: list[bytes] = []
+        small: list[Buffer] = []
         for part in parts:
             if len(part) < _ALONE:
                 small.append(part)
@@ -172,9 +173,29 @@ class Outbox:
             small = []
         self._append(b"".join(small))
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: Buffer) -> None:
         if data:
             self._waiting.append(memoryview(data))
+
+    def send(self, data: bytes) -> bool:
+        """As `put` and `flush`, of a reply in one piece."""
+        if self._waiting:
+            self._waiting.append(memoryview(data))
+            return self.flush()
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise Lost(str(error)) from None
+        if sent == len(data):
+            return True
+        self._waiting.append(memoryview(data)[sent:])
+        return False
+
+    def drop(self) -> None:
+        """What has not gone out never will."""
+        self._waiting.clear()
 
     def flush(self) -> bool:
         """Sends what the peer takes now; True when nothing is left. Raises Lost."""
@@ -191,17 +212,3 @@ class Outbox:
             else:
                 waiting.popleft()
         return True
-
-
-class Connection:
-    """A peer. Whoever holds `lock` may use it; `touched` is when it last moved, in seconds of `time.monotonic()`."""
-
-    __slots__ = ("closed", "lock", "outbox", "reader", "sock", "touched")
-
-    def __init__(self, sock: socket.socket, limit: int, start: bytes) -> None:
-        self.sock = sock
-        self.lock = threading.Lock()
-        self.reader = FrameReader(sock, limit, start)
-        self.outbox = Outbox(sock)
-        self.touched = time.monotonic()
-        self.closed = False

@@ -4,7 +4,7 @@ Every failure of a known method is answered with `ServingError`, because an exce
 their connection; an unknown method gets the TApplicationException that the protocol has for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from idl.thrift_schema import Inference
 from inference_server.errors import invalid_input
 from inference_server.transports import thrift_codec as codec
 from inference_server.transports import thrift_infer
-from inference_server.transports.framing import Lost
+from inference_server.transports.framing import Buffer, Lost
 from inference_server.transports.guard import PUBLIC, Token, as_serving_error
 
 _UNKNOWN_METHOD = 1
@@ -55,7 +55,7 @@ class Dispatcher:
             name: Method(name, verb, *(getattr(Inference, f"{name}_{part}") for part in ("args", "result"))) for name, verb in verbs.items()
         }
 
-    def answer(self, frame: memoryview) -> list[bytes]:
+    def answer(self, frame: Buffer) -> Sequence[Buffer]:
         """Frame -> the parts of the reply, its length first. Raises Lost for what is no call."""
         reader = Reader(frame, views=True)
         name, sequence = _call(reader)
@@ -75,7 +75,7 @@ class Dispatcher:
             result.error = codec.serving_error(as_serving_error(error, name, request_id), request_id)
         return self._reply(method, sequence, result)
 
-    def _reply(self, method: Method, sequence: int, result: Any) -> list[bytes]:
+    def _reply(self, method: Method, sequence: int, result: Any) -> Sequence[Buffer]:
         if method.name == _INFER and result.error is None:
             parts = thrift_infer.write(result.success, sequence)
         else:
@@ -86,7 +86,7 @@ class Dispatcher:
         error = ServingError(Code.TOO_LARGE, f"the answer has {size} bytes, at most {self._max_frame_bytes} may be sent")
         return message(method.name, REPLY, sequence, method.result(error=codec.serving_error(error, "")))
 
-    def too_large(self, head: memoryview, size: int) -> list[bytes]:
+    def too_large(self, head: Buffer, size: int) -> Sequence[Buffer]:
         """The reply to a frame over the limit, of which `head` are the first bytes."""
         name, sequence = _call(Reader(head))
         method = self._methods.get(name)

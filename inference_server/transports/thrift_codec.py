@@ -21,6 +21,7 @@ from idl.messages import (
 )
 from idl.thrift_schema import schema
 from inference_server.transports.guard import check_count
+from inference_server.transports.thrift_infer import text_of
 
 
 def infer_request(request: Any, deadline: float) -> InferRequest:
@@ -45,14 +46,8 @@ def infer_response(response: InferResponse, request_id: str | None) -> Any:
         model_version=response.model_version,
         id=request_id or "",
         outputs=[schema.Tensor(name=t.name, datatype=t.datatype, shape=t.shape, data=t.data) for t in response.outputs],
-        parameters={name: _text(value) for name, value in response.parameters.items()},
+        parameters={name: text_of(value) for name, value in response.parameters.items()},
     )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
 
 
 def server_metadata(metadata: ServerMetadata) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from idl.codes import Code, ServingError
 from idl.thrift_schema import METHODS, schema
 from inference_server.transports import thrift_codec as codec
-from inference_server.transports.framed_server import FramedServer
+from inference_server.transports.framed_server import FramedServer, MakeShortcut
 from inference_server.transports.guard import Token
 from inference_server.transports.thrift_calls import Dispatcher
 from inference_server.types import Inference
@@ -85,6 +85,7 @@ class ThriftServer:
         idle_timeout_s: float = 600.0,
         max_connections: int = 4096,
         send_timeout_s: float = SEND_TIMEOUT_S,
+        shortcut: MakeShortcut | None = None,
     ) -> None:
         verbs = Verbs(inference, default_timeout_s)
         methods = {name: getattr(verbs, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()) for name in METHODS}
@@ -96,6 +97,7 @@ class ThriftServer:
             idle_timeout_s=idle_timeout_s,
             send_timeout_s=send_timeout_s,
             max_connections=max_connections,
+            shortcut=shortcut,
         )
 
     @property

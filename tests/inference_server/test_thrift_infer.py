@@ -23,6 +23,7 @@ REQUESTS = st.builds(
     id=st.none() | TEXT,
     inputs=st.none() | TENSORS,
     outputs=st.none() | st.lists(TEXT, max_size=3),
+    parameters=st.none() | st.dictionaries(TEXT, TEXT, max_size=3),
     timeout_ms=st.none() | st.integers(-(2**31), 2**31 - 1),
     token=st.none() | TEXT,
     traceparent=st.none() | TEXT,
@@ -74,7 +75,7 @@ def test_what_is_damaged_is_declined_or_read_as_the_general_reader_does(
 @pytest.mark.parametrize(
     "request_",
     [
-        schema.InferRequest(model_name="m", parameters={"a": "b"}),
+        schema.InferRequest(parameters={str(number): "" for number in range(65)}),
         schema.InferRequest(inputs=[schema.Tensor(name="x", shape=[1] * 9)]),
         schema.InferRequest(inputs=[schema.Tensor()] * 65),
         schema.InferRequest(outputs=["y"] * 65),
