@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.metrics import Metrics
 from tests.gateway.conftest import ROOT
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -79,3 +82,58 @@ def test_workers_are_added_up_and_one_that_died_is_continued(tmp_path: Path) -> 
     assert value(samples, "request_seconds_count", **labels) == 12
     assert value(samples, "requests_in_flight") == 2, "its successor has forgotten that request: one each is in flight"
     assert len(list(tmp_path.iterdir())) == 2, "and has left no further files"
+
+
+def test_threads_do_not_lose_counts(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 1)
+
+    def count() -> None:
+        for _ in range(5000):
+            metrics.begin()
+            metrics.end("/livez", "GET", 200, 0.01)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    samples = parse(metrics.render().decode())
+    assert value(samples, "requests_total", endpoint="/livez", method="GET", status="200") == 40_000
+    assert value(samples, "requests_in_flight") == 0
+
+
+def test_buckets_and_what_is_withdrawn(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 3)
+    for seconds in (0.0005, 0.001, 0.3, 1000.0):
+        metrics.begin()
+        metrics.end("/livez", "GET", 200, seconds)
+    metrics.begin()
+    metrics.withdraw()
+    samples = parse(metrics.render().decode())
+    bounds = {"0.001": 2, "0.25": 2, "0.5": 3, "60.0": 3, "+Inf": 4}
+    for bound, count in bounds.items():
+        assert value(samples, "request_seconds_bucket", endpoint="/livez", method="GET", le=bound) == count
+    assert value(samples, "request_seconds_sum", endpoint="/livez", method="GET") == pytest.approx(1000.3015)
+    assert value(samples, "requests_in_flight") == 0
+
+
+def test_a_file_that_is_full_counts_on(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 1)
+    for number in range(3000):
+        metrics.begin()
+        metrics.end(f"/route/{number}", "GET", 200, 0.01)
+    metrics.begin()
+    metrics.end("/" + "long" * 100, "GET", 200, 0.01)
+    samples = parse(metrics.render().decode())
+    counts = {labels: count for (name, labels), count in samples.items() if name == "outboard_gateway_requests_total"}
+    assert sum(counts.values()) == 3001
+    assert counts[frozenset({("endpoint", "other"), ("method", "other"), ("status", "other")})] > 900
+
+
+def test_what_is_no_counters_file_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "worker-1.cells").write_bytes(b"half")
+    metrics = Metrics(tmp_path, 2)
+    metrics.begin()
+    metrics.end("/livez", "GET", 200, 0.01)
+    assert value(parse(metrics.render().decode()), "requests_total", endpoint="/livez", method="GET", status="200") == 1
+    assert value(parse(Metrics(tmp_path, 1).render().decode()), "requests_total", endpoint="/livez", method="GET", status="200") == 1

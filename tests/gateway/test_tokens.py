@@ -3,15 +3,18 @@
 import base64
 import json
 import logging
+from collections.abc import Iterator
 
 import jwt
 import pytest
 from flask.testing import FlaskClient
 
+from gateway import build_services
 from gateway.context import Services
-from gateway.operations.tokens import AUDIENCE, ISSUER
+from gateway.operations.tokens import AUDIENCE, ISSUER, REMEMBER_S
 from gateway.settings import Settings
-from tests.gateway.conftest import PASSWORD, SetClock
+from idl.codes import Code, ServingError
+from tests.gateway.conftest import PASSWORD, SetClock, unreachable_models
 
 WRONG = "wrong wrong wrong"
 Body = dict[str, str]
@@ -186,7 +189,6 @@ def test_successes_are_never_throttled(client: FlaskClient) -> None:
 
 def test_one_address_cannot_try_many_users(services: Services, time_of_day: SetClock) -> None:
     from gateway.operations.throttle import Throttle
-    from idl.codes import ServingError
 
     throttle = Throttle(services.storage, services.settings)
     for number in range(50):
@@ -200,7 +202,6 @@ def test_one_address_cannot_try_many_users(services: Services, time_of_day: SetC
 
 def test_one_ipv6_customer_is_one_address(services: Services, time_of_day: SetClock) -> None:
     from gateway.operations.throttle import Throttle
-    from idl.codes import ServingError
 
     throttle = Throttle(services.storage, services.settings)
     for number in range(5):
@@ -232,3 +233,97 @@ def test_no_secret_is_logged_or_kept_in_clear(client: FlaskClient, settings: Set
     assert len(caplog.records) >= 4
     for secret in secrets:
         assert secret not in logged and secret.encode() not in kept
+
+
+class TestRemembering:
+    """A token that was checked is not checked again for a moment; what ends it is seen at once all the same."""
+
+    @pytest.fixture
+    def others(self, settings: Settings, services: Services, time_of_day: SetClock) -> Iterator[Services]:
+        """Another process's services on the same state."""
+        made = build_services(settings, unreachable_models(settings), now=time_of_day)
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def token(self, services: Services, ann: None) -> str:
+        issued = services.tokens.sign_in("ann", PASSWORD, "10.0.0.1").access_token
+        services.tokens.authenticate(issued)
+        return issued
+
+    def is_good(self, services: Services, token: str) -> bool:
+        try:
+            return services.tokens.authenticate(token).name == "ann"
+        except ServingError as error:
+            assert error.code is Code.UNAUTHENTICATED
+            return False
+
+    def test_for_a_moment_only(self, services: Services, token: str, time_of_day: SetClock) -> None:
+        with services.storage.database.write() as db:  # as no verb does it: nobody is told
+            db.execute("update sessions set revoked_at = '2026'")
+        assert self.is_good(services, token)
+        assert services.tokens.recall(token) is not None
+        time_of_day.advance(-1)
+        assert not self.is_good(services, token), "a clock that was set back ends it, too"
+        time_of_day.advance(REMEMBER_S + 1)
+        assert not self.is_good(services, token)
+
+    def test_half_the_moment_is_told_apart(self, services: Services, token: str, time_of_day: SetClock) -> None:
+        assert services.tokens.recall(token) == (services.tokens.authenticate(token), True)
+        time_of_day.advance(REMEMBER_S / 2)
+        assert services.tokens.recall(token) == (services.tokens.authenticate(token), False)
+        time_of_day.advance(REMEMBER_S / 2)
+        assert services.tokens.recall(token) is None
+        assert services.tokens.recall("nobody's") is None
+
+    def test_not_beyond_its_expiry(self, services: Services, settings: Settings, token: str, time_of_day: SetClock) -> None:
+        time_of_day.advance(settings.access_token_ttl_s - 1)
+        assert self.is_good(services, token)
+        time_of_day.advance(1)
+        assert not self.is_good(services, token)
+
+    def test_a_sign_out_elsewhere(self, services: Services, others: Services, token: str) -> None:
+        others.tokens.sign_out(others.tokens.authenticate(token))
+        assert not self.is_good(services, token) and not self.is_good(others, token)
+
+    def test_a_stolen_refresh_token_elsewhere(self, services: Services, others: Services, ann: None) -> None:
+        first = services.tokens.sign_in("ann", PASSWORD, "10.0.0.1")
+        second = services.tokens.refresh(first.refresh_token)
+        assert self.is_good(services, second.access_token)
+        with pytest.raises(ServingError):
+            others.tokens.refresh(first.refresh_token)
+        assert not self.is_good(services, second.access_token)
+
+    def test_a_changed_password_elsewhere(self, services: Services, others: Services, token: str) -> None:
+        account = others.storage.users.by_name("ann")
+        assert account is not None
+        others.storage.users.set_password(account.id, "another hash", others.users._now(), keep_session="")
+        assert not self.is_good(services, token)
+
+    def test_a_deleted_account_elsewhere(self, services: Services, others: Services, token: str) -> None:
+        account = others.storage.users.by_name("ann")
+        assert account is not None
+        others.storage.users.delete(account.id, others.users._now())
+        assert not self.is_good(services, token)
+
+    def test_only_where_changes_can_be_seen(self, settings: Settings, time_of_day: SetClock, caplog: pytest.LogCaptureFixture) -> None:
+        settings.state_dir.mkdir(parents=True)
+        (settings.state_dir / "principals").mkdir()  # a folder where the file should be
+        services = build_services(settings, unreachable_models(settings), now=time_of_day)
+        try:
+            services.users.register("ann", PASSWORD)
+            issued = services.tokens.sign_in("ann", PASSWORD, "")
+            assert self.is_good(services, issued.access_token) and services.tokens.recall(issued.access_token) is None
+            services.tokens.sign_out(services.tokens.authenticate(issued.access_token))
+            assert not self.is_good(services, issued.access_token)
+            assert [record.getMessage() for record in caplog.records].count("mark_unusable") == 1
+        finally:
+            services.close()
+
+    def test_not_without_bound(self, services: Services, token: str) -> None:
+        issued = [services.tokens._issued(services.tokens.authenticate(token), "x").access_token for _ in range(20)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gateway.operations.tokens._MOST_REMEMBERED", 8)
+            for each in issued:
+                assert self.is_good(services, each)
+                assert len(services.tokens._checked) <= 8

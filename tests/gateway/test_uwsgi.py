@@ -277,6 +277,15 @@ def ask_event_loop(gateway: Gateway, number: int) -> bytes:
         return sock.recv(1000)
 
 
+def test_the_master_only_imports(with_event_loops: Gateway) -> None:
+    """What it opened or started would be everybody's after the fork."""
+    master = Path("/proc") / str(with_event_loops.program.process.pid)
+    assert len(list((master / "task").iterdir())) == 1
+    opened = {str(link.readlink()) for link in (master / "fd").iterdir()}
+    files = {name for name in opened if name.startswith("/") and not name.startswith("/dev/")}
+    assert {Path(name).name for name in files} <= {"gateway.lock", "uwsgi-start.log"}, files
+
+
 def test_event_loops_that_have_no_model_host_decline(with_event_loops: Gateway) -> None:
     for number in range(with_event_loops.settings.hot_processes):
         assert b"X-Accel-Redirect: @gateway\r\n" in ask_event_loop(with_event_loops, number)
