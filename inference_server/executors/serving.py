@@ -284,10 +284,10 @@ class Executor:
     def _count(self, request: Waiting, times: _Times, now: int, sign: int) -> None:
         """A success; `sign` -1 takes it back."""
         cells = self._board.cells
+        cells[boards.RUNNING] -= sign  # first: what is inside when the process dies is counted as failed
+        cells[boards.FINISHED] += sign
         queue_ns = times.started - request.arrived_ns
         self._board.succeeded(now - request.arrived_ns, queue_ns, times.input_ns, times.compute_ns, times.output_ns, sign)
-        cells[boards.FINISHED] += sign
-        cells[boards.RUNNING] -= sign
         cells[boards.LAST_INFERENCE] = time.time_ns() // 1_000_000
 
     def _count_gone(self, request: Waiting, now: int) -> None:
@@ -310,11 +310,12 @@ class Executor:
         """The answer to a request that was in the queue or in the model."""
         now = time.monotonic_ns()
         request.connection.request = None
-        if request.gone or not self._send_error(request.connection, request.sequence, error):
+        if request.gone:
             self._count_gone(request, now)
             return
-        self._board.failed(error.code.value, now - request.arrived_ns)
         self._finished(request)
+        self._board.failed(error.code.value, now - request.arrived_ns)
+        self._send_error(request.connection, request.sequence, error)
 
     def _refuse_frame(self, connection: Connection, frame: lane.Frame, error: ServingError) -> None:
         """The answer to a request that never came into the queue."""
