@@ -119,7 +119,11 @@ def answer(
         text = name.encode()
         parts += (b"\x1a", varint(len(text)), text)
     for key, value in parameters.items():
-        parts.append(_parameter(key, value))
+        if type(value) is int and 0 <= value < 1 << 14:
+            number = _VARINTS[value]
+            parts += (_int_parameter(key, len(number)), number)
+        else:
+            parts.append(_parameter(key, value))
     parts.append(outputs)
     for data in contents:
         parts += (b"\x32", varint(len(data)), data)
@@ -150,6 +154,13 @@ def _text(tag: int, text: str) -> bytes:
     """A field that is not there where it is empty."""
     data = text.encode()
     return bytes((tag,)) + varint(len(data)) + data if data else b""
+
+
+@lru_cache(maxsize=512)
+def _int_parameter(key: str, size: int) -> bytes:
+    """What comes before the varint, of `size` bytes, of an entry that is a whole number."""
+    name = _key(key)
+    return b"".join((b"\x22", varint(len(name) + 3 + size), name, b"\x12", varint(1 + size), b"\x10"))
 
 
 def _parameter(key: str, value: Any) -> bytes:
