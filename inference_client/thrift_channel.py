@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from idl import thrift_binary
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse
+from inference_client import thrift_infer
 from inference_client.addresses import Address
 from inference_client.channel import Lost, Unreachable, Verb, too_large
 from inference_client.deadline import Deadline
@@ -41,6 +42,7 @@ class ThriftChannel:
         self._pool = Pool(address, connect_timeout_s, max_connections)
         self._token = token
         self._max_bytes = max_message_bytes
+        self._replies = thrift_infer.Replies()
 
     def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
         codec = CODECS.get(verb.name)
@@ -67,7 +69,7 @@ class ThriftChannel:
             parts = self._encode(connection, name, codec, request, deadline)
             healthy = False
             frame = connection.exchange(parts, deadline, self._max_bytes)
-            outcome = _decode(frame, name, connection.sequence, codec, request)
+            outcome = self._outcome(frame, name, connection.sequence, codec, request)
             healthy = True
         finally:
             self._pool.give_back(connection, healthy=healthy)
@@ -79,12 +81,28 @@ class ThriftChannel:
         connection.sequence = (connection.sequence + 1) % _SEQUENCES
         timeout_ms = max(1, int(deadline.left() * 1000))
         try:
-            arguments = ARGUMENTS[name](request=codec.encode(request, self._token, timeout_ms))
-            parts = thrift_binary.message(name, thrift_binary.CALL, connection.sequence, arguments)
+            parts: Sequence[bytes | memoryview]
+            if isinstance(request, InferRequest):
+                parts = thrift_infer.write(request, self._token, timeout_ms, connection.sequence)
+            else:
+                arguments = ARGUMENTS[name](request=codec.encode(request, self._token, timeout_ms))
+                parts = thrift_binary.message(name, thrift_binary.CALL, connection.sequence, arguments)
         except (struct.error, ValueError, TypeError, AttributeError) as error:
             raise ServingError(Code.INVALID_INPUT, f"the request cannot be written as Thrift: {error}") from None
         self._check_size(sum(map(len, parts)) - 4)
         return parts
+
+    def _outcome(self, frame: memoryview, name: str, sequence: int, codec: Codec, request: Any) -> Any:
+        """As `_decode`."""
+        if not isinstance(request, InferRequest):
+            return _decode(frame, name, sequence, codec, request)
+        reply = self._replies.read(frame, sequence)
+        if reply is not None and (not request.id or reply.id == request.id):
+            return reply
+        outcome = _decode(frame, name, sequence, codec, request)
+        if isinstance(outcome, InferResponse):
+            self._replies.remember(frame, outcome)
+        return outcome
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:

@@ -23,9 +23,9 @@ from idl.messages import (
 from idl.thrift_schema import Inference, schema
 from inference_client.channel import ModelName, RepositoryChange
 
-_TIMES = ("queue_us", "compute_us")
+TIMES = ("queue_us", "compute_us")
 """Parameters of a reply that are integers in the contract's values; Thrift's map has text only."""
-_MAX_TIMEOUT_MS = 2**31 - 1
+MAX_TIMEOUT_MS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _encode_infer(request: InferRequest, token: str, timeout_ms: int) -> Any:
         inputs=[schema.Tensor(name=t.name, datatype=t.datatype, shape=t.shape, data=t.data) for t in request.inputs],
         outputs=list(request.outputs),
         parameters=_texts(request.parameters),
-        timeout_ms=min(timeout_ms, _MAX_TIMEOUT_MS),
+        timeout_ms=min(timeout_ms, MAX_TIMEOUT_MS),
         token=token,
         traceparent=request.traceparent,
     )
@@ -65,7 +65,7 @@ def _encode_infer(request: InferRequest, token: str, timeout_ms: int) -> Any:
 
 def _decode_infer(reply: Any) -> InferResponse:
     parameters: dict[str, Any] = dict(reply.parameters or {})
-    for name in _TIMES:
+    for name in TIMES:
         if name in parameters:
             parameters[name] = int(parameters[name])
     return InferResponse(

@@ -4,7 +4,9 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from inference_client.addresses import Address
 from inference_client.channel import Lost, Unreachable, too_large
 from inference_client.deadline import Deadline, passed
 
+Taken = TypeVar("Taken")
+
 _LENGTH = struct.Struct(">I")
 _FIRST_READ = 64 * 1024
 """Bytes asked for at first: a small reply arrives with one system call."""
@@ -20,6 +24,11 @@ _JOIN_BELOW = 16 * 1024
 """Parts smaller than this are joined before sending, larger ones are sent from where they lie."""
 _MAX_PARTS = 512
 """Buffers for one system call, below IOV_MAX."""
+
+
+_SLICE_S = 1.0
+_SLICE = struct.pack("ll", int(_SLICE_S), 0)
+"""A wait looks at the clock this often. Python's own time-outs cost two more system calls for each of ours."""
 
 
 class NothingSent(Exception):
@@ -42,6 +51,8 @@ class Connection:
             raise Unreachable("no answer to the connection") from None
         except OSError as error:
             raise Unreachable((error.strerror or "the name is not known").lower()) from None
+        self._socket.setblocking(True)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SLICE)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self.fresh = True
@@ -72,8 +83,11 @@ class Connection:
         sent_any = False
         try:
             while buffers:
-                self._socket.settimeout(deadline.left())
-                sent = self._socket.sendmsg(buffers[:_MAX_PARTS])
+                try:
+                    sent = self._send_some(buffers)
+                except BlockingIOError:
+                    self._wait_to_send(deadline)
+                    continue
                 sent_any = True
                 while buffers and sent >= len(buffers[0]):
                     sent -= len(buffers.pop(0))
@@ -85,6 +99,29 @@ class Connection:
             if not sent_any:
                 raise NothingSent from None
             raise _broken(error) from None
+
+    def _send_some(self, buffers: list[bytes | memoryview]) -> int:
+        if len(buffers) == 1:
+            return self._socket.send(buffers[0], socket.MSG_DONTWAIT)
+        return self._socket.sendmsg(buffers[:_MAX_PARTS], (), socket.MSG_DONTWAIT)
+
+    def _wait_to_send(self, deadline: Deadline) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        if not poll.poll(deadline.left() * 1000):
+            raise TimeoutError
+
+    def _waiting(self, deadline: Deadline, take: Callable[[], Taken]) -> Taken:
+        """What `take` receives, which returns without it after a slice of the wait. Raises TimeoutError."""
+        end = time.monotonic() + deadline.left()
+        while True:
+            left = end - time.monotonic()
+            if left < _SLICE_S and not self._poll.poll(max(left, 0) * 1000):
+                raise TimeoutError
+            try:
+                return take()
+            except BlockingIOError:
+                continue  # a slice of the wait is over
 
     def _receive(self, deadline: Deadline, max_bytes: int) -> memoryview:
         head = self._some(deadline)
@@ -102,19 +139,20 @@ class Connection:
         frame = np.empty(length, np.uint8).data
         frame[:have] = head[4:]
         while have < length:
-            self._socket.settimeout(deadline.left())
-            received = self._socket.recv_into(frame[have:])
+            received = self._waiting(deadline, partial(self._socket.recv_into, frame[have:]))
             if not received:
                 raise _broken(None)
             have += received
         return frame
 
     def _some(self, deadline: Deadline) -> bytes:
-        self._socket.settimeout(deadline.left())
-        data = self._socket.recv(_FIRST_READ)
+        data = self._waiting(deadline, self._recv)
         if not data:
             raise _broken(None)
         return data
+
+    def _recv(self) -> bytes:
+        return self._socket.recv(_FIRST_READ)
 
     def close(self) -> None:
         self._socket.close()
@@ -153,6 +191,9 @@ def _open(family: int, target: object, timeout_s: float) -> socket.socket:
 
 def _joined(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """The same bytes in few buffers, none of them empty."""
+    if sum(map(len, parts)) < _JOIN_BELOW:
+        whole = b"".join(parts)
+        return [whole] if whole else []
     buffers: list[bytes | memoryview] = []
     small: list[bytes | memoryview] = []
     for part in parts:

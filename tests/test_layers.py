@@ -22,7 +22,7 @@ ROOMS = {
         ["dispatcher"],
         ["lane_channel", "thrift_channel", "grpc_channel"],
         ["thrift_pool"],
-        ["thrift_connection"],
+        ["thrift_connection", "thrift_infer"],
         ["thrift_codec", "grpc_codec", "grpc_status", "result"],
         ["hosts"],
         ["channel"],

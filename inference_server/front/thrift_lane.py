@@ -39,7 +39,7 @@ class ThriftLane:
         self._lanes = Lanes(loop, configuration.max_message_bytes)
         self._token = Token(configuration.token)
         self._default_timeout_s = configuration.default_timeout_s
-        self._layouts = thrift_layouts.Layouts()
+        self._layouts = thrift_layouts.Calls()
         self._calls = Calls(
             Routes(configuration.run_dir),
             self._lanes,

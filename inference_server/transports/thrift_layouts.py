@@ -1,18 +1,17 @@
 """ModelInfer's frames by their layout: what a caller sends over and over is taken apart in one step, and so is its answer put together.
 
-Frames of one caller differ in a few places only: the sequence number, the id, the time left, the tensors' bytes. What lies between those
-places is remembered with what it says; a frame that has the same bytes there says the same, lengths included. A frame that is laid out
-in another way is read by `thrift_infer`, and remembered; a test holds both to the same values and bytes.
+Frames of one caller differ in the sequence number, the id, the time left, the tensors' bytes. One that is laid out in a way not seen
+before is read by `thrift_infer`, and remembered; a test holds both to the same values and bytes.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from idl import lane as frames
 from idl.lane import LaneError
+from idl.layouts import Layouts
 from idl.thrift_binary import CALL, VERSION_1
 from inference_server.transports import thrift_infer
 from inference_server.transports.framing import Buffer
@@ -21,10 +20,6 @@ from inference_server.transports.thrift_infer import DATA, ID, TIMEOUT, TOKEN, T
 _U32: Final = struct.Struct(">I")
 _CALL: Final = _U32.pack(VERSION_1 | CALL) + _U32.pack(10) + b"ModelInfer"
 _ARGUMENTS: Final = len(_CALL) + 4
-_REMEMBERED_BYTES: Final = 64 * 1024
-"""A larger frame is read each time, so that its tensors need not be copied out of it."""
-_FIXED_BYTES: Final = 4096
-_LAYOUTS, _OF_ONE_SIZE = 512, 8
 
 
 class Described(NamedTuple):
@@ -49,52 +44,28 @@ class Call(NamedTuple):
     traceparent: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
-    """`pieces` cuts a frame into what is `fixed` and what differs, in turns."""
+class _Places(NamedTuple):
+    """Which of the differing pieces is what; 0, the sequence number's, where there is none."""
 
     described: Described
-    pieces: struct.Struct
-    fixed: tuple[bytes, ...]
     contents: tuple[int, ...]
-    """Which of the differing pieces; -1 where there is none."""
     id: int
     timeout: int
     token: int
     traceparent: int
 
-    def take(self, frame: Buffer) -> Call | None:
-        """None where the frame is laid out in another way. Raises UnicodeDecodeError."""
-        pieces = self.pieces.unpack(frame)
-        if pieces[::2] != self.fixed:
-            return None
-        parts = pieces[1::2]
-        return Call(
-            self.described,
-            parts[0],
-            [parts[index] for index in self.contents],
-            str(parts[self.id], "utf-8") if self.id > 0 else "",
-            int.from_bytes(parts[self.timeout], "big", signed=True) if self.timeout > 0 else 0,
-            str(parts[self.token], "utf-8") if self.token > 0 else "",
-            str(parts[self.traceparent], "utf-8") if self.traceparent > 0 else "",
-        )
 
-
-class Layouts:
-    """The layouts seen last. Not thread-safe."""
+class Calls:
+    """Takes ModelInfer frames apart. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: dict[int, list[_Layout]] = {}
-        self._count = 0
+        self._layouts: Layouts[_Places] = Layouts()
 
     def read(self, frame: Buffer) -> Call | None:
         """None for what is no ModelInfer, is laid out in an unusual way, or does not fit the lane: the general reader knows."""
         try:
-            for layout in self._known.get(len(frame), ()):
-                call = layout.take(frame)
-                if call is not None:
-                    return call
-            return self._survey(frame)
+            found = self._layouts.find(frame)
+            return _call(*found) if found is not None else self._survey(frame)
         except (struct.error, TypeError, ValueError):
             return None
 
@@ -110,41 +81,25 @@ class Layouts:
         inputs = [(tensor.name or "", tensor.datatype or "", tuple(tensor.shape or ()), len(tensor.data)) for tensor in tensors]
         head, offsets, size = frames.pack_head(inputs, tuple(request.outputs or ()), request.parameters or {})
         described = Described(request.model_name or "", request.model_version or "", head, offsets, size)
-        if len(frame) <= _REMEMBERED_BYTES:
-            self._remember(bytes(frame), described, marks, contents, places)
-        return Call(
-            described,
-            bytes(frame[len(_CALL) : _ARGUMENTS]),
-            [tensor.data for tensor in tensors],
-            request.id or "",
-            request.timeout_ms or 0,
-            request.token or "",
-            request.traceparent or "",
-        )
+        where = [places.get(name, 0) for name in (ID, TIMEOUT, TOKEN, TRACEPARENT)]
+        spans = [(len(_CALL), _ARGUMENTS), *((begin, end) for begin, end, _ in marks)]
+        self._layouts.remember(frame, spans, _Places(described, contents, *where))
+        sequence, data = bytes(frame[len(_CALL) : _ARGUMENTS]), [tensor.data for tensor in tensors]
+        rest = request.id or "", request.timeout_ms or 0, request.token or "", request.traceparent or ""
+        return Call(described, sequence, data, *rest)
 
-    def _remember(
-        self, frame: bytes, described: Described, marks: thrift_infer.Marks, contents: tuple[int, ...], places: Mapping[str, int]
-    ) -> None:
-        fixed, sizes, end = [], [], 0
-        for begin, stop in [(len(_CALL), _ARGUMENTS), *((begin, stop) for begin, stop, _ in marks)]:
-            fixed.append(frame[end:begin])
-            sizes += [begin - end, stop - begin]
-            end = stop
-        fixed.append(frame[end:])
-        sizes.append(len(frame) - end)
-        if sum(map(len, fixed)) > _FIXED_BYTES:
-            return
-        if self._count >= _LAYOUTS:
-            self._known.clear()
-            self._count = 0
-        pieces = struct.Struct("".join(f"{size}s" for size in sizes))
-        where = [places.get(name, -1) for name in (ID, TIMEOUT, TOKEN, TRACEPARENT)]
-        same_size = self._known.setdefault(len(frame), [])
-        if len(same_size) >= _OF_ONE_SIZE:
-            same_size.pop()
-            self._count -= 1
-        same_size.insert(0, _Layout(described, pieces, tuple(fixed), contents, *where))
-        self._count += 1
+
+def _call(places: _Places, pieces: tuple[bytes, ...]) -> Call:
+    described, contents, name, timeout, token, traceparent = places
+    return Call(
+        described,
+        pieces[0],
+        [pieces[index] for index in contents],
+        pieces[name].decode() if name else "",
+        int.from_bytes(pieces[timeout], "big", signed=True) if timeout else 0,
+        pieces[token].decode() if token else "",
+        pieces[traceparent].decode() if traceparent else "",
+    )
 
 
 class Answers(NamedTuple):
