@@ -21,7 +21,7 @@ ROOMS = {
         ["client"],
         ["dispatcher"],
         ["lane_channel", "thrift_channel", "grpc_channel"],
-        ["thrift_pool"],
+        ["thrift_pool", "lane_arrays"],
         ["thrift_connection", "thrift_infer"],
         ["thrift_codec", "grpc_codec", "grpc_status", "result"],
         ["hosts"],
