@@ -15,7 +15,8 @@ from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 log = logging.getLogger("outboard.server")
 
 KINDS = ("auto", "nginx", "grpcio")
-_MOST_PROCESSES = 2
+_MOST_PROCESSES = 4
+_CORES_PER_PROCESS = 4
 
 
 Plain = Callable[[Sequence[str], MakeShortcut | None], GrpcServer]
@@ -90,5 +91,5 @@ class GrpcFront:
 
 
 def default_processes() -> int:
-    """One process serves as many requests as an executor on a core of its own can take."""
-    return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // 2))
+    """One for every four cores: it keeps nginx on one core and executors on two busy. A second one on two cores gained nothing."""
+    return max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) // _CORES_PER_PROCESS))
