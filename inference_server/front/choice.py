@@ -81,7 +81,11 @@ class GrpcFront:
 
     def _start_plain(self, reason: str) -> None:
         self._serving = plain = self._plain(self._addresses, partial(Direct, self._configuration))
-        plain.start()
+        try:
+            plain.start()
+        except BaseException:
+            plain.stop(0)
+            raise
         log.info("gRPC is served", extra={"fields": {"front": "grpcio", "reason": reason}})
 
     def stop(self, grace_s: float) -> None:

@@ -28,6 +28,7 @@ _MOST_FAILURES = 3
 _MARGIN_S = 2.0
 """What nginx gets beyond its own time-out for calls in flight."""
 _BACKLOG = 4096
+_LONGEST_SOCKET_PATH = 107
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
 """HTTP/2's preface and empty settings: a server answers with settings of its own."""
 
@@ -88,6 +89,9 @@ class FrontedServer:
             raise
 
     def _start(self) -> None:
+        longest = max(len(os.fsencode(self._path(name))) for name in ("grpcio", *self._fronts))
+        if longest > _LONGEST_SOCKET_PATH:
+            raise CannotStart(errno.ENAMETOOLONG, f"{self._folder} is too long a path: {longest} bytes for a unix socket in it")
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = only_ours(self._folder / "lock")
         self._closers.callback(os.close, lock)
@@ -161,11 +165,10 @@ def listen(address: str) -> socket.socket:
         if address.startswith("unix:"):
             return _listen_unix(Path(address.removeprefix("unix:")))
         host, _, port = address.rpartition(":")
-        host = host.strip("[]")
         if not port.isdecimal():
             raise OSError(errno.EINVAL, "neither host:port nor unix:/path")
-        family, *_ = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(error.errno, f"gRPC cannot listen on {address}: {error.strerror}") from error
 

@@ -56,7 +56,7 @@ def serving(engine: Engine, zygote: Zygote, kind: str, **said: Any) -> Iterator[
     names = ("token", "max_message_bytes", "default_timeout_s")
     configuration = Configuration(run_dir=str(zygote.run_dir), log_level="debug", **{name: wanted[name] for name in names})
     rest = {name: wanted[name] for name in ("addresses", "processes", "drain_timeout_s")}
-    rest["folder"] = Path(tempfile.mkdtemp(dir=zygote.run_dir))
+    rest["folder"] = said.get("folder") or Path(tempfile.mkdtemp(dir=zygote.run_dir))
     front = GrpcFront(kind, plain, configuration, **rest)
     front.start()
     try:

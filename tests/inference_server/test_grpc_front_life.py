@@ -209,18 +209,20 @@ def test_where_nginx_does_not_start_auto_goes_without_and_nginx_says_why(
         assert isinstance(front._serving, GrpcServer) and double(stub) == [2, 4]
 
 
-def test_a_folder_that_nginx_cannot_be_told_is_no_reason_to_fail(engine: Engine, zygote: Zygote, tmp_path: Path) -> None:
-    odd = tmp_path / "a $folder"
-    odd.mkdir()
-    front = None
-    with serving(engine, zygote, "auto") as like:
-        front = GrpcFront(
-            "auto", like._plain, like._configuration, addresses=("127.0.0.1:0",), processes=1, drain_timeout_s=5, folder=odd / "front"
-        )
-        front.start()
-        with calling(front) as (stub, _):
-            assert isinstance(front._serving, GrpcServer) and double(stub) == [2, 4]
-        front.stop(1)
+@pytest.mark.parametrize("name", ["a $folder", "f" * 100])
+def test_a_folder_that_does_not_suit_is_no_reason_to_fail(engine: Engine, zygote: Zygote, tmp_path: Path, name: str) -> None:
+    with serving(engine, zygote, "auto", folder=tmp_path / name) as front, calling(front) as (stub, _):
+        assert isinstance(front._serving, GrpcServer) and double(stub) == [2, 4]
+    with pytest.raises(CannotStart), serving(engine, zygote, "nginx", folder=tmp_path / name):
+        pass
+
+
+def test_addresses_of_the_newer_internet_protocol(engine: Engine, zygote: Zygote) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with serving(engine, zygote, "nginx", addresses=("[::1]:0",)) as front, grpc.insecure_channel(f"[::1]:{front.ports[0]}") as channel:
+        method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", response_deserializer=pb.ModelInferResponse.FromString)
+        assert floats(method(ask("double", [[1.0, 2.0]]).SerializeToString(), timeout=20)) == [2, 4]
 
 
 def test_what_an_earlier_server_left_in_the_folder_is_ended(engine: Engine, zygote: Zygote, tmp_path: Path) -> None:
