@@ -224,5 +224,10 @@ def _outstanding(pool: LanePool) -> int:
 
 def response(request: InferRequest, version: str, answer: LaneAnswer) -> InferResponse:
     """The contract's answer, made of an executor's."""
-    parameters = {**answer.parameters, "queue_us": answer.queue_ns // 1000, "compute_us": answer.compute_ns // 1000}
+    parameters = timed(answer.parameters, answer.queue_ns, answer.compute_ns)
     return InferResponse(request.model_name, version, request.id, answer.outputs, parameters)
+
+
+def timed(parameters: Mapping[str, Any], queue_ns: int, compute_ns: int) -> dict[str, Any]:
+    """A backend's parameters, and where the time went."""
+    return {**parameters, "queue_us": queue_ns // 1000, "compute_us": compute_ns // 1000}

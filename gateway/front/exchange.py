@@ -2,10 +2,10 @@
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway import observation, wsgi_request
+from gateway import observation
 from gateway.context import Services
 from gateway.errors import STATUS, internal, problem
 from gateway.front import heads
@@ -14,14 +14,15 @@ from gateway.front.heads import DECLINED, Head
 from gateway.front.known import Known
 from gateway.hot_routes import PREDICTIONS, Target
 from gateway.operations import inference, v2_inference
-from gateway.operations.inference import Call
-from gateway.operations.v2_inference import Answer, Asked
+from gateway.operations.v2_inference import Answer
+from gateway.operations.v2_messages import InferBody
 from idl import lane as frames
 from idl.codes import Code, ServingError
 from idl.lane import Frame, LaneError
-from idl.lane_calls import REPLY_GRACE_S, ExecutorGone, LaneAnswer, Moved
+from idl.lane_calls import REPLY_GRACE_S, ExecutorGone, Moved
 from idl.lane_loop import Failure, Lane, Lanes
-from idl.lane_routes import Route, Routes, response
+from idl.lane_routes import Route, Routes, timed
+from idl.messages import Tensor
 from idl.nginx_http import Buffer, Connection
 
 MOST_BYTES = 64 * 1024
@@ -43,6 +44,7 @@ class Exchanges:
         self.errands = errands
         self.running: set[Exchange] = set()
         self._known = Known(services, errands)
+        self._timeout_s = services.settings.request_timeout_s
 
     def parse(self, head: bytes) -> Head:
         return heads.parse(head)
@@ -55,32 +57,29 @@ class Exchanges:
             return None
         exchange = Exchange(self, caller, head, target, started)
         try:
-            call = self._allowed(head, target)
-            if call is None:
+            if not self._is_allowed(head, target):
                 caller.reply((DECLINED,))
                 return None
-            asked = v2_inference.read(self.services.models, call, target.model, target.version, bytes(body), head.fields.heads.length)
+            asked = v2_inference.decode(bytes(body), head.fields.heads)
         except ServingError as error:
             exchange.refuse(error)
             return None
         except Exception as error:  # noqa: BLE001 - a request must not end the front
             exchange.refuse(error)
             return None
-        return exchange if exchange.ask(asked) else None
+        deadline = inference.earliest(time.monotonic() + self._timeout_s, asked)
+        return exchange if exchange.ask(asked, deadline) else None
 
-    def _allowed(self, head: Head, target: Target) -> Call | None:
-        """None where that is not known now. Raises unauthenticated."""
-        principal, authorization = None, head.fields.authorization
+    def _is_allowed(self, head: Head, target: Target) -> bool:
+        """False where that is not known now. Raises unauthenticated."""
+        authorization = head.fields.authorization
         if authorization is not None:
-            principal = self._known.principal(authorization)
-            if principal is None:
-                return None
-        else:
-            declaration = self._known.declaration(target)
-            if declaration is None:
-                return None
-            inference.require_public(declaration, target.model)
-        return wsgi_request.call(principal, head.request_id, self.services.settings.request_timeout_s, head.fields.traceparent)
+            return self._known.principal(authorization) is not None
+        declaration = self._known.declaration(target)
+        if declaration is None:
+            return False
+        inference.require_public(declaration, target.model)
+        return True
 
     def sweep(self, now: float) -> None:
         """Ends the exchanges that should have been answered before `now` (monotonic seconds)."""
@@ -90,8 +89,12 @@ class Exchanges:
 
 def _is_plain(head: Head) -> bool:
     """Whether the body is JSON, perhaps with tensors behind it, as it stands."""
-    length = head.fields.heads.length
-    return not head.fields.content_encoding and head.length > 0 and (length is None or length.strip("0") != "")
+    fields = head.fields
+    return not fields.content_encoding and fields.length > 0 and (fields.heads.length is None or not v2_inference.is_raw(fields.heads))
+
+
+def _packed(asked: InferBody) -> tuple[bytes, Sequence[tuple[int, Any]], int]:
+    return frames.pack_request(asked.inputs, tuple(asked.outputs), asked.parameters)
 
 
 class Exchange:
@@ -109,16 +112,15 @@ class Exchange:
         self._tries = 0
         self._over = False
         """Answered, or given up."""
-        self._asked: Asked | None = None
+        self._asked: InferBody | None = None
         self._lane: Lane | None = None
         self._route: Route | None = None
 
-    def ask(self, asked: Asked) -> bool:
+    def ask(self, asked: InferBody, deadline: float) -> bool:
         """Sends it to an executor; False where nginx was told instead that there is no answer here."""
-        request = asked.request
-        self._asked, self.deadline = asked, request.deadline or 0.0
+        self._asked, self.deadline = asked, deadline
         try:
-            packed = frames.pack_request(request.inputs, request.outputs, request.parameters)
+            packed = _packed(asked)
         except (struct.error, TypeError, ValueError):  # the workers know the words for it
             self._caller.reply((DECLINED,))
             return False
@@ -151,22 +153,23 @@ class Exchange:
         self._lane = None
         try:
             head = frames.unpack_head(frame.head)
-            answer = LaneAnswer(frames.unpack_tensors(head, frame.body), head.parameters, *frame.numbers)
+            outputs = frames.unpack_tensors(head, frame.body)
         except LaneError as error:
             lane.close()
             self.failed(error)
             return
         lane.give_back()
+        parameters = timed(head.parameters, frame.numbers[0], frame.numbers[2])
         if frame.body.nbytes > _LARGE_ANSWER:
-            self._front.errands.run(lambda: self._written(answer), self._finish)
+            self._front.errands.run(lambda: self._written(outputs, parameters), self._finish)
         else:
-            self._finish(self._written(answer))
+            self._finish(self._written(outputs, parameters))
 
-    def _written(self, answer: LaneAnswer) -> Answer | Exception:
+    def _written(self, outputs: Sequence[Tensor], parameters: Mapping[str, Any]) -> Answer | Exception:
         assert self._asked is not None and self._route is not None, "it was sent"
         try:
-            said = response(self._asked.request, self._route.version, answer)
-            return v2_inference.answer(said, self._asked.body, self._head.fields.heads.accept_encoding)
+            accept = self._head.fields.heads.accept_encoding
+            return v2_inference.answer(self._target.model, self._route.version, outputs, parameters, self._asked, accept)
         except Exception as error:  # noqa: BLE001 - the caller is owed an answer
             return error
 
@@ -194,8 +197,7 @@ class Exchange:
 
     def _again(self) -> None:
         assert self._asked is not None, "it was sent"
-        request = self._asked.request
-        self._send(*frames.pack_request(request.inputs, request.outputs, request.parameters))
+        self._send(*_packed(self._asked))
 
     def refuse(self, error: Exception) -> None:
         """Answers a request that was never sent."""

@@ -36,6 +36,7 @@ def main() -> None:
     logging.getLogger("gateway.front").info("gateway_front_ready", extra={"front": number, "pid": os.getpid()})
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)  # nothing that a request makes refers to itself
     # a loop that hangs, in native code even, ends: uWSGI starts another
     front.serve(lambda: faulthandler.dump_traceback_later(HANGS_S, exit=True, file=sys.stderr))
     services.close()

@@ -55,12 +55,15 @@ def require_operator(call: Call) -> None:
 
 def request(call: Call, model: str, version: str, body: InferBody) -> InferRequest:
     """What the model host gets of the open protocol's inference, under the caller's own id where it gave one."""
-    deadline = call.deadline
-    if body.timeout_us:
-        deadline = min(deadline, time.monotonic() + body.timeout_us / 1e6)
+    deadline = earliest(call.deadline, body)
     return InferRequest(
         model, body.inputs, version, body.id or call.request_id, tuple(body.outputs), body.parameters, deadline, call.traceparent
     )
+
+
+def earliest(deadline: float, body: InferBody) -> float:
+    """`deadline`, or the caller's own where that comes before."""
+    return min(deadline, time.monotonic() + body.timeout_us / 1e6) if body.timeout_us else deadline
 
 
 def predict(models: Models, call: Call, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]) -> InferResponse:

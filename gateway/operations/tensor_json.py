@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -38,6 +39,8 @@ _ALLOWED: Mapping[str, frozenset[type]] = {
 }
 """Datatype -> the types that its elements may have in a JSON document."""
 _decode = json.JSONDecoder().decode
+_SPACE = " \t\n\r"
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # what `decode` calls; typeshed does not list it
 _B64 = frozenset({"b64"})
 
 
@@ -50,7 +53,12 @@ def parse(body: bytes | memoryview) -> Any:
     if len(data) > MAX_CONTAINERS:
         _refuse_too_many(data)
     try:
-        return _decode(data.decode())
+        text = data.decode().rstrip(_SPACE)
+        try:
+            value, end = _scan(text, 0)
+        except StopIteration:
+            end = -1
+        return value if end == len(text) else _decode(text)  # which allows for space before it, and has words for what is wrong
     except RecursionError:
         raise invalid("the JSON is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -214,8 +222,17 @@ def to_flat(tensor: Tensor) -> Sequence[Any]:
     if datatype == "BF16" or datatype not in _FORMATS:
         found: Sequence[Any] = to_array(tensor).ravel().tolist()
         return found
-    tensors.check_size(tensor.name, datatype, tensor.shape, len(tensor.data))
-    return struct.unpack(f"<{len(tensor.data) // tensors.DTYPES[datatype].itemsize}{_FORMATS[datatype]}", tensor.data)
+    try:
+        return _contents(datatype, tensor.shape).unpack(tensor.data)
+    except struct.error:
+        tensors.check_size(tensor.name, datatype, tensor.shape, len(tensor.data))  # which names the tensor and both sizes
+        raise
+
+
+@lru_cache(maxsize=1024)
+def _contents(datatype: str, shape: tuple[int, ...]) -> struct.Struct:
+    """Raises invalid_input for a shape that cannot be."""
+    return struct.Struct(f"<{tensors.element_count('', shape)}{_FORMATS[datatype]}")
 
 
 def to_nested(tensor: Tensor) -> Any:

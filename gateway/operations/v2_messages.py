@@ -7,14 +7,14 @@ data" extension.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from gateway.operations import tensor_json
 from idl import tensors
 from idl.codes import Code, ServingError
-from idl.messages import InferResponse, ModelMetadata, Tensor
+from idl.messages import ModelMetadata, Tensor
 from idl.tensors import invalid
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -23,11 +23,11 @@ JSON_TYPE = "application/json"
 _spell = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one for each call
 _NOT_IN_JSON = ("FP16", "BF16")
 _WHOLE_NUMBERS = frozenset({int})
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
-@dataclass(frozen=True, slots=True)
-class InferBody:
+class InferBody(NamedTuple):
     """A request's body. `outputs`: name -> whether it is wanted as binary data, empty for every output; `binary`: the default.
 
     `parameters` are those that the model host should see. `timeout_us` is 0 without one.
@@ -35,9 +35,9 @@ class InferBody:
 
     inputs: tuple[Tensor, ...]
     id: str = ""
-    outputs: Mapping[str, bool] = field(default_factory=dict)
+    outputs: Mapping[str, bool] = _NONE
     binary: bool = False
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = _NONE
     timeout_us: int = 0
 
 
@@ -116,10 +116,10 @@ def _inputs(given: Any, binary: memoryview) -> tuple[Tensor, ...]:
 
 
 def _input(name: str, item: Mapping[str, Any], binary: memoryview, position: int) -> tuple[Tensor, int]:
-    parameters = _tensor_parameters("input", name, item) if "parameters" in item else {}
     datatype, shape = item.get("datatype"), _shape(name, item.get("shape"))
     if not isinstance(datatype, str) or datatype not in tensors.DTYPES:
         raise invalid(f"input {name!r} has datatype {str(datatype)[:40]!r}, which is none of the protocol's")
+    parameters = _tensor_parameters("input", name, item) if "parameters" in item else _NONE
     size = parameters.get("binary_data_size")
     if size is None:
         return _json_input(name, datatype, shape, item), position
@@ -155,9 +155,9 @@ def _known_count(shape: tuple[int, ...]) -> int:
     return tensors.element_count("", shape)
 
 
-def _outputs(given: Any, *, binary: bool) -> dict[str, bool]:
+def _outputs(given: Any, *, binary: bool) -> Mapping[str, bool]:
     if given is None:
-        return {}
+        return _NONE
     if not isinstance(given, list):
         raise invalid("outputs is not a list")
     found: dict[str, bool] = {}
@@ -181,9 +181,11 @@ def _tensor_parameters(kind: str, name: str, item: Mapping[str, Any]) -> Mapping
 
 
 def _tensor_name(where: str, item: Any) -> str:
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+    name = item.get("name") if isinstance(item, dict) else None
+    if not isinstance(name, str):
         raise invalid(f"an element of {where} is not an object with a name")
-    return _text("a tensor's name", item["name"])
+    tensor_json.encode_text("a tensor's name", name)
+    return name
 
 
 def _text(where: str, value: Any) -> str:
@@ -226,19 +228,21 @@ def _timeout(value: Any) -> int:
     return int(value)
 
 
-def encode(response: InferResponse, request: InferBody) -> tuple[list[bytes | memoryview], int | None]:
+def encode(
+    model: str, version: str, outputs: Sequence[Tensor], parameters: Mapping[str, Any], request: InferBody
+) -> tuple[list[bytes | memoryview], int | None]:
     """The body's parts and, where binary tensors follow the JSON, the JSON's length.
 
     Raises invalid_input for an output that only binary data can carry and that was asked for as JSON.
     """
-    texts = [_opening(response.model_name, response.model_version)]
+    texts = [_opening(model, version)]
     if request.id:
         texts += (',"id":', _spell(request.id))
-    if response.parameters:
-        texts += (',"parameters":', _parameters_text(response.parameters))
+    if parameters:
+        texts += (',"parameters":', _parameters_text(parameters))
     contents: list[bytes | memoryview] = []
     separator = ',"outputs":['
-    for tensor in response.outputs:
+    for tensor in outputs:
         texts += (separator, _description(tensor.name, tensor.datatype, tensor.shape))
         separator = ","
         if request.outputs.get(tensor.name, request.binary):
@@ -246,7 +250,7 @@ def encode(response: InferResponse, request: InferBody) -> tuple[list[bytes | me
             contents.append(tensor.data)
         else:
             texts += (',"data":', _json_data(tensor), "}")
-    texts.append("]}" if response.outputs else ',"outputs":[]}')
+    texts.append("]}" if outputs else ',"outputs":[]}')
     head = "".join(texts).encode()
     return [head, *contents], len(head) if contents else None
 
@@ -264,8 +268,12 @@ def _description(name: str, datatype: str, shape: tuple[int, ...]) -> str:
 
 
 def _parameters_text(parameters: Mapping[str, Any]) -> str:
-    texts = [f"{_spell(name)}:{value if type(value) is int else _spell(value)}" for name, value in parameters.items()]
+    texts = [f"{_spelled(name)}:{value if type(value) is int else _spell(value)}" for name, value in parameters.items()]
     return f"{{{','.join(texts)}}}"
+
+
+_spelled = lru_cache(maxsize=1024)(_spell)
+"""For the names of parameters."""
 
 
 def _json_data(tensor: Tensor) -> str:

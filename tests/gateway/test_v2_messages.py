@@ -184,11 +184,15 @@ class TestRaw:
         assert caught.value.code is Code.INVALID_INPUT
 
 
+def encode(response: InferResponse, request: InferBody) -> tuple[list[bytes | memoryview], int | None]:
+    return v2_messages.encode(response.model_name, response.model_version, response.outputs, response.parameters, request)
+
+
 class TestAnswer:
     response = InferResponse("m", "2", "", (Tensor("y", "FP32", (1, 2), FLOATS), Tensor("z", "BYTES", (1,), b"\1\0\0\0a")), {"queue_us": 3})
 
     def test_json(self) -> None:
-        parts, size = v2_messages.encode(self.response, InferBody((), id="i"))
+        parts, size = encode(self.response, InferBody((), id="i"))
         assert size is None
         assert json.loads(b"".join(parts)) == {
             "model_name": "m",
@@ -202,11 +206,11 @@ class TestAnswer:
         }
 
     def test_no_id_where_none_was_given(self) -> None:
-        parts, _ = v2_messages.encode(self.response, InferBody(()))
+        parts, _ = encode(self.response, InferBody(()))
         assert "id" not in json.loads(parts[0])
 
     def test_binary_and_json_mixed(self) -> None:
-        parts, size = v2_messages.encode(self.response, InferBody((), outputs={"y": True, "z": False}))
+        parts, size = encode(self.response, InferBody((), outputs={"y": True, "z": False}))
         body = b"".join(parts)
         assert size is not None and body[size:] == FLOATS
         y, z = json.loads(body[:size])["outputs"]
@@ -214,18 +218,18 @@ class TestAnswer:
         assert z["data"] == ["a"]
 
     def test_default_is_of_the_request(self) -> None:
-        parts, size = v2_messages.encode(self.response, InferBody((), binary=True))
+        parts, size = encode(self.response, InferBody((), binary=True))
         assert size is not None and b"".join(parts)[size:] == FLOATS + b"\1\0\0\0a"
 
     def test_what_json_cannot_carry(self) -> None:
         for tensor in (Tensor("y", "FP16", (1,), b"\0\0"), Tensor("y", "BF16", (1,), b"\0\0"), Tensor("y", "BYTES", (1,), b"\1\0\0\0\xff")):
             response = InferResponse("m", "1", "", (tensor,))
             with pytest.raises(ServingError, match="as binary data") as caught:
-                v2_messages.encode(response, InferBody(()))
+                encode(response, InferBody(()))
             assert caught.value.code is Code.INVALID_INPUT
-            assert v2_messages.encode(response, InferBody((), binary=True))[0][1] == tensor.data
+            assert encode(response, InferBody((), binary=True))[0][1] == tensor.data
 
     def test_non_finite_numbers_stand_bare_as_the_reference_server_writes_them(self) -> None:
         tensor = Tensor("y", "FP32", (3,), np.float32([math.nan, math.inf, -math.inf]).tobytes())
-        parts, _ = v2_messages.encode(InferResponse("m", "1", "", (tensor,)), InferBody(()))
+        parts, _ = encode(InferResponse("m", "1", "", (tensor,)), InferBody(()))
         assert b"[NaN,Infinity,-Infinity]" in parts[0]
