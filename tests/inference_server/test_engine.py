@@ -294,7 +294,9 @@ def test_model_config_publishes_what_model_toml_says(engine: Engine, repository:
 
     times(repository / "m" / "1" / "model.onnx", 1)
     (repository / "m" / "names.txt").write_text("zero\none\n")
-    (repository / "m" / "model.toml").write_text('public = false\ndescription = "d"\nbatching = false\n[labels]\ny = "names.txt"\ntop_k = 1\n')
+    (repository / "m" / "model.toml").write_text(
+        'public = false\ndescription = "d"\nbatching = false\n[labels]\ny = "names.txt"\ntop_k = 1\n'
+    )
     engine.load_all()
     config = engine.model_config("m", "1")
     assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 2]}] and config["platform"] == "onnxruntime_onnx"
