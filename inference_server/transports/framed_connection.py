@@ -115,7 +115,6 @@ class Connection:
 
     def fail(self, reason: str) -> None:
         """There is no answer to what was asked: the connection ends."""
-        self._running = None
         log.debug("connection closed", extra={"fields": {"reason": reason}})
         self.close()
 
