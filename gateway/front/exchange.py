@@ -27,7 +27,7 @@ from idl.nginx_http import Buffer, Connection
 
 MOST_BYTES = 64 * 1024
 """Of a body: what takes longer to read would keep the others waiting. nginx is told, and takes larger ones to the workers."""
-_LARGE_ANSWER = 256 * 1024
+_LARGE_ANSWER = 32 * 1024
 """Bytes of tensors from which a thread writes the answer's text."""
 _TRIES = 4
 

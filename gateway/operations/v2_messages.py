@@ -279,16 +279,9 @@ _spelled = lru_cache(maxsize=1024)(_spell)
 def _json_data(tensor: Tensor) -> str:
     if tensor.datatype in _NOT_IN_JSON:
         raise invalid(f"output {tensor.name!r} is {tensor.datatype}, which the protocol's JSON cannot carry; ask for it as binary data")
-    flat = tensor_json.to_flat(tensor)
-    if tensor.datatype == "BYTES":
-        try:
-            return _spell([item.decode() for item in flat])
-        except UnicodeDecodeError:
-            raise invalid(f"output {tensor.name!r} has an element that is not UTF-8 text; ask for it as binary data") from None
-    # Python writes numbers as JSON does, but for true, false and those that are not finite; and faster than its JSON encoder
-    text = repr(list(flat))
-    if tensor.datatype == "BOOL" or "n" in text:
-        # NaN and infinities stand bare, which JSON proper has no word for: the reference server writes them so, and clients of the
-        # protocol read them. Whoever has a strict parser asks for binary data.
-        return _spell(flat)
-    return text.replace(" ", "")
+    if tensor.datatype != "BYTES":
+        return tensor_json.to_json(tensor)
+    try:
+        return _spell([item.decode() for item in tensor_json.to_array(tensor).ravel().tolist()])
+    except UnicodeDecodeError:
+        raise invalid(f"output {tensor.name!r} has an element that is not UTF-8 text; ask for it as binary data") from None

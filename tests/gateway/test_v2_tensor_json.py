@@ -139,3 +139,26 @@ def test_scalars_come_back_as_scalars() -> None:
     assert there_and_back("INT64", 7) == 7
     assert there_and_back("FP32", math.nan) == "NaN"
     assert there_and_back("BYTES", "a") == "a"
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT16", "INT64", "FP32", "FP64"])
+@pytest.mark.parametrize("count", [0, 1, 8192, 100_003])
+def test_numbers_are_written_as_json_whatever_their_number(datatype: str, count: int) -> None:
+    array = (np.arange(count) % 100 - (0 if datatype == "UINT8" else 3)).astype(tensors.DTYPES[datatype])
+    if datatype.startswith("FP"):
+        array = array / array.dtype.type(7)
+    text = tensor_json.to_json(Tensor("x", datatype, (count,), array.tobytes()))
+    assert json.loads(text) == array.tolist() and " " not in text
+
+
+def test_non_finite_numbers_in_the_middle_of_many() -> None:
+    array = np.arange(50_000, dtype=np.float32)
+    array[[0, 20_000, 49_999]] = [np.nan, np.inf, -np.inf]
+    written = json.loads(tensor_json.to_json(Tensor("x", "FP32", (50_000,), array.tobytes())))
+    np.testing.assert_array_equal(np.float32(written), array)
+
+
+def test_contents_of_another_size_are_refused() -> None:
+    for shape, size in (((3,), 8), ((2,), 12), ((-1,), 4)):
+        with pytest.raises(ServingError, match="'x'"):
+            tensor_json.to_json(Tensor("x", "FP32", shape, bytes(size)))
