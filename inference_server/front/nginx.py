@@ -17,8 +17,9 @@ _UNQUOTABLE = re.compile(r'["$\\\x00-\x1f:]')
 _LONG_S = 7 * 24 * 3600
 """Longer than any call: its deadline is kept elsewhere."""
 _MOST_CONNECTIONS = 8192
-_LARGEST_BUFFER = 30 * 2**20
-"""Just below what glibc's allocator gives back to the kernel after each use."""
+_LARGEST_BUFFER, _SMALL_BUFFER = 30 * 2**20, 2**20
+"""Just below what glibc's allocator gives back to the kernel after each use; and where the kernel counts memory before it is touched."""
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 _FRAME_BYTES = 5
 
 
@@ -77,7 +78,7 @@ def render(values: Values) -> str:
         "drain_s": str(max(1, round(values.drain_timeout_s))),
         "long_s": str(_LONG_S),
         "max_body_bytes": str(values.max_message_bytes + _FRAME_BYTES),
-        "body_buffer": str(min(values.max_message_bytes + _FRAME_BYTES, _LARGEST_BUFFER)),
+        "body_buffer": str(_body_buffer(values.max_message_bytes + _FRAME_BYTES)),
         "body_timeout_s": str(max(1, round(values.request_timeout_s))),
         "fronts": "\n".join(f"        server {_socket(path)} max_fails=0;" for path in values.fronts),
         "absent": _socket(values.absent),
@@ -89,6 +90,15 @@ def render(values: Values) -> str:
     }
     filled["to_grpcio"] = _template("grpc-pass", filled)
     return _template("grpc-front", filled)
+
+
+def _body_buffer(longest: int) -> int:
+    """What nginx sets aside for each call whose size it is not told, which is all of them; what is longer goes through a file."""
+    try:
+        strict = _OVERCOMMIT.read_text().strip() == "2"
+    except OSError:
+        strict = False
+    return min(longest, _SMALL_BUFFER if strict else _LARGEST_BUFFER)
 
 
 def _files(values: Values) -> dict[str, str]:

@@ -296,3 +296,13 @@ def test_refused_calls_say_so_in_grpcs_words(engine: Engine, zygote: Zygote) -> 
     with serving(engine, zygote, "nginx") as front, calling(front) as (_, channel):
         error = refused(lambda: channel.unary_unary("/nobody/Knows")(b"", timeout=10))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED and outboard(error) == {"outboard-code": "unsupported"}
+
+
+@pytest.mark.parametrize(("policy", "size"), [("0\n", 30 * 2**20), ("2\n", 2**20)])
+def test_nginx_sets_little_aside_where_the_kernel_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, size: int
+) -> None:
+    (tmp_path / "policy").write_text(policy)
+    monkeypatch.setattr(nginx, "_OVERCOMMIT", tmp_path / "policy")
+    values = nginx.Values(tmp_path, (), (), tmp_path / "a", tmp_path / "g", 1, 64 * 2**20, 30, 30)
+    assert f"client_body_buffer_size {size};" in nginx.render(values)
