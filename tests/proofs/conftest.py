@@ -46,7 +46,7 @@ def engine(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engin
 
 @pytest.fixture(autouse=True)
 def nothing_left_over(zygote: Zygote, watcher: Watcher) -> Iterator[None]:
-    """No thread, descriptor, process, shared memory or lane socket outlives the proof that made it."""
+    """No thread, descriptor, executor, shared memory or lane socket outlives the proof that made it."""
     before = _held(zygote)
     yield
     gc.collect()
@@ -61,7 +61,7 @@ def _held(zygote: Zygote) -> dict[str, set[str]]:
     return {
         "threads": threads,
         "descriptors": {str(number) for number in range(len(os.listdir("/proc/self/fd")))},
-        "processes": set(map(str, alive(descendants(os.getpid())))),
+        "executors": set(map(str, alive(descendants(zygote._process.pid)))),
         "shared memory": set(map(str, shared_memory([os.getpid()]))),
         "sockets": {path.name for path in zygote.run_dir.glob("*.lane")},
         "routes": {path.name for path in zygote.run_dir.glob("routes/*.json")},

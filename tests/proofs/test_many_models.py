@@ -1,6 +1,5 @@
 """A thousand tiny models at once: what each costs, how fast the last one loads, and how fast any of them answers."""
 
-import os
 import random
 import statistics
 import time
@@ -13,7 +12,7 @@ from idl.messages import InferRequest, Tensor
 from inference_server.engine import Engine
 from tests.conftest import Record
 from tests.onnx_models import times
-from tests.proofs.process_trees import private_bytes
+from tests.proofs.process_trees import alive, private_bytes
 
 PRIVATE_BYTES = 6e6
 LOAD_S = 0.020
@@ -94,5 +93,5 @@ def test_unloading_them_all_leaves_the_machine_as_it_was(engine: Engine, reposit
     pids = executors(engine)
     for name in pids:
         engine.repository_model_unload(name, {})
-    assert not [pid for pid in pids.values() if os.path.exists(f"/proc/{pid}/exe")]
+    assert not alive(set(pids.values()))
     assert not engine.repository_index(True) and engine.in_flight() == 0
