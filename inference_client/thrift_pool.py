@@ -19,7 +19,10 @@ class Pool:
         self._idle: list[Connection] = []
         self._lent: set[Connection] = set()
         self._closed = False
-        self._returned = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._returned = threading.Condition(self._lock)
+        self._waiting = 0
+        """Threads that wait for one to come back. The condition is left alone while there are none: it is slow."""
 
     def borrow(self, deadline: Deadline) -> Connection:
         """A connection on which nothing is under way; the caller gives it back. Raises Unreachable, deadline_exceeded."""
@@ -44,32 +47,42 @@ class Pool:
 
     def _take(self, deadline: Deadline) -> Connection | None:
         """Counts one more as lent and returns an idle one, None where it has to be opened."""
-        with self._returned:
+        with self._lock:
             while not self._closed and not self._free:
-                if not self._returned.wait(deadline.left()):
-                    raise passed()
+                self._wait(deadline)
             if self._closed:
                 raise closed()
             self._free -= 1
             return self._idle.pop() if self._idle else None
 
+    def _wait(self, deadline: Deadline) -> None:
+        left = deadline.left()
+        self._waiting += 1
+        try:
+            returned = self._returned.wait(left)
+        finally:
+            self._waiting -= 1
+        if not returned:
+            raise passed()
+
     def _next_idle(self) -> Connection | None:
-        with self._returned:
+        with self._lock:
             return self._idle.pop() if self._idle else None
 
     def _release(self, connection: Connection | None = None) -> None:
-        with self._returned:
+        with self._lock:
             self._free += 1
             if connection is not None and not self._closed:
                 self._idle.append(connection)
                 connection = None
-            self._returned.notify()
+            if self._waiting:
+                self._returned.notify()
         if connection is not None:
             connection.close()
 
     def close(self) -> None:
         """Closes what is idle now and what is lent as it comes back."""
-        with self._returned:
+        with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             self._returned.notify_all()
