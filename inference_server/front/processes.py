@@ -14,8 +14,8 @@ from inference_server.front.configuration import Configuration
 
 log = logging.getLogger("outboard.server")
 
-SILENT_S = 15.0
-"""A front process that has not answered for so long hangs, and is ended."""
+SILENT_S, STARTING_S = 15.0, 60.0
+"""A front process that has not answered for so long hangs, and is ended; and one that has just been started."""
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _LAST_WORDS = 500
 
@@ -101,8 +101,9 @@ class FrontProcess:
             self._heard = time.monotonic()
 
     def tick(self, now: float) -> None:
-        if now - self._heard > SILENT_S:
-            self.last_words = f"it did not answer for {SILENT_S:.0f} s and was ended"
+        patience_s = SILENT_S if self.ready else STARTING_S
+        if now - self._heard > patience_s:
+            self.last_words = f"it did not answer for {patience_s:.0f} s and was ended"
             self.process.kill()
             return
         with contextlib.suppress(OSError):
