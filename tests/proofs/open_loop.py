@@ -41,6 +41,17 @@ class Tally:
         return float(np.quantile(self.latencies[code], part)) if self.latencies.get(code) else 0.0
 
 
+def rounds_for(ask: Callable[[int], object], seconds: float) -> int:
+    """How many rounds of the probe take so long now; the fastest of a few counts."""
+    ask(300)
+    best = float("inf")
+    for _ in range(10):
+        begun = time.monotonic()
+        ask(300)
+        best = min(best, time.monotonic() - begun)
+    return max(1, round(300 * seconds / best))
+
+
 def over_lane(swarm: Swarm, make: Callable[[int], InferRequest], rate: float, seconds: float, most: int = 2000) -> Tally:
     """`rate` requests a second; `most` on their way at once. With a rate of 0, `most` callers that each wait for their answer."""
     tally, sent, begun = Tally(seconds), 0, time.monotonic()

@@ -18,7 +18,7 @@ from tests.conftest import Record
 from tests.e2e.conftest import start_server
 from tests.eventually import eventually
 from tests.proofs.models import probe, probe_request
-from tests.proofs.open_loop import Tally, over_grpc, over_lane
+from tests.proofs.open_loop import Tally, over_grpc, over_lane, rounds_for
 from tests.proofs.swarm import Swarm
 
 QUEUE, TRIES = 16, 3
@@ -56,17 +56,6 @@ def load(engine: Engine, repository: Path) -> Iterator[Callable[[str], tuple[Pro
     yield made
     for swarm in swarms:
         swarm.close()
-
-
-def rounds_for(ask: Callable[[int], object], seconds: float) -> int:
-    """How many rounds of the probe take so long now; the fastest of a few counts."""
-    ask(300)
-    best = float("inf")
-    for _ in range(10):
-        begun = time.monotonic()
-        ask(300)
-        best = min(best, time.monotonic() - begun)
-    return max(1, round(300 * seconds / best))
 
 
 def compare(peak: Callable[[], Tally], overload: Callable[[float], Tally], long: bool, figure: Record, what: str) -> None:
