@@ -1,5 +1,6 @@
 """The gateway's configuration: one frozen value, read from the environment in one function."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -37,7 +38,9 @@ class Settings:
     http_port: int = _setting(8080, "port for HTTP without nginx", low=1, high=65_535)
     processes: int = _setting(2, "uWSGI worker processes", low=1)
     threads: int = _setting(8, "threads of each worker process", low=1)
-    hot_processes: int = _setting(2, "event loops that answer inference of models on this host, behind nginx; 0: the workers do", low=0)
+    hot_processes: int = _setting(
+        -1, "event loops that answer inference of models on this host, behind nginx; 0: the workers do; -1: one for every two cores", low=-1
+    )
     listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
     max_body_bytes: int = _setting(64 * _MIB, "largest request body", low=1024)
     request_timeout_s: float = _setting(30.0, "longest time that a request may take", low=0.1)
@@ -102,8 +105,8 @@ class Settings:
         """Where the event loops listen, one each; none without nginx in front, or with models elsewhere."""
         if not (self.socket and self.lanes):
             return ()
-        path = self.socket_path
-        return tuple(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, self.hot_processes + 1))
+        path, count = self.socket_path, self.hot_processes if self.hot_processes >= 0 else half_the_cores()
+        return tuple(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, count + 1))
 
     @property
     def lanes(self) -> str:
@@ -114,6 +117,11 @@ class Settings:
     def __repr__(self) -> str:
         pairs = ((spec.name, getattr(self, spec.name), spec.metadata["secret"]) for spec in fields(self))
         return "Settings(" + ", ".join(f"{name}={'***' if secret and value else repr(value)}" for name, value, secret in pairs) + ")"
+
+
+def half_the_cores() -> int:
+    """Of those that this process may use, at least 1: the other half is for the models."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _text(value: Any) -> str:

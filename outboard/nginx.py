@@ -81,7 +81,7 @@ def command(binary: str, configuration: Path, *arguments: str) -> list[str]:
 
 def for_up(data: Path, listen: str, environ: Mapping[str, str]) -> Values:
     """The values for a gateway on this machine with the settings of `environ`. Raises gateway.settings.SettingsError."""
-    from gateway.settings import Settings
+    from gateway.settings import Settings, half_the_cores
 
     run_dir = data.absolute() / "run"
     hosts = (f"thrift+unix://{run_dir / 'thrift.sock'}",)
@@ -91,6 +91,7 @@ def for_up(data: Path, listen: str, environ: Mapping[str, str]) -> Values:
         listen=listen,
         gateway_socket=settings.socket_path,
         hot_sockets=settings.hot_sockets,
+        workers=str(half_the_cores()),
         max_body_bytes=settings.max_body_bytes,
         request_timeout_s=settings.request_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,

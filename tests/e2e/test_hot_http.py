@@ -28,15 +28,15 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     times(folder / "models" / "m" / "1" / "model.onnx", 2)
     identity(folder / "models" / "same" / "1" / "model.onnx")
     slow(folder / "models" / "slow" / "1" / "model.onnx", 3000)
-    made = start_up(folder / "data", "--no-demo", "--models", str(folder / "models"))
+    made = start_up(folder / "data", "--no-demo", "--models", str(folder / "models"), OUTBOARD_GATEWAY_HOT_PROCESSES="2")
     made.addresses["data"] = str(folder / "data")
     eventually(lambda: ask(made, INFER, BODY)[0] == 200, "it serves")
     yield made
     assert made.stop() == 0, made.log.read_text()
 
 
-def connect(up: Process) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(urlsplit(up["http"]).netloc, timeout=30)
+def connect(up: Process, timeout_s: float = 30) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(urlsplit(up["http"]).netloc, timeout=timeout_s)
 
 
 def ask(up: Process, path: str, body: bytes, method: str = "POST", **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -68,8 +68,19 @@ def stopped(pids: list[int]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+def is_known_to_a_loop(up: Process) -> bool:
+    """Whether a loop answers, while no worker does."""
+    with closing(connect(up, 0.5)) as connection:
+        try:
+            connection.request("POST", INFER, BODY)
+            return connection.getresponse().status == 200
+        except TimeoutError:
+            return False
+
+
 def test_no_worker_is_needed(up: Process) -> None:
     with stopped(processes(up, "gateway_worker_ready")):
+        eventually(lambda: all(is_known_to_a_loop(up) for _ in range(4)), "both loops know the model", 30)
         status, headers, body = ask(up, INFER, BODY, X_Request_Id="mine")
     assert (status, headers["x-request-id"], headers["content-type"]) == (200, "mine", "application/json")
     assert json.loads(body)["outputs"][0]["data"] == [2.0, 4.0]

@@ -1,11 +1,11 @@
 """Settings: one value, read in one place, that names what is wrong and hides what is secret."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from gateway.settings import PREFIX, Settings, SettingsError
+from gateway.settings import PREFIX, Settings, SettingsError, half_the_cores
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -73,3 +73,15 @@ def test_what_was_read_can_be_handed_on() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(spec.metadata["text"] for spec in fields(Settings))
+
+
+def test_event_loops_are_there_behind_nginx_with_models_on_this_host() -> None:
+    local = Settings(socket="/run/gateway.sock", model_hosts=("thrift+unix:///run/thrift.sock",))
+    assert local.lanes == "/run/thrift.sock.lane"
+    assert [str(path) for path in local.hot_sockets] == [f"/run/gateway-{number}.sock" for number in range(1, half_the_cores() + 1)]
+    assert len(replace(local, hot_processes=3).hot_sockets) == 3
+    elsewhere = ("thrift://10.0.0.2:9090",), ("thrift+unix:///a", "thrift+unix:///b"), ("grpc://10.0.0.2:8001",)
+    for changed in ({"hot_processes": 0}, {"socket": ""}, *({"model_hosts": hosts} for hosts in elsewhere)):
+        assert replace(local, **changed).hot_sockets == ()  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="107"):
+        Settings(socket="/" + "x" * 100 + ".sock", model_hosts=("thrift+unix:///a",), hot_processes=1)

@@ -266,7 +266,8 @@ def test_a_stop_does_not_wait_for_ever(busy: tuple[Gateway, socket.socket]) -> N
 @pytest.fixture
 def with_event_loops(gateways: Start, settings: Settings, tmp_path: Path) -> Gateway:
     """Behind nginx, with a model host on this machine that is not there."""
-    return gateways(replace(settings, socket=str(tmp_path / "gateway.sock"), model_hosts=(f"thrift+unix://{tmp_path}/nobody",)))
+    hosts = (f"thrift+unix://{tmp_path}/nobody",)
+    return gateways(replace(settings, socket=str(tmp_path / "gateway.sock"), model_hosts=hosts, hot_processes=2))
 
 
 def ask_event_loop(gateway: Gateway, number: int) -> bytes:
@@ -287,19 +288,19 @@ def test_the_master_only_imports(with_event_loops: Gateway) -> None:
 
 
 def test_event_loops_that_have_no_model_host_decline(with_event_loops: Gateway) -> None:
-    for number in range(with_event_loops.settings.hot_processes):
+    for number in range(len(with_event_loops.settings.hot_sockets)):
         assert b"X-Accel-Redirect: @gateway\r\n" in ask_event_loop(with_event_loops, number)
 
 
 def test_event_loops_end_with_a_master_that_was_killed(with_event_loops: Gateway) -> None:
-    assert len(session_of(with_event_loops)) >= 1 + with_event_loops.settings.processes + with_event_loops.settings.hot_processes
+    assert len(session_of(with_event_loops)) >= 1 + with_event_loops.settings.processes + len(with_event_loops.settings.hot_sockets)
     with_event_loops.program.process.kill()
     with_event_loops.program.process.wait(20)
     wait_until_gone(with_event_loops)
 
 
 def test_an_event_loop_that_was_killed_is_replaced(with_event_loops: Gateway) -> None:
-    program, count = with_event_loops.program, with_event_loops.settings.hot_processes
+    program, count = with_event_loops.program, len(with_event_loops.settings.hot_sockets)
     ready = [json.loads(line) for line in program.lines if '"gateway_front_ready"' in line]
     os.kill(next(each["pid"] for each in ready if each["front"] == 1), signal.SIGKILL)
     program.wait_for('"gateway_front_ready"', count + 1)
