@@ -15,8 +15,9 @@ from pathlib import Path
 from idl.event_loop import Loop
 from idl.lane_loop import Lanes
 from idl.lane_routes import Routes
+from idl.nginx_http import Door
 from inference_server import logs
-from inference_server.front.callers import Door
+from inference_server.front.callers import Callers
 from inference_server.front.calls import Calls
 from inference_server.front.configuration import Configuration
 from inference_server.transports.guard import Token
@@ -47,7 +48,7 @@ class Front:
         self._listener.bind(str(path))
         path.chmod(0o600)
         self._listener.listen(4096)
-        Door(self._listener, self._loop, self._calls)
+        Door(self._listener, self._loop, Callers(self._calls))
         self._loop.add(server.fileno(), self._asked)
         self._trim_at = time.monotonic() + IDLE_LANE_S
 

@@ -4,33 +4,40 @@ gRPC's status leaves as response headers, which nginx sends on as trailers (ngin
 the front has none, and nginx then asks the grpcio server.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from idl.codes import ServingError
 from inference_server.front.calls import Head
 from inference_server.transports.grpc_status import STATUS, bearer, details, percent_encoded, timeout_s
 
-END = b"\r\n\r\n"
-LONGEST_HEAD = 64 * 1024
-"""Bytes; nginx takes less from its callers."""
 DECLINED = b"HTTP/1.1 418 -\r\nContent-Length: 0\r\n\r\n"
 _REMEMBERED_BYTES = 512
 
 
-def parse(head: bytes) -> tuple[int, Head]:
-    """(bytes of the body, what the call says) of a `head` without the empty line at its end. Raises ValueError where it is none."""
+@dataclass(frozen=True, slots=True)
+class HttpHead:
+    """Satisfies `nginx_http.Head`: the bytes of the body, and what the call says outside its message."""
+
+    length: int
+    said: Head
+
+
+def parse(head: bytes) -> HttpHead:
+    """`head` without the empty line at its end. Raises ValueError where it is none."""
     return _remembered(head) if len(head) <= _REMEMBERED_BYTES else _parse(head)
 
 
-def _parse(head: bytes) -> tuple[int, Head]:
+def _parse(head: bytes) -> HttpHead:
     _, *lines = head.decode("utf-8", "replace").split("\r\n")
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return int(fields.get("content-length", "0")), Head(
+    said = Head(
         timeout_s(fields.get("grpc-timeout", "")),
         bearer(fields.get("authorization", "")),
         fields.get("x-request-id", ""),
         fields.get("traceparent", ""),
     )
+    return HttpHead(int(fields.get("content-length", "0")), said)
 
 
 _remembered = lru_cache(maxsize=1024)(_parse)

@@ -148,9 +148,9 @@ def test_varints_are_protobufs(value: int) -> None:
 
 def test_heads_as_nginx_writes_them() -> None:
     head = b"POST / HTTP/1.1\r\ngrpc-timeout: 20100m\r\nauthorization: Bearer t \r\nx-request-id: q\r\ntraceparent: 00-a-b-01\r\nContent-Length: 51"
-    assert http_heads.parse(head) == (51, Head(20.1, "t", "q", "00-a-b-01"))
-    assert http_heads.parse(b"POST / HTTP/1.1\r\nContent-Length: 7") == (7, Head(None, "", "", ""))
-    assert http_heads.parse(b"POST / HTTP/1.1\r\nContent-Length: 7\r\nx-request-id: " + b"q" * 5000)[1].request_id == "q" * 5000
+    assert http_heads.parse(head) == http_heads.HttpHead(51, Head(20.1, "t", "q", "00-a-b-01"))
+    assert http_heads.parse(b"POST / HTTP/1.1\r\nContent-Length: 7") == http_heads.HttpHead(7, Head(None, "", "", ""))
+    assert http_heads.parse(b"POST / HTTP/1.1\r\nContent-Length: 7\r\nx-request-id: " + b"q" * 5000).said.request_id == "q" * 5000
     with pytest.raises(ValueError):
         http_heads.parse(b"POST / HTTP/1.1\r\nContent-Length: many")
 
