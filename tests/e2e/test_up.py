@@ -92,8 +92,9 @@ def test_a_part_that_dies_ends_the_whole_and_is_named(models: Path, tmp_path: Pa
 def test_a_killed_web_server_leaves_no_worker_behind(models: Path, tmp_path: Path) -> None:
     up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
     below = descendants(up.process.pid)
-    masters = [pid for pid in below if b"nginx: master" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(masters[0], signal.SIGKILL)
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below}
+    (master,) = [pid for pid, command in commands.items() if b"nginx: master" in command and b"/run/nginx.conf" in command]
+    os.kill(master, signal.SIGKILL)
     assert up.process.wait(60) == 1
     up.stop()
     assert not wait_until_gone(below)
