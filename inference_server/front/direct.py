@@ -78,9 +78,12 @@ class Direct:
             self._queue = cygrpc.CompletionQueue()
             self._server.register_completion_queue(self._queue)
             self._server.register_method(METHOD)
-            return callable(self._server.request_registered_call)
+            if callable(self._server.request_registered_call):
+                return True
         except (AttributeError, TypeError):
-            return False
+            pass
+        self.loop.close()
+        return False
 
     def start(self) -> None:
         """After the server has started."""

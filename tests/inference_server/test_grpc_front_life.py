@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
-from inference_server.front import keeper, nginx, processes, server
+from inference_server.front import direct, keeper, nginx, processes, server
 from inference_server.front.choice import GrpcFront
 from inference_server.front.server import CannotStart, FrontedServer
 from inference_server.transports.grpc_server import GrpcServer
@@ -237,6 +237,17 @@ def test_what_an_earlier_server_left_in_the_folder_is_ended(engine: Engine, zygo
         other.kill()
         other.wait()
         left.stdout.close()
+
+
+def test_a_release_of_grpcio_without_the_fast_way_serves_in_the_ordinary_one(
+    engine: Engine, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(engine, zygote, "grpcio") as front:
+        assert isinstance(front._serving, GrpcServer) and front._serving._shortcut is not None, "the installed release has it"
+    monkeypatch.setattr(direct, "cygrpc", None)
+    with serving(engine, zygote, "grpcio") as front, calling(front) as (stub, _):
+        assert isinstance(front._serving, GrpcServer) and front._serving._shortcut is None
+        assert double(stub) == [2, 4]
 
 
 # ending -------------------------------------------------------------------------------------------------------------------------------
