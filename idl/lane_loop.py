@@ -91,13 +91,15 @@ class Lane:
 
 
 class Group:
-    """The lanes to one instance."""
+    """The lanes to one instance. `groups`: where it stands under its path, and goes from with its last lane: the executor has ended, or
+    nobody has asked it for long; either way its board is let go of."""
 
-    __slots__ = ("idle", "open", "pool")
+    __slots__ = ("_groups", "idle", "open", "pool")
 
-    def __init__(self, path: str, memory_limit: int) -> None:
+    def __init__(self, path: str, memory_limit: int, groups: dict[str, "Group"]) -> None:
         self.pool = LanePool(path, memory_limit)
         """Counts what is outstanding; the idle lanes are here, where an event of theirs is seen."""
+        self._groups = groups
         self.idle: list[Lane] = []
         self.open = 0
 
@@ -105,7 +107,11 @@ class Group:
         """Raises ExecutorGone."""
         if self.idle:
             return self.idle.pop()
-        lane = Lane(self, loop)
+        try:
+            lane = Lane(self, loop)
+        except BaseException:
+            self._leave()
+            raise
         self.open += 1
         return lane
 
@@ -114,6 +120,12 @@ class Group:
             self.idle.remove(lane)
         self.open -= 1
         self.pool.drop(connection)
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self.open and self._groups.get(self.pool.path) is self:
+            del self._groups[self.pool.path]
+            self.pool.close()
 
 
 class Lanes:
@@ -137,16 +149,14 @@ class Lanes:
     def _group(self, path: str) -> Group:
         group = self._groups.get(path)
         if group is None:
-            group = self._groups[path] = Group(path, self._memory_limit)
+            group = self._groups[path] = Group(path, self._memory_limit, self._groups)
         return group
 
     def trim(self, idle_since: float) -> None:
-        """Closes what was last used before `idle_since` (monotonic seconds), and forgets instances that nothing is open to."""
-        for path, group in list(self._groups.items()):
+        """Closes what was last used before `idle_since` (monotonic seconds)."""
+        for group in list(self._groups.values()):
             for lane in [lane for lane in group.idle if lane.idle_since(idle_since)]:
                 lane.close()
-            if not group.open:
-                del self._groups[path]
 
 
 def _outstanding(group: Group) -> int:
