@@ -15,9 +15,9 @@ from tests.onnx_models import times
 from tests.proofs.process_trees import alive, private_bytes
 
 PRIVATE_BYTES = 6e6
-LOAD_S = 0.020
-AS_FAST = 1.5
-"""Latency among all the others, as a multiple of that alone: a shared machine's noise is in it."""
+LOAD_S, LOAD_BESIDE_OTHERS_S = 0.020, 0.2
+AS_FAST, AS_FAST_BESIDE_OTHERS = 1.5, 5.0
+"""Latency among all the others, as a multiple of that alone. The second ones are for the short form, beside whatever else runs here."""
 TRIES = 3
 X = np.float32([[1, 2]]).tobytes()
 
@@ -66,8 +66,9 @@ def test_a_thousand_models_at_once(engine: Engine, repository: Path, long: bool,
         engine.repository_model_load(last, {})
         return time.monotonic() - begun
 
+    load_s, as_fast = (LOAD_S, AS_FAST) if long else (LOAD_BESIDE_OTHERS_S, AS_FAST_BESIDE_OTHERS)
     last_s = [load_last()]
-    while min(last_s) > LOAD_S and len(last_s) < TRIES:
+    while min(last_s) > load_s and len(last_s) < TRIES:
         engine.repository_model_unload(last, {})
         last_s.append(load_last())
     private = {name: private_bytes(pid) for name, pid in executors(engine).items()}
@@ -82,8 +83,8 @@ def test_a_thousand_models_at_once(engine: Engine, repository: Path, long: bool,
         f" {first_us:.0f} us the first call in a while"
     )
     assert len(private) == count and 0 < max(private.values()) - own < PRIVATE_BYTES
-    assert min(last_s) < LOAD_S, last_s
-    assert max(among_us.values()) < AS_FAST * alone_us, (alone_us, among_us)
+    assert min(last_s) < load_s, last_s
+    assert max(among_us.values()) < as_fast * alone_us, (alone_us, among_us)
 
 
 def test_unloading_them_all_leaves_the_machine_as_it_was(engine: Engine, repository: Path, long: bool) -> None:

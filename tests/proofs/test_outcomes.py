@@ -21,7 +21,7 @@ from tests.proofs.open_loop import rounds_for
 from tests.proofs.process_trees import Holdings, everybody, holdings, shared_memory, tree
 from tests.proofs.wires import WIRES, LaneWire, Pending, Wire
 
-PLUG_S = 0.6
+PLUG_S = 0.45
 """How long the model is kept busy while something else happens."""
 
 
