@@ -180,7 +180,8 @@ class Keeper:
                 self._ended(part, None)
 
     def _reap(self, part: _Part, running: Started) -> None:
-        os.waitid(os.P_PID, running.process.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ChildProcessError):  # whoever stops it may have looked at its status first
+            os.waitid(os.P_PID, running.process.pid, os.WEXITED | os.WNOWAIT)
         # until it is reaped, its number and its group's are nobody else's; nginx's workers outlive a killed master, and keep its port
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.process.pid, signal.SIGKILL)
