@@ -11,10 +11,10 @@ import pytest
 
 from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
-from tests.e2e.conftest import descendants
+from tests.e2e.conftest import alive, descendants
 from tests.engines import LIMIT, engine_over
 from tests.eventually import eventually
-from tests.proofs.process_trees import alive, shared_memory
+from tests.proofs.process_trees import shared_memory
 
 
 @pytest.fixture(scope="package")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from idl.messages import InferRequest, InferResponse, Tensor
@@ -43,11 +44,10 @@ def probe(path: Path) -> Path:
         helper.make_node("Add", ["tripled", "whole_nothing"], ["y"]),
         helper.make_node("Gather", ["table", "index"], ["picked"]),
     ]
-    # "picked" comes as [batch, 1]: the shape of the indices
     return save(helper.make_graph(nodes, "probe", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()]), path)
 
 
-def _products() -> object:
+def _products() -> onnx.GraphProto:
     matrix = (128, 128)
     return helper.make_graph(
         [helper.make_node("MatMul", ["m_in", "matrix"], ["m_out"]), helper.make_node("Identity", ["go"], ["go_out"])],

@@ -2,7 +2,7 @@
 
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from idl.codes import ServingError
@@ -96,11 +96,3 @@ class Swarm:
             connection.close()
         self._idle, self._flying = [], {}
         self._poll.close()
-
-
-def first(swarm: Swarm, condition: Callable[[Outcome], bool]) -> tuple[Flight, Outcome]:
-    """Waits for the first outcome like that."""
-    while True:
-        for flight, outcome in swarm.outcomes(10.0):
-            if condition(outcome):
-                return flight, outcome

@@ -11,8 +11,9 @@ import numpy as np
 from idl.messages import InferRequest, Tensor
 from inference_server.engine import Engine
 from tests.conftest import Record
+from tests.e2e.conftest import alive
 from tests.onnx_models import times
-from tests.proofs.process_trees import alive, private_bytes
+from tests.proofs.process_trees import private_bytes
 
 PRIVATE_BYTES = 6e6
 LOAD_S, LOAD_BESIDE_OTHERS_S = 0.020, 0.2

@@ -5,7 +5,6 @@ import json
 import select
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -223,9 +222,3 @@ WIRES: dict[str, Callable[[Any, Path], Wire]] = {
     "lane": lambda server, run_dir: LaneWire(run_dir),
 }
 """Name -> what makes it, from the addresses of an `outboard up` and its run folder."""
-
-
-def close_quietly(pending: Pending) -> None:
-    """For a test that fails while requests are on their way."""
-    with suppress(Exception):
-        pending.hang_up()
