@@ -8,6 +8,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "nginx"
 _READ_MARGIN_S = 30
@@ -81,11 +85,17 @@ def command(binary: str, configuration: Path, *arguments: str) -> list[str]:
 
 def for_up(data: Path, listen: str, environ: Mapping[str, str]) -> Values:
     """The values for a gateway on this machine with the settings of `environ`. Raises gateway.settings.SettingsError."""
-    from gateway.settings import Settings, half_the_cores
+    from gateway.settings import Settings
 
     run_dir = data.absolute() / "run"
     hosts = (f"thrift+unix://{run_dir / 'thrift.sock'}",)
-    settings = replace(Settings.from_env(environ), socket=str(run_dir / "gateway.sock"), model_hosts=hosts)
+    return for_gateway(replace(Settings.from_env(environ), socket=str(run_dir / "gateway.sock"), model_hosts=hosts), run_dir, listen)
+
+
+def for_gateway(settings: "Settings", run_dir: Path, listen: str) -> Values:
+    """The values for a gateway with these settings, wherever its models are; `settings.socket` must be set."""
+    from gateway.settings import half_the_cores
+
     return Values(
         run_dir=run_dir,
         listen=listen,

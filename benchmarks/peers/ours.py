@@ -13,6 +13,7 @@ from benchmarks.peers.contestants import Contestant
 from benchmarks.peers.models import EFFICIENTNET, MINILM, TINY, Models
 from benchmarks.processes import Cores, free_port, pinned, read_line, running, wait_until
 from benchmarks.servers import OUTBOARD, environ, outboard_up, ready_addresses
+from gateway.settings import Settings
 from outboard import nginx
 
 PRIVATE, TWO_INSTANCES = f"{TINY}-private", f"{EFFICIENTNET}-two-instances"
@@ -81,7 +82,7 @@ def two_hosts(folder: Path, models: Models, cores: Cores) -> Iterator[Contestant
         everything = environ(_GATEWAY | settings)
         gateway = stack.enter_context(running(pinned([OUTBOARD, "gateway"], cores), log=log, environ=everything))
         configuration = folder / "nginx.conf"
-        configuration.write_text(nginx.render("http", nginx.for_up(data, f"127.0.0.1:{port}", everything)))
+        configuration.write_text(nginx.render("http", nginx.for_gateway(Settings.from_env(everything), data / "run", f"127.0.0.1:{port}")))
         web = stack.enter_context(running(pinned(nginx.command(binary, configuration), cores), log=log))
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: _status(url) == 200, "the gateway", pause_s=0.05)
