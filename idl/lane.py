@@ -8,7 +8,8 @@ that uses it and is used again by the later ones (mapping afresh costs ten times
 only one that is sealed against shrinking, so a careless peer cannot make it fault.
 
     header   magic u16 | kind u8 | flags u8 | sequence u32 | four i64, by kind | head bytes u32 | body bytes u64
-    INFER    deadline (CLOCK_MONOTONIC ns, 0: none), 0, 0, 0; then inputs, names of wanted outputs, parameters
+    INFER    deadline (CLOCK_MONOTONIC ns, 0: none), SOON where the caller looks for the answer instead of sleeping (`idl.linger`) and is
+             likely to ask again at once, 0, 0; then inputs, names of wanted outputs, parameters
     RESULT   queue ns, input ns, compute ns, output ns; then outputs, parameters
     ERROR    retry after (ms), 0, 0, 0; the head is JSON {"code", "message"}
     WELCOME  the connection's cell in the journal, 0, 0, 0; with a descriptor of the board (see `idl.board`). The executor sends it once,
@@ -34,6 +35,7 @@ from idl.messages import Tensor
 
 INFER, RESULT, ERROR, WELCOME, MOVED = 1, 2, 3, 4, 5
 SHARED, NEW_MEMORY = 1, 2
+SOON = 1
 MAGIC = 0x4F4C
 HEADER = struct.Struct("=HBBIqqqqIQ")
 ALIGNMENT = 64
@@ -234,9 +236,11 @@ class LaneEnd:
         rights = [(*_RIGHTS, array.array("i", [self._ours.descriptor]))] if flags & NEW_MEMORY else []
         self.sock.sendmsg([header, head], rights)
 
-    def receive(self) -> Frame | None:
-        """The next frame, None at end of file. Raises LaneError for what is not one, OSError and TimeoutError as the socket does."""
-        size, ancillary, flags, _ = self.sock.recvmsg_into(self._into, 64)
+    def receive(self, flags: int = 0) -> Frame | None:
+        """The next frame, None at end of file. Raises LaneError for what is not one, OSError and TimeoutError as the socket does.
+
+        `flags`: of recvmsg."""
+        size, ancillary, flags, _ = self.sock.recvmsg_into(self._into, 64, flags)
         if size < HEADER.size or ancillary or flags & _TRUNCATED:
             return self._unusual(size, ancillary, flags)
         return self._frame(size)

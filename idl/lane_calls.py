@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from idl import lane, tensors
 from idl.board import Board
 from idl.codes import Code, ServingError
+from idl.linger import Linger
 from idl.messages import InferRequest, Tensor
 
 Result = TypeVar("Result")
@@ -95,6 +96,21 @@ class LaneConnection:
         return self._await(deadline, watch)
 
     def _await(self, deadline: float | None, watch: int) -> lane.Frame:
+        pool = self._pool
+        if pool is None or watch >= 0 or not pool.alone:
+            return self._sleep(deadline, watch)
+        frame = pool.linger.wait(self._glance, lambda: self._sleep(deadline, watch))
+        assert frame is not None, "who sleeps wakes up with one"
+        return frame
+
+    def _glance(self) -> lane.Frame | None:
+        """The answer, where it is there already."""
+        try:
+            return self.receive_frame(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+
+    def _sleep(self, deadline: float | None, watch: int) -> lane.Frame:
         while True:
             if watch >= 0 or (deadline is not None and deadline + REPLY_GRACE_S - time.monotonic() < SLICE_S):
                 self._wait(watch, deadline)
@@ -130,9 +146,10 @@ class LaneConnection:
     def send_packed(self, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
         """As `send`, for what `lane.pack_request` or `lane.pack_head` made."""
         self._sequence += 1
+        soon = lane.SOON if self._pool is not None and self._pool.linger.worth else 0
         try:
             self._end.send(
-                lane.INFER, self._sequence & 0xFFFFFFFF, (0 if deadline is None else int(deadline * 1e9), 0, 0, 0), head, parts, size
+                lane.INFER, self._sequence & 0xFFFFFFFF, (0 if deadline is None else int(deadline * 1e9), soon, 0, 0), head, parts, size
             )
         except (TimeoutError, BlockingIOError) as error:
             raise TimeoutError from error
@@ -151,10 +168,10 @@ class LaneConnection:
         frame = self.receive_frame()
         return None if frame is None else read_answer(frame)
 
-    def receive_frame(self) -> lane.Frame | None:
-        """As `receive`, the RESULT frame as it came: its body holds until the next request on this connection."""
+    def receive_frame(self, flags: int = 0) -> lane.Frame | None:
+        """As `receive`, the RESULT frame as it came: its body holds until the next request on this connection. `flags`: of recvmsg."""
         try:
-            frame = self._end.receive()
+            frame = self._end.receive(flags)
         except (TimeoutError, BlockingIOError):
             raise
         except OSError:
@@ -234,6 +251,12 @@ class LanePool:
         self._closed = False
         self._pid = os.getpid()
         self._board: Board | None = None
+        self.linger = Linger()
+
+    @property
+    def alone(self) -> bool:
+        """Whether no more than one request of this process is under way: others would be kept from the interpreter by one that looks."""
+        return self._lent <= 1
 
     @property
     def outstanding(self) -> int:

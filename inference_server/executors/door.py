@@ -10,6 +10,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from idl import board as boards
@@ -17,6 +18,7 @@ from idl import lane
 from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.lane_calls import NO_ROOM
+from idl.linger import Linger
 from inference_server.executors.requests import Connection, Waiting
 
 
@@ -43,19 +45,25 @@ class Door:
         self._connections: dict[int, Connection] = {}
         self._free = deque(range(boards.CONNECTIONS))  # a cell of the journal is used again as late as can be
         self._poll = select.epoll()
+        self._look = partial(self._poll.poll, 0)
+        self._linger = Linger()
+        self._soon = False
+        """Who asked last looks for the answer, and will ask again at once."""
         for sock in (listener, control):
             sock.setblocking(False)
             self._poll.register(sock.fileno(), select.EPOLLIN)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._stop, select.EPOLLIN)
 
-    def step(self, wait_s: float) -> bool:
-        """Handles what has happened, waiting for something for `wait_s` (negative: for ever). False after `stop`."""
+    def step(self, wait_s: float, linger: bool = False) -> bool:
+        """Handles what has happened, waiting for something for `wait_s` (negative: for ever). False after `stop`.
+
+        `linger`: it may look for a moment before it sleeps, where a caller said that this is worth it."""
         if 0 < wait_s < 0.01:  # epoll counts milliseconds, which is long for a batch's delay
             select.select([self._poll.fileno()], [], [], wait_s)
             wait_s = 0
         going = True
-        events = self._poll.poll(wait_s)
+        events = self._linger.wait(self._look, self._poll.poll) if linger and wait_s < 0 and self._soon else self._poll.poll(wait_s)
         alone = len(events) == 1
         for descriptor, _ in events:
             connection = self._connections.get(descriptor)
@@ -105,6 +113,7 @@ class Door:
         if frame is None or frame.kind != lane.INFER or connection.request is not None:
             self._drop(descriptor, connection)  # gone, or it broke the rules
             return
+        self._soon = alone and frame.numbers[1] == lane.SOON
         self._asked(connection, frame, alone)
 
     def _drop(self, descriptor: int, connection: Connection) -> None:

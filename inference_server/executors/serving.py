@@ -106,7 +106,7 @@ class Executor:
         """Waits for something to do, and does it."""
         batcher = self._batcher
         due = batcher.due_in(time.monotonic_ns()) if batcher.size else None
-        self._door.step(-1 if due is None else due / 1e9)
+        self._door.step(-1 if due is None else due / 1e9, linger=True)
         if self._commands:
             self._obey(load)
         expired: list[Waiting] = []
