@@ -89,7 +89,7 @@ def _triton_dims(tensor: Tensor, batched: bool) -> str:
 def mlserver(folder: Path, peers: Path, models: Models, cores: Cores) -> Iterator[Contestant]:
     """MLServer, without its pool of worker processes.
 
-    Measured with a pool of one, its default: 0.4 to 0.6 of the requests/s on the small models, 0.7 to 1.3 on MiniLM and EfficientNet. The pool
+    Measured with a pool of one, its default: 0.4 to 0.7 of the requests/s on the small models, 0.6 to 1.3 on MiniLM and EfficientNet. The pool
     needs uvloop below 0.22, which the lock file therefore has.
     """
     http, grpc, metrics = free_port(), free_port(), free_port()

@@ -3,7 +3,6 @@
 import logging
 import struct
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -11,10 +10,10 @@ from typing import Any, Protocol
 from idl import lane as frames
 from idl.codes import Code, ServingError
 from idl.generated import inference_pb2 as pb
-from idl.lane import Frame, LaneError
-from idl.lane_calls import REPLY_GRACE_S, ExecutorGone, Moved
-from idl.lane_loop import Failure, Lane, Lanes
-from idl.lane_routes import Route, Routes
+from idl.lane import Frame
+from idl.lane_loop import Lane, Lanes
+from idl.lane_requests import Packed, Request, Requests
+from idl.lane_routes import Routes
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_infer
 from inference_server.transports.grpc_infer import Buffer, Described
@@ -22,7 +21,6 @@ from inference_server.transports.guard import Token, as_serving_error
 
 log = logging.getLogger("outboard.server")
 
-_TRIES = 4
 _VIEWED_BYTES = 64 * 1024
 """From here on a copy costs more than a view."""
 
@@ -49,29 +47,23 @@ class Caller(Protocol):
         """There is no answer here: the server is to be asked."""
 
 
-class Packed:
-    """A request as the lane takes it."""
+class Message(Packed):
+    """A request that has an id."""
 
-    __slots__ = ("head", "id", "model", "parts", "size", "version")
+    __slots__ = ("id",)
 
-    def __init__(self, model: str, version: str, name: str, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
-        self.model = model
-        self.version = version
+    def __init__(self, name: str, model: str, version: str, head: bytes, parts: Any, size: int) -> None:
+        super().__init__(model, version, head, parts, size)
         self.id = name
-        self.head = head
-        self.parts = parts
-        self.size = size
 
 
-class Calls:
+class Calls(Requests):
     """Begins calls, and ends those whose time is up. `default_timeout_s` is for callers that set none; sizes are bytes."""
 
     def __init__(self, routes: Routes, lanes: Lanes, token: Token, *, default_timeout_s: float, max_message_bytes: int) -> None:
-        self.routes = routes
-        self.lanes = lanes
+        super().__init__(routes, lanes)
         self.max_message_bytes = max_message_bytes
         self.logging = log.isEnabledFor(logging.DEBUG)
-        self.running: set[Call] = set()
         self._token = token
         self._default_timeout_s = default_timeout_s
 
@@ -94,58 +86,26 @@ class Calls:
         call = Call(self, caller, head, packed, now, now + timeout)
         return call if call.ask() else None
 
-    def sweep(self, now: float) -> None:
-        """Ends the calls that should have been answered before `now` (monotonic seconds)."""
-        for call in [call for call in self.running if now > call.deadline + REPLY_GRACE_S]:
-            call.give_up()
 
+class Call(Request):
+    """One request on its way."""
 
-class Call:
-    """One request on its way. Satisfies `lane_loop.Waiting`."""
+    __slots__ = ("_begun", "_caller", "_calls", "_head", "_message")
 
-    __slots__ = ("_begun", "_caller", "_calls", "_head", "_lane", "_packed", "_route", "_tries", "deadline")
-
-    def __init__(self, calls: Calls, caller: Caller, head: Head, packed: Packed, begun: float, deadline: float) -> None:
-        self.deadline = deadline
+    def __init__(self, calls: Calls, caller: Caller, head: Head, message: Message, begun: float, deadline: float) -> None:
+        super().__init__(calls, message, deadline)
         self._calls = calls
         self._caller = caller
         self._head = head
-        self._packed = packed
+        self._message = message
         self._begun = begun
-        self._tries = 0
-        self._lane: Lane | None = None
-        self._route: Route | None = None
 
-    def ask(self) -> bool:
-        """Sends it to an executor; False where the caller was told instead that there is no answer here."""
-        calls, packed = self._calls, self._packed
-        while self._tries < _TRIES:
-            self._tries += 1
-            route = calls.routes.find(packed.model, packed.version)
-            if route is None or not route.sockets or (packed.size > route.limit and _contents(packed) > route.limit):
-                break
-            try:
-                self._route, self._lane = route, calls.lanes.take(route)
-                calls.running.add(self)
-                self._lane.ask(self, self.deadline, packed.head, packed.parts, packed.size)
-                return True
-            except ExecutorGone:
-                self._lane = None  # it has just gone: the routes know, or will
-            except (ServingError, LaneError, OSError):
-                break  # it was not even sent: the server refuses it in its own words, and counts it
-        self._lane = None
-        calls.running.discard(self)
-        self._caller.decline()
-        return False
-
-    def answered(self, lane: Lane, frame: Frame) -> None:
-        self._calls.running.discard(self)
-        self._lane = None
+    def _answer(self, lane: Lane, frame: Frame) -> None:
         try:
-            parts, size = self._message(frame)
+            parts, size = self._written(frame)
         except Exception as error:  # noqa: BLE001 - an executor's odd answer must not end the front
             lane.close()
-            self._end(as_serving_error(error, "ModelInfer", self._packed.id))
+            self._end(as_serving_error(error, "ModelInfer", self._message.id))
             return
         limit = self._calls.max_message_bytes
         if size > limit:
@@ -156,40 +116,23 @@ class Call:
             self._log("ok")
         self._caller.succeed(parts, size, lane)
 
-    def _message(self, frame: Frame) -> tuple[list[Buffer], int]:
-        route, packed = self._route, self._packed
+    def _written(self, frame: Frame) -> tuple[list[Buffer], int]:
+        route = self._route
         assert route is not None, "nothing is answered that was not asked"
         queue_ns, _, compute_ns, _ = frame.numbers
         outputs, spans, parameters = _described(frame.head)
         timed = {**parameters, "queue_us": queue_ns // 1000, "compute_us": compute_ns // 1000}
         body = frame.body
         contents = [body[begin:end] for begin, end in spans]
-        parts = grpc_infer.answer(route.model, route.version, packed.id, timed, outputs, contents)
+        parts = grpc_infer.answer(route.model, route.version, self._message.id, timed, outputs, contents)
         return parts, sum(map(len, parts))
-
-    def failed(self, error: Failure) -> None:
-        self._calls.running.discard(self)
-        self._lane = None
-        if isinstance(error, Moved) or (isinstance(error, ExecutorGone) and not error.ran):
-            self.ask()
-        elif isinstance(error, ServingError):
-            self._end(error)
-        elif isinstance(error, ExecutorGone):
-            self._end(ServingError(Code.MODEL_FAILED, f"the process of model {self._packed.model!r} died while it had the request"))
-        else:
-            self._end(ServingError(Code.INTERNAL, f"the lane to model {self._packed.model!r} broke: {error}"))
-
-    def give_up(self) -> None:
-        """Past its deadline: what still waits is not run, and the caller is told."""
-        self.cancel()
-        self._end(ServingError(Code.DEADLINE_EXCEEDED, f"model {self._packed.model!r} did not answer before the deadline"))
 
     def cancel(self) -> None:
         """The caller has gone."""
-        self._calls.running.discard(self)
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            lane.close()
+        self.leave()
+
+    def _decline(self) -> None:
+        self._caller.decline()
 
     def _end(self, error: ServingError) -> None:
         if self._calls.logging:
@@ -197,18 +140,18 @@ class Call:
         self._caller.fail(error)
 
     def _log(self, code: str) -> None:
-        packed = self._packed
+        message = self._message
         fields = {
-            "model": packed.model[:128],
-            "version": self._route.version if self._route and code == "ok" else packed.version[:128],
-            "request_id": packed.id or self._head.request_id,
+            "model": message.model[:128],
+            "version": self._route.version if self._route and code == "ok" else message.version[:128],
+            "request_id": message.id or self._head.request_id,
             "code": code,
             "ms": round((time.monotonic() - self._begun) * 1e3, 3),
         }
         log.debug("request", extra={"fields": fields | ({"traceparent": self._head.traceparent} if self._head.traceparent else {})})
 
 
-def pack(message: bytes | memoryview) -> Packed | None:
+def pack(message: bytes | memoryview) -> Message | None:
     """A `ModelInferRequest`, ready for the lane; None for what the lane cannot hold. Raises ServingError."""
     if len(message) > _VIEWED_BYTES:
         message = memoryview(message)
@@ -220,7 +163,7 @@ def pack(message: bytes | memoryview) -> Packed | None:
         head, offsets, size = _lane_head(described, tuple(map(len, contents)))
     except (struct.error, ValueError):
         return None
-    return Packed(described.model_name, described.model_version, name, head, list(zip(offsets, contents, strict=True)), size)
+    return Message(name, described.model_name, described.model_version, head, list(zip(offsets, contents, strict=True)), size)
 
 
 @lru_cache(maxsize=512)
@@ -229,17 +172,13 @@ def _lane_head(described: Described, sizes: tuple[int, ...]) -> tuple[bytes, tup
     return frames.pack_head(tensors, described.outputs, described.parameters)
 
 
-def _pack_general(message: bytes) -> Packed | None:
+def _pack_general(message: bytes) -> Message | None:
     request = codec.infer_request(codec.parse(pb.ModelInferRequest, message), "", 0.0, "")
     try:
         head, parts, size = frames.pack_request(request.inputs, request.outputs, request.parameters)
     except (struct.error, TypeError, ValueError):
         return None
-    return Packed(request.model_name, request.model_version, request.id, head, parts, size)
-
-
-def _contents(packed: Packed) -> int:
-    return sum(len(data) for _, data in packed.parts)
+    return Message(request.id, request.model_name, request.model_version, head, parts, size)
 
 
 @lru_cache(maxsize=1024)

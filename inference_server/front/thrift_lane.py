@@ -14,7 +14,7 @@ from idl.lane_routes import Routes
 from idl.thrift_binary import REPLY, message
 from idl.thrift_schema import Inference
 from inference_server.front import calls
-from inference_server.front.calls import Calls, Head, Packed
+from inference_server.front.calls import Calls, Head, Message
 from inference_server.front.configuration import Configuration
 from inference_server.transports import thrift_codec as codec
 from inference_server.transports import thrift_layouts
@@ -58,9 +58,9 @@ class ThriftLane:
         now = time.monotonic()
         deadline = now + (said.timeout_ms / 1000 if said.timeout_ms else self._default_timeout_s)
         model, version, head, offsets, size = said.described
-        packed = Packed(model, version, said.id, head, list(zip(offsets, said.contents, strict=True)), size)
+        asked = Message(said.id, model, version, head, list(zip(offsets, said.contents, strict=True)), size)
         caller = ThriftCaller(connection, said.sequence, said.id, otherwise)
-        call = ThriftCall(self._calls, caller, Head(None, "", said.id, said.traceparent), packed, now, deadline)
+        call = ThriftCall(self._calls, caller, Head(None, "", said.id, said.traceparent), asked, now, deadline)
         call.sequence = said.sequence
         return call if call.ask() else None
 
@@ -88,12 +88,12 @@ class ThriftCall(calls.Call):
 
     sequence: bytes
 
-    def _message(self, frame: Frame) -> tuple[list[Buffer], int]:
-        route, packed = self._route, self._packed
+    def _written(self, frame: Frame) -> tuple[list[Buffer], int]:
+        route = self._route
         assert route is not None, "nothing is answered that was not asked"
         queue_ns, _, compute_ns, _ = frame.numbers
         said = thrift_layouts.answers(frame.head, route.model, route.version)
-        return thrift_layouts.reply(said, self.sequence, packed.id, frame.body, queue_ns // 1000, compute_ns // 1000)
+        return thrift_layouts.reply(said, self.sequence, self._message.id, frame.body, queue_ns // 1000, compute_ns // 1000)
 
 
 class ThriftCaller:

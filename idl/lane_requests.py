@@ -1,0 +1,122 @@
+"""One request's way from an event loop to an executor and back: to another one where it certainly has not run, given up at its deadline,
+taken back when its caller goes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from idl.codes import Code, ServingError
+from idl.lane import Frame, LaneError
+from idl.lane_calls import REPLY_GRACE_S, ExecutorGone, Moved
+from idl.lane_loop import Failure, Lane, Lanes
+from idl.lane_routes import Route, Routes
+
+TRIES = 4
+
+
+class Packed:
+    """A request as the lane takes it: what `lane.pack_head` or `lane.pack_request` made, and whom it is for."""
+
+    __slots__ = ("head", "model", "parts", "size", "version")
+
+    def __init__(self, model: str, version: str, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
+        self.model = model
+        self.version = version
+        self.head = head
+        self.parts = parts
+        self.size = size
+
+    def fits(self, limit: int) -> bool:
+        """Whether its tensors have at most `limit` bytes; `size` counts the gaps between them as well."""
+        return self.size <= limit or sum(len(data) for _, data in self.parts) <= limit
+
+
+class Requests:
+    """Those of one loop that are under way."""
+
+    def __init__(self, routes: Routes, lanes: Lanes) -> None:
+        self.routes = routes
+        self.lanes = lanes
+        self.running: set[Request] = set()
+
+    def sweep(self, now: float) -> None:
+        """Gives up those that should have been answered before `now` (monotonic seconds)."""
+        for request in [request for request in self.running if now > request.deadline + REPLY_GRACE_S]:
+            request.give_up()
+
+
+class Request(ABC):
+    """Satisfies `lane_loop.Waiting`. One of `_answer`, `_end` and `_decline` is called, once, unless it is cancelled."""
+
+    __slots__ = ("_lane", "_packed", "_requests", "_route", "_tries", "deadline")
+
+    def __init__(self, requests: Requests, packed: Packed, deadline: float) -> None:
+        """`deadline`: monotonic seconds."""
+        self.deadline = deadline
+        self._requests = requests
+        self._packed = packed
+        self._tries = 0
+        self._lane: Lane | None = None
+        self._route: Route | None = None
+
+    @abstractmethod
+    def _answer(self, lane: Lane, frame: Frame) -> None:
+        """What the executor gave; `lane` is to be given back once the frame's body is not needed any more."""
+
+    @abstractmethod
+    def _end(self, error: ServingError) -> None: ...
+
+    @abstractmethod
+    def _decline(self) -> None:
+        """It was not sent, and there is no answer here: the server refuses it in its own words, and counts it."""
+
+    def ask(self) -> bool:
+        """Sends it to an executor; False where it was declined."""
+        requests, packed = self._requests, self._packed
+        while self._tries < TRIES:
+            self._tries += 1
+            route = requests.routes.find(packed.model, packed.version)
+            if route is None or not route.sockets or not packed.fits(route.limit):
+                break
+            try:
+                lane = requests.lanes.take(route)
+                lane.ask(self, self.deadline, packed.head, packed.parts, packed.size)
+            except ExecutorGone:
+                continue  # it has just gone: the routes know, or will
+            except (ServingError, LaneError, OSError):
+                break
+            self._route, self._lane = route, lane
+            requests.running.add(self)
+            return True
+        self._decline()
+        return False
+
+    def answered(self, lane: Lane, frame: Frame) -> None:
+        self._requests.running.discard(self)
+        self._lane = None
+        self._answer(lane, frame)
+
+    def failed(self, error: Failure) -> None:
+        self._requests.running.discard(self)
+        self._lane = None
+        if isinstance(error, Moved) or (isinstance(error, ExecutorGone) and not error.ran):
+            self.ask()
+        elif isinstance(error, ServingError):
+            self._end(error)
+        elif isinstance(error, ExecutorGone):
+            self._end(ServingError(Code.MODEL_FAILED, f"the process of model {self._packed.model!r} died while it had the request"))
+        else:
+            self._end(ServingError(Code.INTERNAL, f"the lane to model {self._packed.model!r} broke: {error}"))
+
+    def give_up(self) -> None:
+        """Past its deadline: what still waits is not run, and the caller is told."""
+        self.leave()
+        self._end(ServingError(Code.DEADLINE_EXCEEDED, f"model {self._packed.model!r} did not answer before the deadline"))
+
+    def leave(self) -> None:
+        """Nobody waits for it any more: it is not run where it has not begun."""
+        self._requests.running.discard(self)
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
