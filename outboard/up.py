@@ -285,7 +285,9 @@ class Up:
         if self._stop.is_set():
             return
         try:
-            with Client(f"grpc+unix://{self._options.run_dir / 'grpc.sock'}", token=os.environ.get("OUTBOARD_SERVER_TOKEN", "")) as client:
+            with Client(
+                f"thrift+unix://{self._options.run_dir / 'thrift.sock'}", token=os.environ.get("OUTBOARD_SERVER_TOKEN", "")
+            ) as client:
                 failed = [index for index in client.repository_index() if index.state == "UNAVAILABLE" and index.reason != "not loaded"]
         except ServingError as error:
             raise CannotStart(f"the model server does not answer: {error.message}") from error
