@@ -26,6 +26,15 @@ def invalid_model(name: str, reason: str) -> ServingError:
     return ServingError(Code.INVALID_MODEL, f"model {name!r}: {reason}")
 
 
+def of_version(error: ServingError, name: str, version: int) -> ServingError:
+    """`error`, where it says "model 'm': why", as "model 'm' version 4: why"."""
+    reason = error.message.removeprefix(f"model {name!r}: ")
+    if reason == error.message:
+        return error
+    said = f"model {name!r} version {version}: {reason}"
+    return ServingError(error.code, said, retry_after_ms=error.retry_after_ms, request_id=error.request_id)
+
+
 def model_failed(message: str) -> ServingError:
     return ServingError(Code.MODEL_FAILED, message)
 

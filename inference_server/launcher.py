@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from idl.codes import ServingError
+from inference_server import errors
 from inference_server.executors.hang_watch import REASON, HangWatch
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
@@ -64,7 +66,10 @@ class Launcher:
                 self._holding.setdefault(model.name, []).extend(made)
             return [_Berth(self, model, number, reservation, self._threads(reservation, max(count, instances))) for reservation in made]
 
-        return ServedVersion(model, number, reserve, stats, instances)
+        try:
+            return ServedVersion(model, number, reserve, stats, instances)
+        except ServingError as error:
+            raise errors.of_version(error, model.name, number) from error
 
     def launch(self, berth: "_Berth") -> Executor:
         """An executor of the berth's model, loaded."""
@@ -81,7 +86,11 @@ class Launcher:
         }
         key = "" if model.spooled is not None else _identity(path, asked)  # files of a request have no second load
         known = self._measured.find(key)
-        asked |= {"queue": _queue(model.settings), "tuning": known.to_json() if known is not None else None}
+        asked |= {
+            "queue": _queue(model.settings),
+            "tuning": known.to_json() if known is not None else None,
+            "named": _named(model.settings),
+        }
         wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
@@ -170,6 +179,11 @@ def _queue(settings: ModelSettings) -> dict[str, Any]:
     )
     said = {name: getattr(settings, name) for name in names}
     return said if settings.batching else said | {"max_batch_size": 1}
+
+
+def _named(settings: ModelSettings) -> dict[str, Any]:
+    """What is said of single inputs and outputs: a name that the model has not is an error, and only its executor knows the names."""
+    return {"inputs": {name: said["kind"] for name, said in settings.inputs.items()}, "labels": list(settings.labels)}
 
 
 def _identity(path: Path, asked: Mapping[str, Any]) -> str:

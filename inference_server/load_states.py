@@ -26,8 +26,14 @@ class LoadStates:
                 self._loading -= keys
 
     def failed(self, name: str, versions: Iterable[int], reason: str) -> None:
+        """`reason`: as a caller was told it; where it names one version ("model 'm' version 4: why"), only that one has failed."""
+        versions = tuple(versions) or (0,)
+        for version in versions:
+            if reason.startswith(head := f"model {name!r} version {version}: "):
+                versions, reason = (version,), reason.removeprefix(head)
+                break
         with self._lock:
-            self._failures.setdefault(name, {}).update(dict.fromkeys(tuple(versions) or (0,), reason))
+            self._failures.setdefault(name, {}).update(dict.fromkeys(versions, reason))
 
     def loaded(self, name: str, versions: Iterable[int]) -> None:
         with self._lock:

@@ -104,7 +104,11 @@ def test_a_start_serves_the_newest_version_that_can_be_loaded(engine: Engine, re
     index = {entry.version: (entry.state, entry.reason) for entry in engine.repository_index(False)}
     assert index["2"] == ("READY", "") and index["1"] == ("UNAVAILABLE", "not loaded")
     assert index["3"][0] == index["4"][0] == "UNAVAILABLE" and "protobuf" in index["4"][1].lower()
-    assert code_of(lambda: engine.repository_model_load("m", {})) is Code.INVALID_MODEL, "an asked-for load says what was wrong"
+    with pytest.raises(ServingError, match=r"model 'm' version 4: \S") as caught:  # an asked-for load says what was wrong, and of which
+        engine.repository_model_load("m", {})
+    assert caught.value.code is Code.INVALID_MODEL
+    (reason,) = [entry.reason for entry in engine.repository_index(False) if entry.version == "4"]
+    assert caught.value.message == f"model 'm' version 4: {reason}"
     assert floats(engine.model_infer(request("m", [[1, 1]]))) == [2, 2]
 
 
