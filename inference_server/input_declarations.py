@@ -1,10 +1,12 @@
 """`[inputs.NAME]` of `model.toml`: how something that a person sends, a picture say, becomes that tensor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inference_server import errors
 from inference_server.setting_checks import InvalidModelSettings, bad, is_number, is_whole, shown
+from inference_server.types import Signature
 
 INPUT_KINDS = ("tensor", "image", "text", "audio", "video")
 
@@ -55,3 +57,19 @@ INPUT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "std": (_is_divisor, "a number other than 0, or one for each channel"),
 }
 """Key of an input -> (whether a value is right, what it should be)."""
+
+
+def check(model: str, kinds: Mapping[str, str], signature: Signature) -> None:
+    """`kinds`: input name -> its kind. Raises invalid_model for an input that the model has not, or that cannot hold its kind."""
+    specs = {spec.name: spec for spec in signature.inputs}
+    for name, kind in kinds.items():
+        spec = specs.get(name)
+        if spec is None:
+            have = f"its inputs are {', '.join(map(repr, specs))}" if specs else "it has no inputs"
+            raise errors.invalid_model(model, f"inputs.{name}: the model has no input {name!r}; {have}")
+        if kind == "image" and (len(spec.shape) not in (3, 4) or spec.datatype in ("BYTES", "BOOL")):
+            raise errors.invalid_model(
+                model,
+                f'inputs.{name}.kind = "image" wants numbers of 3 axes, or of 4 with the batch; '
+                f"the model's input {name!r} is {spec.datatype} {list(spec.shape)}",
+            )

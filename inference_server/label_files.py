@@ -1,10 +1,13 @@
 """`[labels]` of `model.toml`: what the numbers of an output mean, one text for each index."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from inference_server import errors
 from inference_server.setting_checks import InvalidModelSettings, bad
+from inference_server.types import Signature
 
 _MAX_BYTES = 8 * 2**20
 
@@ -30,6 +33,10 @@ def read_file(key: str, path: Path) -> tuple[str, ...]:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
         text = raw.decode()
+    except FileNotFoundError:
+        raise InvalidModelSettings(f"{key}: file {path.name!r} is not there") from None
+    except UnicodeDecodeError as error:
+        raise InvalidModelSettings(f"{key}: file {path.name!r} is not text: byte {error.start} is not UTF-8") from error
     except (OSError, ValueError) as error:
         raise InvalidModelSettings(f"{key}: file {path.name!r} cannot be read as text: {type(error).__name__}") from error
     if len(raw) > _MAX_BYTES:
@@ -43,3 +50,12 @@ def read_file(key: str, path: Path) -> tuple[str, ...]:
     if not all(isinstance(label, str) for label in found):
         raise InvalidModelSettings(f"{key}: file {path.name!r} is not a JSON list of texts")
     return tuple(found)
+
+
+def check(model: str, labelled: Iterable[str], signature: Signature) -> None:
+    """`labelled`: names of outputs that have labels. Raises invalid_model for one that the model has not."""
+    outputs = [spec.name for spec in signature.outputs]
+    for name in labelled:
+        if name not in outputs:
+            have = f"its outputs are {', '.join(map(repr, outputs))}" if outputs else "it has no outputs"
+            raise errors.invalid_model(model, f"labels.{name}: the model has no output {name!r}; {have}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from idl.codes import Code, ServingError
 from idl.tensors import Array
-from inference_server import errors
+from inference_server import errors, input_declarations, label_files
 from inference_server.backends.onnx import OnnxModel, OnnxOptions
 from inference_server.backends.presented import presented
 from inference_server.declared import Declared
@@ -33,8 +33,9 @@ def be_an_executor(name: str) -> None:
 def load_onnx(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     """Loads, warms up, tunes. Raises invalid_model; a model that does not take a generated warm-up input is loaded all the same.
 
-    `asked`: name, path, threads, providers, session (see `OnnxOptions`), declared (see `Declared`, or None), warmup (see
-    `warmup_samples`), cores (empty: all), queue (see `queue_policy`), tuning (what an earlier load found, or None).
+    `asked`: name, path, threads, providers, session (see `OnnxOptions`), declared (see `Declared`, or None), named (what its settings say
+    of single tensors: the kinds of `inputs`, and which have `labels`), warmup (see `warmup_samples`), cores (empty: all), queue (see
+    `queue_policy`), tuning (what an earlier load found, or None).
     """
     if asked.get("cores"):
         os.sched_setaffinity(0, asked["cores"])
@@ -42,6 +43,9 @@ def load_onnx(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     model: Backend = OnnxModel(Path(asked["path"]), asked["name"], options)
     if asked.get("declared"):
         model = presented(model, asked["name"], Declared.from_json(asked["declared"]))
+    if named := asked.get("named"):
+        input_declarations.check(asked["name"], named["inputs"], model.signature)
+        label_files.check(asked["name"], named["labels"], model.signature)
     tuning = _tuning(model, asked, _warm_up(model, asked["name"], asked.get("warmup") or []))
     return model, tuning, queue_policy(asked["queue"], tuning)
 
