@@ -71,7 +71,8 @@ def check(name: str, versions: Mapping[str, int], canary_percent: int, loaded: C
     for label, version in labels.versions.items():
         if version not in loaded:
             have = ", ".join(map(str, sorted(loaded))) or "none"
-            raise ServingError(Code.CONFLICT, f"model {name!r}: label {label!r} cannot name version {version}: loaded are {have}")
+            how = "version_policy in model.toml says which are, { latest = 2 } the newest two: change it and reload"
+            raise ServingError(Code.CONFLICT, f"model {name!r}: label {label!r} cannot name version {version}: loaded are {have}; {how}")
     return labels
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 Verb = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
 
@@ -35,6 +36,16 @@ def _models(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     return lambda arguments: int(arguments.run(arguments))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says the usage of the verb that was misused: argparse itself leaves words that a verb does not know to the whole command."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
+
 VERBS: dict[str, tuple[Verb, str]] = {
     "up": (_up, "everything on this machine: model server, gateway, web server, demo model"),
     "serve": (_serve, "the inference server alone"),
@@ -46,9 +57,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="outboard", description="A model server: models out of the web application, behind a typed contract."
-    )
+    parser = _Parser(prog="outboard", description="A model server: models out of the web application, behind a typed contract.")
     parser.add_argument("--version", action="version", version=f"outboard {version('outboard')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     run: Callable[[argparse.Namespace], int] | None = None

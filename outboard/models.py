@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from idl.codes import ServingError
+from idl.codes import Code, ServingError
 from inference_client import Client
 from outboard import models_serving
 from outboard.models_copy import Meter, over_rpc, over_ssh
@@ -23,6 +23,8 @@ from outboard.models_table import print_table
 MODEL_FILE, SETTINGS_FILE = "model.onnx", "model.toml"
 DEFAULT_HOST = "127.0.0.1:8001"
 _INTERRUPTED = 130
+_CANNOT_SERVE = frozenset({Code.INVALID_MODEL, Code.MODEL_FAILED})
+"""Why a version does not load that will not load the next time, either."""
 
 Verb = Callable[[Host, argparse.Namespace], int]
 
@@ -39,7 +41,9 @@ def register(subparsers: Any) -> None:
     push.add_argument("--ssh-config", metavar="FILE", default="", help="with --ssh: a configuration file for ssh")
     _add(subparsers, "reload", _reload, "load what the host's repository holds now, beside what serves, and swap", name=True)
     rollback = _add(subparsers, "rollback", _rollback, "serve the version before the one that serves now", name=True)
-    rollback.add_argument("--to", metavar="VERSION", type=version_number, help="this one; default: the highest below the one that serves")
+    rollback.add_argument(
+        "--to", metavar="VERSION", type=version_number, help="this one; default: the highest below the one that serves that can be served"
+    )
     _add(subparsers, "list", _list, "every version in the host's repository and its state", name=False)
     _add(subparsers, "smoke-test", _smoke_test, "a real request to every model version that is ready", name=False)
     models_serving.register(partial(_add, subparsers))
@@ -90,10 +94,15 @@ def _push(host: Host, arguments: argparse.Namespace) -> int:
     if arguments.no_load:
         print(f"{name}: version {version} is copied and not loaded")
         return 0
-    with host.put_back_on_failure(name):
-        # the newest comes in as the model's version policy says; an older one has to be asked for
-        host.load(name, None if version >= max(there, default=0) else version)
-        tested = host.must_serve(name, version)
+    try:
+        with host.put_back_on_failure(name):
+            # the newest comes in as the model's version policy says; an older one has to be asked for
+            host.load(name, None if version >= max(there, default=0) else version)
+            tested = host.must_answer(name, version)
+    except ServingError as error:
+        if error.code in _CANNOT_SERVE and f" version {version}: " in error.message:
+            _say(f"{name}: version {version} stays in the repository: push a higher one, or remove its folder on the host")
+        raise
     return _report(host, name, tested)
 
 
@@ -121,7 +130,7 @@ def _copy(host: Host, arguments: argparse.Namespace, file: Path, version: int, r
             existed = over_rpc(host.client, file, arguments.name, version, remote, meter)
     finally:
         meter.close()
-    print(f"{where}: {'the same bytes were there already' if existed else 'copied'}, SHA-256 verified")
+    print(f"{where}: {'the same bytes were there already' if existed else 'copied'}, SHA-256 verified", flush=True)
 
 
 def _reload(host: Host, arguments: argparse.Namespace) -> int:
@@ -132,32 +141,55 @@ def _reload(host: Host, arguments: argparse.Namespace) -> int:
         default = host.default(name)
         if default is None:
             raise Refused("nothing of it serves after the load")
-        tested = host.must_serve(name, default)
+        tested = host.must_answer(name, default)
     return _report(host, name, tested)
 
 
 def _rollback(host: Host, arguments: argparse.Namespace) -> int:
-    name, target = arguments.name, arguments.to
-    there = host.numbers(name)
+    name, there = arguments.name, host.numbers(arguments.name)
     if not there:
         raise Refused(f"the host's repository has no version of {name!r}")
-    default = host.default(name)
-    if target is None:
-        if default is None:
-            raise Refused(f"nothing of {name!r} serves, so there is nothing to go back from; name a version with --to")
-        target = max((number for number in there if number < default), default=None)
-        if target is None:
-            raise Refused(f"{name}: the repository has no version below {default}, which goes on serving")
-    elif target not in there:
-        raise Refused(f"{name}: the repository has no version {target}; it has {', '.join(map(str, there))}")
+    targets = _targets(host, name, arguments.to, there)
     _print_versions("before", host.versions(name))
     with host.put_back_on_failure(name):
-        host.load(name, target)
-        tested = host.must_serve(name, target)
+        tested = _first_that_serves(host, name, targets)
     _report(host, name, tested)
-    if target != max(there):
+    if tested.version != str(max(there)):
         _say(f"{name}: version {max(there)} stays in the repository: the next load that names no version takes what version_policy chooses")
     return 0
+
+
+def _targets(host: Host, name: str, to: int | None, there: Sequence[int]) -> Sequence[int]:
+    """The versions to go back to, the one to try first in front: `to` alone, else all below the one that serves. Raises Refused for none."""
+    if to is not None:
+        if to not in there:
+            raise Refused(f"{name}: the repository has no version {to}; it has {', '.join(map(str, there))}")
+        return [to]
+    default = host.default(name)
+    if default is None:
+        raise Refused(f"nothing of {name!r} serves, so there is nothing to go back from; name a version with --to")
+    below = [number for number in reversed(there) if number < default]
+    if not below:
+        raise Refused(f"{name}: the repository has no version below {default}, which goes on serving")
+    return below
+
+
+def _first_that_serves(host: Host, name: str, targets: Sequence[int]) -> Tested:
+    """Loads the first of `targets` that can be loaded and answers a real request, and says which it passes over. Raises as the last did."""
+    for target in targets:
+        try:
+            host.load(name, target)
+            return host.must_serve(name, target)
+        except ServingError as error:
+            if error.code not in _CANNOT_SERVE or target == targets[-1]:
+                raise
+            reason = f"{error.code.value}: {error.message}"
+        except Refused as refused:
+            if target == targets[-1]:
+                raise
+            reason = str(refused)
+        _say(f"{name}: version {target} is passed over: {reason}")
+    raise AssertionError("there is at least one")
 
 
 def _list(host: Host, arguments: argparse.Namespace) -> int:
@@ -178,8 +210,14 @@ def _smoke_test(host: Host, arguments: argparse.Namespace) -> int:
 
 
 def _report(host: Host, name: str, tested: Tested) -> int:
-    _print_versions("after", host.versions(name))
-    print(f"{name}: version {tested.version} serves; smoke test {tested.seconds * 1000:.1f} ms")
+    versions = host.versions(name)
+    _print_versions("after", versions)
+    took = f"smoke test {tested.seconds * 1000:.1f} ms"
+    if max(versions, key=lambda each: each.share).number == tested.version:
+        print(f"{name}: version {tested.version} serves; {took}", flush=True)
+    else:
+        print(f"{name}: version {tested.version} is loaded and tested; {took}", flush=True)
+        print(f"{name}: labels decide who gets it: outboard models labels --name {name} ...", flush=True)
     return 0
 
 
@@ -189,7 +227,7 @@ def _row(tested: Tested) -> tuple[str, ...]:
 
 def _print_versions(when: str, versions: Sequence[Version]) -> None:
     if when:
-        print(f"{when}:" + ("" if versions else " nothing"))
+        print(f"{when}:" + ("" if versions else " nothing"), flush=True)
     if versions or not when:
         rows = [(each.model, each.number, each.state, _share(each.share), each.reason) for each in versions]
         print_table(("MODEL", "VERSION", "STATE", "SERVES", "REASON"), rows)

@@ -91,6 +91,10 @@ class Host:
         """Returns when as many serve, of `version` or of each version that serves."""
         self._client.set_instances(name, count, version, timeout_s=self._timeout_s)
 
+    def labels(self, name: str) -> str:
+        """What the labels mean now, as the host writes it: "canary=4 (10 %), stable=3"; "" where there are none."""
+        return self._client.model_metadata(name).properties.get("version_labels", "")
+
     def set_labels(self, name: str, labels: Mapping[str, int], canary_percent: int) -> None:
         self._client.set_labels(name, labels, canary_percent, timeout_s=self._timeout_s)
 
@@ -114,8 +118,14 @@ class Host:
         """Raises Refused unless `version` is the default one and answers a real request."""
         default = self.default(name)
         if default != version:
-            why = "" if default is None else f", version {default} does: its version policy (model.toml) or its labels decide"
-            raise Refused(f"version {version} does not serve{why}")
+            raise _does_not_serve(version, default)
+        return self.must_answer(name, version)
+
+    def must_answer(self, name: str, version: int) -> Tested:
+        """Raises Refused unless `version` is loaded and answers a real request, be it the default one or one that labels keep from it."""
+        default = self.default(name)
+        if default != version and str(version) not in {each.number for each in self.versions(name) if each.state == "READY"}:
+            raise _does_not_serve(version, default)
         tested = self.test(name, str(version))
         if tested.failure:
             raise Refused(f"version {version} was loaded and failed its smoke test: {tested.failure}")
@@ -144,6 +154,11 @@ class Host:
                 self._say(f"{name}: version {before}, which served before, was put back")
         except ServingError as error:
             self._say(f"{name}: what served before ({before or 'nothing'}) could NOT be put back: {error.code.value}: {error.message}")
+
+
+def _does_not_serve(version: int, default: int | None) -> Refused:
+    why = "" if default is None else f", version {default} does: its version policy (model.toml) or its labels decide"
+    return Refused(f"version {version} does not serve{why}")
 
 
 def _zeros(spec: TensorSpec) -> tensors.Array:

@@ -22,7 +22,7 @@ def register(add: Add) -> None:
         labels.add_argument(f"--{label}", metavar="VERSION", type=version_number, help=text)
     labels.add_argument("--percent", type=_whole(0, 100), default=0, help="of the requests without a version, for the canary; default 0")
     labels.add_argument("--label", metavar="NAME=VERSION", type=_label, action="append", default=[], help="another label; may be repeated")
-    labels.add_argument("--none", action="store_true", help="no labels any more")
+    labels.add_argument("--none", action="store_true", help="what was set ends: the labels of model.toml hold again")
     add("capacity", _capacity, "cores and memory of the host: who has them, what is free", name=False)
 
 
@@ -44,7 +44,7 @@ def version_number(text: str) -> int:
 
 def _label(text: str) -> tuple[str, int]:
     name, _, version = text.partition("=")
-    if not name:
+    if not name or not version:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VERSION")
     return name, version_number(version)
 
@@ -65,13 +65,18 @@ def _labels(host: Host, arguments: argparse.Namespace) -> int:
     if bool(labels) == arguments.none:
         raise Refused("give the labels, all of them (--stable, --canary, --label), or --none")
     host.set_labels(arguments.name, labels, arguments.percent)
-    print(f"{arguments.name}: {_said(labels, arguments.percent)}")
+    print(f"{arguments.name}: {_said(labels, arguments.percent) if labels else _left(host.labels(arguments.name))}")
     return 0
 
 
 def _said(labels: Mapping[str, int], percent: int) -> str:
     share = {_CANARY: f" for {percent} % of the requests without a version"} if percent else {}
-    return ", ".join(f"{label} is version {version}{share.get(label, '')}" for label, version in labels.items()) or "no labels"
+    return ", ".join(f"{label} is version {version}{share.get(label, '')}" for label, version in labels.items())
+
+
+def _left(labels: str) -> str:
+    """What holds when nothing is set: `labels` as the host has them, which are its files'."""
+    return f"the labels of its settings hold: {labels}" if labels else "no labels"
 
 
 def _capacity(host: Host, arguments: argparse.Namespace) -> int:

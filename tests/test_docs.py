@@ -283,7 +283,8 @@ class Stack(NamedTuple):
     def reset(self) -> None:
         """The model of README's section "Your own model" as that section leaves it."""
         folder = Path(self.names["my-models"]) / "double"
-        (folder / "serving-version").unlink(missing_ok=True)
+        for name in ("serving-version", "serving-labels", "model.toml"):
+            (folder / name).unlink(missing_ok=True)
         for model in folder.glob("[2-9]/model.onnx"):
             model.unlink()
         with Client(self.up["grpc"]) as client:

@@ -101,7 +101,7 @@ def answers(client: Client, count: int, version: str = "") -> dict[str, int]:
     return found
 
 
-def test_labels_name_versions_and_share_the_requests(outboard: Run, client: Client) -> None:
+def test_labels_name_versions_and_share_the_requests(outboard: Run, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert answers(client, 20) == {"2": 20}, "the highest, without labels"
     code, out, err = outboard("labels", "--name", "m", "--stable", 1, "--canary", 2, "--percent", 30, "--label", "best=1")
     assert code == 0, err
@@ -115,16 +115,22 @@ def test_labels_name_versions_and_share_the_requests(outboard: Run, client: Clie
     assert answers(client, 50) == {"1": 50}, "back at once"
     assert [line[3] for line in rows(outboard("list", "--name", "m")[1]) if len(line) == 4 and line[2] == "READY"] == ["default"]
     code, _, err = outboard("labels", "--name", "m", "--stable", 3)
-    assert code == 1 and "conflict" in err and "loaded are 1, 2" in err
+    assert code == 1 and "conflict" in err and "loaded are 1, 2; version_policy in model.toml says which are" in err
     code, _, err = outboard("labels", "--name", "m", "--canary", 2, "--percent", 10)
     assert code == 1 and "invalid_input" in err
     for wrong in ([], ["--none", "--stable", 1]):
         code, _, err = outboard("labels", "--name", "m", *wrong)
         assert code == 1 and "or --none" in err
-    for wrong in (["--label", "=3"], ["--label", "x"], ["--label", "x=0"], ["--percent", 101]):
+    for wrong, said in (
+        (["--label", "=3"], "'=3' is not NAME=VERSION"),
+        (["--label", "stable"], "'stable' is not NAME=VERSION"),
+        (["--label", "x=0"], "'0' is not a whole number from 1"),
+        (["--percent", 101], "'101' is not a whole number"),
+    ):
         with pytest.raises(SystemExit) as ended:
             outboard("labels", "--name", "m", *wrong)
         assert ended.value.code == 2
+        assert said in capsys.readouterr().err
     code, out, _ = outboard("labels", "--name", "m", "--none")
     assert (code, out) == (0, "m: no labels\n")
     assert answers(client, 20) == {"2": 20}
