@@ -33,6 +33,7 @@ from inference_server.front.thrift_lane import ThriftLane
 from inference_server.launcher import Launcher
 from inference_server.library import Library
 from inference_server.metrics import Metrics
+from inference_server.near_models import NearModels
 from inference_server.repository import Repository
 from inference_server.repository_poll import RepositoryPoll
 from inference_server.reservations import Reservations
@@ -142,6 +143,7 @@ class Server:
         settings = self._settings
         served = ServedModels(self.metrics, self._routes, settings.drain_timeout_s)
         repository = Repository(settings.models, settings.push_dir)
+        self._near_models = NearModels(settings.models)
         spool = Spool(self._run_dir, settings.max_message_bytes)
         self._closers.callback(spool.close)
         poll = RepositoryPoll(repository) if settings.model_control == "poll" else None
@@ -230,14 +232,21 @@ class Server:
         return 0
 
     def _load(self, addresses: dict[str, str]) -> None:
+        polls = self._settings.model_control == "poll"
         self.engine.load_all(time.time_ns() - int(self._settings.poll_interval_s * 1e9))
+        self._tell_near_models(at_once=not polls)
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it in the middle of a request
         log.info("ready" if self.engine.server_ready() else "not ready: see the models that failed", extra={"fields": addresses})
         if not self._stopping.is_set():
             print("ready " + " ".join(f"{name}={address}" for name, address in addresses.items() if address), flush=True)
-        while self._settings.model_control == "poll" and not self._stopping.wait(self._settings.poll_interval_s):
+        while polls and not self._stopping.wait(self._settings.poll_interval_s):
             self._library.poll()
+            self._tell_near_models(at_once=False)
+
+    def _tell_near_models(self, *, at_once: bool) -> None:
+        for near in self._near_models.fresh(at_once=at_once):
+            log.warning("not a model", extra={"fields": {"folder": near.where, "reason": near.why}})
 
     def _on_signal(self, number: int, _: object) -> None:
         if self._stopping.is_set():

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from idl.codes import Code, ServingError
-from inference_server import errors, repository_model, whole_files
+from inference_server import errors, model_folders, repository_model, whole_files
 from inference_server.file_stamps import look
 from inference_server.load_order import MODEL_NAME, PIN_FILE, VERSION, LoadOrder
 from inference_server.repository_model import RepositoryModel
@@ -107,7 +107,7 @@ class Repository:
             return None
         for root in self._roots:
             folder = root / name
-            if folder.is_dir() and repository_model.is_model(folder):
+            if folder.is_dir() and model_folders.is_model(folder):
                 return folder
         return None
 

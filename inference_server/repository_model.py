@@ -1,12 +1,11 @@
 """One model as it lies on disk: its versions, what its owner says about it, and what is to be loaded of it."""
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inference_server import model_settings, triton_config, version_labels
-from inference_server.declared import CONFIG, Declared
+from inference_server import model_folders, model_settings, triton_config, version_labels
+from inference_server.declared import Declared
 from inference_server.file_stamps import Stamp, stamps
 from inference_server.load_order import PIN_FILE, VERSION
 from inference_server.model_settings import MODEL_FILE, ModelSettings, VersionPolicy
@@ -70,7 +69,7 @@ class RepositoryModel:
         return self.labels.only(loaded).split(max(loaded))
 
     def file(self, version: int) -> Path:
-        return _model_file(self.folder / str(version) / self.settings.model_file)
+        return model_folders.model_file(self.folder / str(version) / self.settings.model_file)
 
     def only(self, versions: Collection[int]) -> "RepositoryModel":
         """As if the other versions were not there."""
@@ -87,8 +86,8 @@ def read(name: str, folder: Path, sent: str = "") -> RepositoryModel:
     try:
         settings, triton = _configured(name, folder, sent)
     except InvalidModelSettings as error:
-        return RepositoryModel(name, folder, _versions(folder, MODEL_FILE), ModelSettings(public=False), str(error))
-    versions = _versions(folder, settings.model_file)
+        return RepositoryModel(name, folder, model_folders.versions(folder, MODEL_FILE), ModelSettings(public=False), str(error))
+    versions = model_folders.versions(folder, settings.model_file)
     labels = version_labels.read(folder) or Labels(settings.version_labels, settings.canary_percent)
     problem = _problem(versions, settings) if versions else f"it has no version with a model file ({settings.model_file})"
     return RepositoryModel(
@@ -123,27 +122,9 @@ def _problem(versions: tuple[int, ...], settings: ModelSettings) -> str:
     return ""
 
 
-def _model_file(path: Path) -> Path:
-    """A Triton repository may hold a folder in the place of the file: the model in it, under the same name, and its external weights."""
-    return path / MODEL_FILE if path.is_dir() else path
-
-
 def _pinned(folder: Path) -> int:
     try:
         text = (folder / PIN_FILE).read_text().strip()
     except (OSError, UnicodeDecodeError):
         return 0
     return int(text) if VERSION.fullmatch(text) else 0
-
-
-def _versions(folder: Path, model_file: str) -> tuple[int, ...]:
-    try:
-        names = [entry.name for entry in os.scandir(folder) if VERSION.fullmatch(entry.name)]
-    except OSError:
-        return ()
-    return tuple(sorted(int(name) for name in names if _model_file(folder / name / model_file).is_file()))
-
-
-def is_model(folder: Path) -> bool:
-    """Whether somebody meant `folder` to be a model."""
-    return bool(_versions(folder, MODEL_FILE)) or any((folder / name).exists() for name in (model_settings.FILE, CONFIG))

@@ -281,6 +281,7 @@ class Up:
     def _warn_of_failed_models(self) -> None:
         """A model that cannot be loaded keeps nobody from using the others, but is not passed over in silence."""
         from inference_client import Client, ServingError
+        from inference_server.near_models import near_models
 
         if self._stop.is_set():
             return
@@ -293,6 +294,8 @@ class Up:
             raise CannotStart(f"the model server does not answer: {error.message}") from error
         for index in failed:
             print(f"outboard up: not served: {index.name} version {index.version or '?'}: {index.reason}", file=sys.stderr)
+        for near in near_models(self._options.models or self._options.data / "models"):
+            print(f"outboard up: not served: {near.where}: not a model: {near.why}", file=sys.stderr)
 
     def _ready_line(self) -> str:
         return "ready " + " ".join(f"{name}={self._addresses.get(name, '')}" for name in ("http", "grpc", "thrift", "metrics"))

@@ -103,11 +103,15 @@ def test_a_killed_web_server_leaves_no_worker_behind(models: Path, tmp_path: Pat
 def test_one_model_that_fails_is_named_and_the_others_serve(models: Path, tmp_path: Path) -> None:
     (models / "broken" / "1").mkdir(parents=True)
     (models / "broken" / "1" / "model.onnx").write_bytes(b"junk")
+    (models / "flat").mkdir()
+    (models / "flat" / "model.onnx").write_bytes(b"junk")
     up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
     try:
         assert predict(up, "m") == [[2, 4]]
         assert get(f"{up['http']}/readyz")[0] == 503
         assert "not served: broken version 1" in up.log.read_text()
+        assert f"not served: {models.name}/flat: not a model: model.onnx lies beside the version folders" in up.log.read_text()
+        assert (tmp_path / "data" / "logs" / "server.log").read_text().count('"event": "not a model"') == 1
     finally:
         assert up.stop() == 0
 

@@ -1,0 +1,27 @@
+"""How a model's folder is laid out: which versions lie in it, and whether somebody meant it to be a model."""
+
+import os
+from pathlib import Path
+
+from inference_server.declared import CONFIG
+from inference_server.load_order import VERSION
+from inference_server.model_settings import FILE, MODEL_FILE
+
+
+def versions(folder: Path, name: str) -> tuple[int, ...]:
+    """Those that have a model file called `name`, ascending; none where the folder cannot be read."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if VERSION.fullmatch(entry.name)]
+    except OSError:
+        return ()
+    return tuple(sorted(int(version) for version in names if model_file(folder / version / name).is_file()))
+
+
+def model_file(path: Path) -> Path:
+    """A Triton repository may hold a folder in the place of the file: the model in it, under the same name, and its external weights."""
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def is_model(folder: Path) -> bool:
+    """Whether somebody meant `folder` to be a model."""
+    return bool(versions(folder, MODEL_FILE)) or any((folder / name).exists() for name in (FILE, CONFIG))
