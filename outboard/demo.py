@@ -81,6 +81,22 @@ def prepare(target: Path) -> Path:
     return folder
 
 
+def move(source: Path, target: Path) -> bool:
+    """Takes the demo model, if `source` holds it, with every version of it, to `target`, in one rename. True where it did.
+
+    A model of the same name that somebody else put there stays. Raises OSError where it cannot be moved.
+    """
+    try:
+        text = (source / NAME / "LICENSE.txt").read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+    if not text.startswith(_LICENSE_TXT.partition("{")[0]) or (target / NAME).exists():
+        return False
+    target.mkdir(parents=True, exist_ok=True)
+    (source / NAME).rename(target / NAME)
+    return True
+
+
 def _small_files(folder: Path) -> dict[Path, bytes]:
     weights, labels = _package(*_WEIGHTS_PACKAGE), _package(*_LABELS_PACKAGE)
     licence = _LICENSE_TXT.format(

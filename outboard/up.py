@@ -52,6 +52,16 @@ class Options:
     def run_dir(self) -> Path:
         return self.data / "run"
 
+    @property
+    def pushed_models(self) -> Path:
+        """Outboard's own repository: what is pushed, where its owner has named none."""
+        return self.data / "models"
+
+    @property
+    def demo_models(self) -> Path:
+        """A repository of its own, so that it can be left out."""
+        return self.data / "demo"
+
 
 _DEFAULTS: dict[str, str] = {
     "data": "./data",
@@ -155,7 +165,7 @@ class Up:
                 f"{LONGEST_SOCKET_PATH} that a socket's path may have; choose a shorter folder"
             )
         try:
-            for folder in (options.run_dir, options.data / "models", options.data / "logs"):
+            for folder in (options.run_dir, options.pushed_models, options.data / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
             options.run_dir.chmod(0o700)
         except OSError as error:
@@ -171,8 +181,7 @@ class Up:
         return file
 
     def _start(self) -> None:
-        if not self._options.no_demo:
-            self._prepare_demo()
+        self._prepare_demo()
         self._start_server()
         self._start_web()
         self._wait("the model server", self._server_ready.is_set)
@@ -182,19 +191,28 @@ class Up:
     def _prepare_demo(self) -> None:
         from outboard import demo
 
-        if not (self._options.data / "models" / demo.NAME / "1" / "model.onnx").exists():
+        options = self._options
+        try:
+            demo.move(options.pushed_models, options.demo_models)  # where earlier releases had it
+        except OSError as error:
+            raise CannotStart(
+                f"the demo model in {options.pushed_models} cannot be moved to {options.demo_models}: {error.strerror}"
+            ) from error
+        if options.no_demo:
+            return
+        if not (options.demo_models / demo.NAME / "1" / "model.onnx").exists():
             print("outboard up: preparing the demo model (once)", file=sys.stderr)
         try:
-            demo.prepare(self._options.data / "models")
+            demo.prepare(options.demo_models)
         except demo.DemoError as error:
             raise CannotStart(f"the demo model cannot be prepared: {error}; --no-demo goes without it") from error
 
     def _start_server(self) -> None:
         options = self._options
-        roots = [str(options.models)] if options.models else []
+        roots = [options.models, options.pushed_models, None if options.no_demo else options.demo_models]
         ours = {
-            "MODELS": os.pathsep.join([*roots, str(options.data / "models")]),
-            "PUSH_DIR": str(options.models or options.data / "models"),
+            "MODELS": os.pathsep.join(str(root) for root in roots if root),
+            "PUSH_DIR": str(options.models or options.pushed_models),
             "RUN_DIR": str(options.run_dir),
             "HOST": options.host,
             "GRPC_PORT": str(options.grpc_port),

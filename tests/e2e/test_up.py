@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from outboard import demo
 from tests.e2e.conftest import ROOT, Process, alive, descendants, environment, needs, start_up, wait_until_gone
 from tests.onnx_models import times
 
@@ -114,6 +115,38 @@ def test_one_model_that_fails_is_named_and_the_others_serve(models: Path, tmp_pa
         assert (tmp_path / "data" / "logs" / "server.log").read_text().count('"event": "not a model"') == 1
     finally:
         assert up.stop() == 0
+
+
+def served(up: Process) -> set[str]:
+    body = urllib.request.Request(f"{up['http']}/v2/repository/index", b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(body, timeout=30) as response:
+        return {entry["name"] for entry in json.load(response)}
+
+
+def test_no_demo_serves_none_of_an_earlier_start(models: Path, tmp_path: Path) -> None:
+    """Wherever the demo lies: in its own repository, or in that of what is pushed, where earlier releases had it."""
+    data = tmp_path / "data"
+    up = start_up(data)
+    assert served(up) == {"efficientnet-lite0"}
+    assert up.stop() == 0
+    (data / "demo" / "efficientnet-lite0").rename(data / "models" / "efficientnet-lite0")
+    times(data / "models" / "pushed" / "1" / "model.onnx", 2)
+    up = start_up(data, "--no-demo", "--models", str(models))
+    assert served(up) == {"m", "pushed"}
+    assert up.stop() == 0
+    assert (data / "demo" / "efficientnet-lite0" / "1" / "model.onnx").is_file()
+    assert [path.name for path in (data / "models").iterdir()] == ["pushed"]
+    up = start_up(data, "--models", str(models))
+    assert served(up) == {"m", "pushed", "efficientnet-lite0"}
+    assert up.stop() == 0
+    assert "preparing the demo" in (log := up.log.read_text()) and log.count("preparing the demo") == 1
+
+
+def test_a_model_with_the_demos_name_that_is_somebodys_own_stays(tmp_path: Path) -> None:
+    own = times(tmp_path / "models" / demo.NAME / "1" / "model.onnx", 2)
+    (tmp_path / "models" / demo.NAME / "LICENSE.txt").write_text("all rights reserved\n")
+    assert not demo.move(tmp_path / "models", tmp_path / "demo")
+    assert own.is_file() and not (tmp_path / "demo").exists()
 
 
 def test_the_first_administrator(models: Path, tmp_path: Path) -> None:
