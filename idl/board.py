@@ -160,6 +160,7 @@ def create() -> int:
     """A descriptor of a fresh board. Raises OSError."""
     descriptor = os.memfd_create("outboard-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
+        os.fchmod(descriptor, 0o400)  # who gets a descriptor to read from could else open it anew, to write
         os.ftruncate(descriptor, SIZE)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:

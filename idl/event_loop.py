@@ -1,10 +1,15 @@
 """One thread that waits for many descriptors."""
 
+import logging
+import os
 import select
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+log = logging.getLogger("outboard")
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
@@ -53,6 +58,14 @@ class Loop:
                 if now >= due:
                     self._on_tick(now)
                     due = now + self._tick_s
+
+    def run_or_end(self) -> None:
+        """`run`, in a thread of a process that is of no use without it: where a handler raises, the process is asked to end (SIGTERM)."""
+        try:
+            self.run()
+        except Exception:
+            log.critical("an event loop has ended, and this process with it", exc_info=True)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self) -> None:
         self._stopped = True

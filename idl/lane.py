@@ -42,6 +42,8 @@ ALIGNMENT = 64
 FRAME_BYTES = 96 * 1024
 INLINE_BYTES = 64 * 1024
 LEAST_MEMORY = 256 * 1024
+REMEMBERED_BYTES = 4096
+"""Heads up to this are worth remembering: a longer one has texts in it, which are another's the next time."""
 
 # plain integers: arithmetic on socket's enumerations costs microseconds
 _TRUNCATED, _RIGHTS = int(socket.MSG_TRUNC), (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
@@ -102,13 +104,19 @@ def pack_head(
     return head + (json.dumps(dict(parameters)).encode() if parameters else b""), offsets, size
 
 
-@lru_cache(maxsize=1024)
 def unpack_head(head: bytes) -> Head:
-    """Raises LaneError where the head is not one. The same head, seen again, costs a look-up."""
+    """Raises LaneError where the head is not one. The same head, seen again, costs a look-up, unless it is a long one."""
+    return _remembered(head) if len(head) <= REMEMBERED_BYTES else _unpack(head)
+
+
+def _unpack(head: bytes) -> Head:
     try:
         return _unpack_head(head)
-    except (struct.error, UnicodeDecodeError, ValueError, IndexError) as error:
+    except (struct.error, ValueError, IndexError, RecursionError) as error:
         raise LaneError(f"a head that cannot be read: {error}") from error
+
+
+_remembered = lru_cache(maxsize=1024)(_unpack)
 
 
 def _unpack_head(head: bytes) -> Head:
@@ -133,7 +141,10 @@ def _unpack_head(head: bytes) -> Head:
         (size,) = _U16.unpack_from(head, position)
         wanted.append(head[position + 2 : position + 2 + size].decode())
         position += 2 + size
-    return Head(tuple(tensors), tuple(wanted), json.loads(head[position:]) if position < len(head) else {}, end)
+    parameters = json.loads(head[position:]) if position < len(head) else {}
+    if not isinstance(parameters, dict):
+        raise ValueError("parameters are an object")
+    return Head(tuple(tensors), tuple(wanted), parameters, end)
 
 
 class SharedMemory:
@@ -234,7 +245,13 @@ class LaneEnd:
             target[offset : offset + len(view)] = view
         header = HEADER.pack(MAGIC, kind, flags, sequence, *numbers, len(head), size)
         rights = [(*_RIGHTS, array.array("i", [self._ours.descriptor]))] if flags & NEW_MEMORY else []
-        self.sock.sendmsg([header, head], rights)
+        try:
+            self.sock.sendmsg([header, head], rights)
+        except OSError:
+            if rights:  # the peer has not got it, and would take what comes next out of the memory that it has
+                self._ours.close()
+                self._ours = None
+            raise
 
     def receive(self, flags: int = 0) -> Frame | None:
         """The next frame, None at end of file. Raises LaneError for what is not one, OSError and TimeoutError as the socket does.
@@ -245,14 +262,19 @@ class LaneEnd:
             return self._unusual(size, ancillary, flags)
         return self._frame(size)
 
-    def _frame(self, size: int) -> Frame:
+    def _frame(self, size: int, passed: bool = False) -> Frame:
+        """`passed`: new memory came with it."""
         buffer = self._buffer
         magic, kind, bits, sequence, a, b, c, d, head_size, body_size = HEADER.unpack_from(buffer)
         start = HEADER.size + head_size
         if magic != MAGIC or start > size:
             raise LaneError("not a lane frame")
         head = buffer[HEADER.size : start]
+        if kind == WELCOME:
+            raise LaneError("a greeting without its descriptor")
         if bits & SHARED:
+            if bits & NEW_MEMORY and not passed:
+                raise LaneError("memory that did not come: this process has no descriptor left")
             if self._peer is None or body_size > len(self._peer):
                 raise LaneError("a body in memory that was not passed")
             return Frame(kind, sequence, (a, b, c, d), head, memoryview(self._peer)[:body_size])
@@ -274,7 +296,7 @@ class LaneEnd:
             return Frame(WELCOME, 0, HEADER.unpack_from(self._buffer)[4:8], b"", memoryview(b""), descriptors[0])
         if descriptors:
             self._take_memory(descriptors[0])
-        return self._frame(size)
+        return self._frame(size, passed=bool(descriptors))
 
     def welcome(self, slot: int, board: int) -> None:
         """What an executor says first: the connection's cell in the journal, and a descriptor of the board."""

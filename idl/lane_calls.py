@@ -29,6 +29,10 @@ _SLICE = struct.pack("ll", int(SLICE_S), 0)
 """A blocking wait looks at the clock this often. Python's own time-outs cost three more system calls for each request."""
 
 
+_LOOKING = threading.Lock()
+"""Held by the one caller of this process that may look instead of sleeping (see `idl.linger`)."""
+
+
 class LaneAnswer(NamedTuple):
     """What an executor gave: outputs with their bytes, a backend's parameters, and where the time went in nanoseconds."""
 
@@ -65,16 +69,14 @@ class LaneConnection:
     __slots__ = ("_board", "_end", "_memory_limit", "_pool", "_sequence", "_slot", "last_used")
 
     def __init__(self, path: str, memory_limit: int, pool: "LanePool | None" = None) -> None:
-        """Connects. Raises ExecutorGone where nobody listens (any more)."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Connects, without waiting. Raises ExecutorGone where nobody listens (any more); ServingError overloaded where too many wait to
+        be let in, insufficient_capacity where this process or host is short of something."""
+        sock = _connect(path)
         try:
-            sock.connect(path)
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                sock.setsockopt(socket.SOL_SOCKET, option, _SLICE)
+            self._end = lane.LaneEnd(sock, memory_limit)
         except OSError as error:
             sock.close()
-            raise ExecutorGone(ran=False) from error
-        self._end = lane.LaneEnd(sock, memory_limit)
+            raise _short_of(error) from error
         self._memory_limit = memory_limit
         self._pool = pool
         self._board: Board | None = None
@@ -97,9 +99,14 @@ class LaneConnection:
 
     def _await(self, deadline: float | None, watch: int) -> lane.Frame:
         pool = self._pool
-        if pool is None or watch >= 0 or not pool.alone:
+        if pool is None or watch >= 0:
             return self._sleep(deadline, watch)
-        frame = pool.linger.wait(self._glance, lambda: self._sleep(deadline, watch))
+        if not _LOOKING.acquire(blocking=False):  # others would be kept from the interpreter by several that look
+            return self._sleep(deadline, watch)
+        try:
+            frame = pool.linger.wait(self._glance, lambda: self._sleep(deadline, watch))
+        finally:
+            _LOOKING.release()
         assert frame is not None, "who sleeps wakes up with one"
         return frame
 
@@ -148,9 +155,7 @@ class LaneConnection:
         self._sequence += 1
         soon = lane.SOON if self._pool is not None and self._pool.linger.worth else 0
         try:
-            self._end.send(
-                lane.INFER, self._sequence & 0xFFFFFFFF, (0 if deadline is None else int(deadline * 1e9), soon, 0, 0), head, parts, size
-            )
+            self._end.send(lane.INFER, self._sequence & 0xFFFFFFFF, (_nanoseconds(deadline), soon, 0, 0), head, parts, size)
         except (TimeoutError, BlockingIOError) as error:
             raise TimeoutError from error
         except OSError as error:
@@ -209,6 +214,41 @@ class LaneConnection:
         self._board = None
 
 
+_LONGEST_S = 9e9
+"""Seconds whose nanoseconds a frame can hold: three hundred years."""
+
+
+def _nanoseconds(deadline: float | None) -> int:
+    """0 for none, and for one that nobody lives to see."""
+    return int(deadline * 1e9) if deadline is not None and deadline < _LONGEST_S else 0
+
+
+def _connect(path: str) -> socket.socket:
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise _short_of(error) from error
+    try:
+        sock.setblocking(False)  # connecting waits where the executor's backlog is full: an event loop would wait with it
+        sock.connect(path)
+        sock.setblocking(True)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, _SLICE)
+    except BlockingIOError as error:
+        sock.close()
+        raise ServingError(Code.OVERLOADED, "too many callers wait to be let in by the model's process", retry_after_ms=100) from error
+    except OSError as error:
+        sock.close()
+        raise ExecutorGone(ran=False) from error
+    return sock
+
+
+def _short_of(error: OSError) -> Exception:
+    if error.errno in NO_ROOM:
+        return ServingError(Code.INSUFFICIENT_CAPACITY, f"this host has no room for a connection to the model: {error.strerror}")
+    return ExecutorGone(ran=False)
+
+
 class CallerGone(Exception):
     """The descriptor that a call watches was hung up: nobody waits for the answer."""
 
@@ -235,8 +275,11 @@ def _no_result(frame: lane.Frame) -> Exception:
         return Moved()
     if frame.kind != lane.ERROR:
         return lane.LaneError(f"a frame of kind {frame.kind} as an answer")
-    said = json.loads(frame.head)
-    return Answered(Code(said["code"]), said["message"], retry_after_ms=frame.numbers[0])
+    try:
+        said = json.loads(frame.head)
+        return Answered(Code(said["code"]), said["message"], retry_after_ms=frame.numbers[0])
+    except (ValueError, KeyError, TypeError):
+        return lane.LaneError("an error that cannot be read")
 
 
 class LanePool:
@@ -252,11 +295,6 @@ class LanePool:
         self._pid = os.getpid()
         self._board: Board | None = None
         self.linger = Linger()
-
-    @property
-    def alone(self) -> bool:
-        """Whether no more than one request of this process is under way: others would be kept from the interpreter by one that looks."""
-        return self._lent <= 1
 
     @property
     def outstanding(self) -> int:

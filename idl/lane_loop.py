@@ -1,6 +1,5 @@
 """An event loop's connections to executors: any number of requests at once, and no thread for any of them."""
 
-import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ class Lane:
     __slots__ = ("_connection", "_group", "_loop", "descriptor", "waiting")
 
     def __init__(self, group: "Group", loop: Loop) -> None:
-        """Raises ExecutorGone."""
+        """Raises as LaneConnection does."""
         self._group = group
         self._loop = loop
         self._connection: LaneConnection = group.pool.take()
@@ -61,6 +60,10 @@ class Lane:
             self.give_back()
         except (ExecutorGone, LaneError) as error:
             failure = error
+            waiting, self.waiting = self.waiting, None
+            self.close()
+        except OSError as error:  # this process is short of something
+            failure = LaneError(error.strerror or type(error).__name__)
             waiting, self.waiting = self.waiting, None
             self.close()
         else:
@@ -104,7 +107,7 @@ class Group:
         self.open = 0
 
     def take(self, loop: Loop) -> Lane:
-        """Raises ExecutorGone."""
+        """Raises as LaneConnection does."""
         if self.idle:
             return self.idle.pop()
         try:
@@ -137,14 +140,20 @@ class Lanes:
         self._groups: dict[str, Group] = {}
 
     def take(self, route: Route) -> Lane:
-        """A lane to the instance of `route` with the fewest requests outstanding. Raises ExecutorGone where none of them is there."""
+        """A lane to the instance of `route` with the fewest requests outstanding. Raises ExecutorGone where none of them is there, and what
+        `LaneConnection` does."""
         sockets = route.sockets
         if len(sockets) == 1:
             return self._group(sockets[0]).take(self._loop)
+        refused: Exception = ExecutorGone(ran=False)
         for group in sorted(map(self._group, sockets), key=_outstanding):
-            with contextlib.suppress(ExecutorGone):
+            try:
                 return group.take(self._loop)
-        raise ExecutorGone(ran=False)
+            except ExecutorGone:
+                continue
+            except ServingError as error:
+                refused = error
+        raise refused
 
     def _group(self, path: str) -> Group:
         group = self._groups.get(path)

@@ -201,6 +201,8 @@ class LocalLane:
         """Forgets instances that are no more: their sockets are gone."""
         for path in [path for path in self._pools if not Path(path).exists()]:
             self._pools.pop(path).close()
+        for key in [key for key, sockets in self._sockets.items() if not any(path in self._pools for path in sockets)]:
+            del self._sockets[key]
 
     def trim(self, idle_since: float) -> None:
         """Closes what was last used before `idle_since` (monotonic seconds); to be called every few seconds."""

@@ -4,11 +4,15 @@ nginx has read the body whole, so a request is a head and as many bytes as its C
 they mean is the service's.
 """
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from idl.event_loop import READ, WRITE, Loop
+from idl.spare import Spare
+
+log = logging.getLogger("outboard")
 
 Buffer = bytes | memoryview
 
@@ -56,24 +60,28 @@ class Door:
         self._service = service
         self._buffer = memoryview(bytearray(_AT_ONCE))
         """What arrives first lands here, for whichever connection."""
+        self._spare = Spare()
         self.connections: set[Connection] = set()
         listener.setblocking(False)
         loop.add(listener.fileno(), self._accept)
 
     def _accept(self, events: int) -> None:
         while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:  # nobody any more, or no descriptor: nginx waits, or goes elsewhere
+            sock = self._spare.accept(self._listener)
+            if sock is None:
                 return
             sock.setblocking(False)
-            self.connections.add(Connection(sock, self._loop, self._service, self._buffer, self.connections.discard))
+            try:
+                self.connections.add(Connection(sock, self._loop, self._service, self._buffer, self.connections.discard))
+            except OSError:  # no room to wait for one more
+                sock.close()
 
     def close(self) -> None:
         """Takes nobody any more; who is here stays. Idempotent."""
         if self._listener.fileno() >= 0:
             self._loop.remove(self._listener.fileno())
             self._listener.close()
+            self._spare.close()
 
 
 class Connection:
@@ -125,6 +133,9 @@ class Connection:
         except BlockingIOError:
             return
         except (OSError, ValueError):
+            self.close()
+        except Exception:
+            log.exception("a connection is broken off")
             self.close()
 
     def _read(self) -> None:

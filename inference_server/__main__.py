@@ -23,7 +23,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 
-from inference_server import host, logs, run_folders
+from inference_server import host, logs, run_folders, unix_sockets
 from inference_server.engine import Engine
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import Watcher, Zygote
@@ -117,6 +117,7 @@ class Server:
         self._run_dir = run_dir
         self._guard = run_folders.lock(run_dir)
         self._stopping = threading.Event()
+        self._sockets: dict[Path, unix_sockets.Identity | None] = {}
         self._closers = contextlib.ExitStack()
         try:
             self._listeners = self._listen()
@@ -193,7 +194,6 @@ class Server:
     def _grpc_addresses(self) -> list[str]:
         made = [f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"] if self._settings.grpc_port >= 0 else []
         if path := self._settings.grpc_socket:
-            path.unlink(missing_ok=True)
             made.append(f"unix:{path}")
         return made
 
@@ -218,6 +218,7 @@ class Server:
             self._thrift.start()
             for path in self._unix_sockets():
                 attach_beside(path, self._run_dir)
+                self._sockets[path] = unix_sockets.identity(path)
             addresses = {"grpc": self._grpc_address(), "thrift": self._thrift_address(), "metrics": self._serve_metrics()}
             log.info("listening", extra={"fields": addresses})
             loader = threading.Thread(target=self._load, args=(addresses,), name="first-load", daemon=True)
@@ -261,9 +262,10 @@ class Server:
             stop.start()
         for stop in stops:
             stop.join()
-        for path in self._unix_sockets():
-            detach_beside(path)
-            path.unlink(missing_ok=True)
+        for path, ours in self._sockets.items():
+            if ours is not None and unix_sockets.identity(path) == ours:  # else another server has it by now
+                detach_beside(path)
+                path.unlink(missing_ok=True)
         log.info("stopped", extra={"fields": {"in_flight": self.engine.in_flight()}})
 
     def _unix_sockets(self) -> list[Path]:
@@ -303,18 +305,10 @@ def _tcp_listener(host: str, port: int) -> socket.socket:
 
 
 def _unix_listener(path: Path) -> socket.socket:
-    """Takes the place of a socket file that a killed server left. The caller holds the run folder, so nobody serves it."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        sock.bind(str(path))
-        path.chmod(0o660)
-        sock.listen(1024)
+        return unix_sockets.listen(path, 1024)
     except OSError as error:
-        sock.close()
         raise OSError(f"socket {path}: {error.strerror or error}") from error
-    return sock
 
 
 def _raise_descriptor_limit() -> None:

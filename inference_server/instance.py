@@ -160,13 +160,13 @@ class Instance:
             wanted = not self._closing
             if wanted:
                 self.executor = fresh
+                fresh.watch(self._on_death)
         if not wanted:
             fresh.close()
             self._stats.absorb(fresh.board)
             return
         log.info("executor back", extra={"fields": {"model": self._label, "seconds": round(time.monotonic() - begun, 3)}})
         self._changed()
-        fresh.watch(self._on_death)
 
 
 def _because(dead: Executor) -> str:

@@ -22,7 +22,7 @@ from inference_server.repository import Repository
 from inference_server.repository_model import SENT, RepositoryModel
 from inference_server.repository_poll import Change, RepositoryPoll
 from inference_server.reservations import Reservation
-from inference_server.served import ServedVersion
+from inference_server.served import ServedVersion, resize_all
 from inference_server.served_models import ServedModel, ServedModels, served_model
 from inference_server.spool import Spool
 from inference_server.version_labels import Labels
@@ -302,9 +302,9 @@ class Library:
             if chosen is None:
                 self.route(name, "")
                 chosen = list(self._served.table[name].versions.values())
+            resize_all(chosen, count)
+            if not version:
                 self._instances[name] = count
-            for served in chosen:
-                served.resize(count)
             log.info("instances", extra={"fields": {"model": name, "version": version, "count": count}})
 
     def set_labels(self, name: str, versions: Mapping[str, int], canary_percent: int) -> None:

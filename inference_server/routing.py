@@ -48,6 +48,8 @@ class RoutePublisher:
         }
         path = self._folder / f"{model}.json"
         with self._lock:
+            if self._cells[0] == ENDED:
+                return
             part = self._folder / f".{model}.part"
             try:
                 part.write_text(json.dumps(said))
@@ -60,7 +62,8 @@ class RoutePublisher:
     def withdraw(self, model: str) -> None:
         with self._lock:
             (self._folder / f"{model}.json").unlink(missing_ok=True)
-            self._cells[0] += 1
+            if self._cells[0] != ENDED:
+                self._cells[0] += 1
 
     def close(self) -> None:
         with self._lock:

@@ -1,11 +1,12 @@
 """One loaded version of a model: its instances, which of them a request goes to, and its way out."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from idl.codes import Code
+from idl.codes import Code, ServingError
 from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, Moved
 from idl.messages import InferRequest
 from inference_server import errors
@@ -142,6 +143,11 @@ class ServedVersion:
     def memory_bytes(self) -> int:
         return sum(instance.memory_bytes() for instance in self._instances)
 
+    @property
+    def size(self) -> int:
+        """How many instances there should be, those that are starting again included."""
+        return len(self._instances)
+
     def call(self, request: InferRequest) -> LaneAnswer:
         """Raises Closing when this version is on its way out, else ServingError; Answered is what an executor has counted."""
         with self._changed:
@@ -247,3 +253,18 @@ class ServedVersion:
 
 def _outstanding(executor: Executor) -> int:
     return executor.outstanding
+
+
+def resize_all(versions: Sequence[ServedVersion], count: int) -> None:
+    """Resizes each. Raises ServingError where one is refused; then all have as many instances as before."""
+    done: list[tuple[ServedVersion, int]] = []
+    try:
+        for served in versions:
+            before = served.size
+            served.resize(count)
+            done.append((served, before))
+    except ServingError:
+        for served, before in done:
+            with contextlib.suppress(ServingError):  # on its way out meanwhile
+                served.resize(before)
+        raise

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from inference_server.executors.requests import Waiting
 
+_FEW = 64
+
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
@@ -30,6 +32,8 @@ class Batcher:
     def __init__(self, policy: QueuePolicy) -> None:
         self.policy = policy
         self.size = 0
+        self._gone = 0
+        """Of those in the queue, at least how many nobody waits for."""
         self._levels: list[dict[Hashable, deque[Waiting]]] = [{} for _ in range(max(1, policy.priority_levels))]
         self._delays = policy.max_delay_ns > 0 and policy.max_batch_size > 1
         self._plain = policy.max_batch_size <= 1 and not policy.priority_levels
@@ -55,9 +59,24 @@ class Batcher:
         return min(priority or self.policy.default_priority or (levels + 1) // 2, levels) - 1
 
     def drop(self, request: Waiting) -> None:
-        """Its caller has gone. To be called once, for a request that waits."""
+        """Its caller has gone. To be called once, for a request that waits. Its memory is let go of at once, its place before long."""
         request.gone = True
+        request.body = memoryview(b"")
         self.size -= 1
+        self._gone += 1
+        if self._gone > self.size + _FEW:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Takes those out whose callers have gone."""
+        self._gone = 0
+        for level in self._levels:
+            for key, waiting in list(level.items()):
+                left = deque(request for request in waiting if not request.gone)
+                if left:
+                    level[key] = left
+                else:
+                    del level[key]
 
     def due_in(self, now_ns: int) -> int | None:
         """Nanoseconds until `take` has something to give; None while nothing waits."""

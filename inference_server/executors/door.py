@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.lane_calls import NO_ROOM
 from idl.linger import Linger
+from idl.spare import Spare
 from inference_server.executors.requests import Connection, Waiting
 
 
@@ -43,6 +45,7 @@ class Door:
         self.memory_limit = memory_limit
         self._asked, self._left, self._commanded = asked, left, commanded
         self._connections: dict[int, Connection] = {}
+        self._spare = Spare()
         self._free = deque(range(boards.CONNECTIONS))  # a cell of the journal is used again as late as can be
         self._poll = select.epoll()
         self._look = partial(self._poll.poll, 0)
@@ -83,9 +86,8 @@ class Door:
         os.eventfd_write(self._stop, 1)
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:  # it went already, or this process has no descriptors left: the caller tries again
+        sock = self._spare.accept(self._listener)
+        if sock is None:  # it went already, or this process has no descriptors left: the caller tries elsewhere
             return
         if not self._free:
             sock.close()
@@ -93,15 +95,15 @@ class Door:
         sock.setblocking(False)
         slot = self._free.popleft()
         self._board.begin(slot, 0)
-        connection = Connection(lane.LaneEnd(sock, self.memory_limit), slot)
         try:
+            connection = Connection(lane.LaneEnd(sock, self.memory_limit), slot)
             connection.end.welcome(slot, self._board_descriptor)
+            self._poll.register(sock.fileno(), select.EPOLLIN)
         except OSError:
-            connection.end.close()
+            sock.close()
             self._free.append(slot)
             return
         self._connections[sock.fileno()] = connection
-        self._poll.register(sock.fileno(), select.EPOLLIN)
 
     def _read(self, descriptor: int, connection: Connection, alone: bool) -> None:
         try:
@@ -114,7 +116,12 @@ class Door:
             self._drop(descriptor, connection)  # gone, or it broke the rules
             return
         self._soon = alone and frame.numbers[1] == lane.SOON
-        self._asked(connection, frame, alone)
+        try:
+            self._asked(connection, frame, alone)
+        except Exception:  # noqa: BLE001 - one caller's frame must not end the model for the others
+            traceback.print_exc()
+            if self._connections.get(descriptor) is connection:
+                self._drop(descriptor, connection)
 
     def _drop(self, descriptor: int, connection: Connection) -> None:
         if connection.request is not None:
@@ -134,9 +141,11 @@ class Door:
         parts: Sequence[tuple[int, Any]] = (),
         size: int = 0,
     ) -> bool:
-        """False where the caller has gone. Raises insufficient_capacity where this host has no memory for a result."""
+        """False where the caller has gone. Raises ServingError for a result that this host has no memory for, or no frame has room for."""
         try:
             connection.end.send(kind, sequence, numbers, head, parts, size)
+        except lane.LaneError as error:
+            raise ServingError(Code.TOO_LARGE, f"the answer cannot be sent: {error}") from error
         except OSError as error:
             if error.errno in NO_ROOM and kind == lane.RESULT:
                 raise ServingError(
@@ -153,6 +162,7 @@ class Door:
         for descriptor, connection in list(self._connections.items()):
             self._drop(descriptor, connection)
         self._poll.close()
+        self._spare.close()
         for resource in (self._stop, self._board_descriptor):
             with contextlib.suppress(OSError):
                 os.close(resource)
@@ -185,9 +195,11 @@ class Doorkeeper:
             os.eventfd_read(self._go)
             if self._closed:
                 return
-            while self._door.step(-1):
-                pass
-            os.eventfd_write(self._done, 1)
+            try:
+                while self._door.step(-1):
+                    pass
+            finally:
+                os.eventfd_write(self._done, 1)
 
     def close(self) -> None:
         if self._thread is not None:

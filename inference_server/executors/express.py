@@ -63,7 +63,7 @@ class Express:
             return True
         given = time.monotonic_ns()
         self._ran(computed - decoded)
-        if size > SMALL_BYTES or (deadline and computed > deadline):
+        if size > SMALL_BYTES or len(head) > SMALL_BYTES or (deadline and computed > deadline):
             return self._longer_way(connection, frame, prepared, (started, decoded, computed, given), head, parts, size)
         times = (given - started, 0, decoded - started, computed - decoded, given - computed)
         board.end_alone(*times, time.time_ns() // 1_000_000)
@@ -125,7 +125,7 @@ class Express:
 
 
 def _waiting(connection: Connection, frame: lane.Frame, prepared: Prepared, started: int) -> Waiting:
-    return Waiting(connection, frame.sequence, frame.body, prepared, started, frame.numbers[0], frame.numbers[0])
+    return Waiting(connection, frame.sequence, frame.body, prepared, started, frame.numbers[0], frame.numbers[0], begun=True)
 
 
 def _as_serving_error(error: Exception) -> ServingError:

@@ -59,6 +59,14 @@ class Loaded:
     queue: QueuePolicy
 
 
+def _pidfd(pid: int) -> int:
+    """-1 where it is dead already. Raises OSError, as where there is no descriptor left for it."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+
+
 class Zygote:
     """The process that executors are forked from; restarted when it dies. One owner, thread-safe, `close` is idempotent."""
 
@@ -140,7 +148,7 @@ class Zygote:
         reply = json.loads(text)
         if "failed" in reply:
             raise errors.not_ready(f"no process can be started for it: {reply['failed']}")
-        return int(reply["pid"]), received[0] if received else -1
+        return int(reply["pid"]), received[0] if received else _pidfd(int(reply["pid"]))
 
     def close(self) -> None:
         with self._lock:
@@ -316,8 +324,8 @@ class Watcher:
 
     def add(self, descriptor: int, on_death: Callable[[], None]) -> None:
         with self._lock:
-            self._watched[descriptor] = on_death
             self._poll.register(descriptor, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+            self._watched[descriptor] = on_death
 
     def remove(self, descriptor: int) -> None:
         """To be called before the descriptor is closed."""

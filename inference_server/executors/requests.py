@@ -20,7 +20,8 @@ class Connection:
 @dataclass(slots=True, eq=False)
 class Waiting:
     """One request. `body` is its connection's own memory, which holds until the answer is sent. `deadline_ns`: when its caller gives up;
-    `expires_ns`: until when it may wait in the queue; 0 for never. `gone`: nobody waits for it any more.
+    `expires_ns`: until when it may wait in the queue; 0 for never. `begun`: it is inside the model, or was. `gone`: nobody waits for it
+    any more.
     """
 
     connection: Connection
@@ -30,4 +31,5 @@ class Waiting:
     arrived_ns: int
     deadline_ns: int
     expires_ns: int
+    begun: bool = False
     gone: bool = False

@@ -162,7 +162,7 @@ class Executor:
         """Its caller hung up. What waits is not run; what runs is answered to nobody."""
         if request.gone:
             return
-        if self._board.began(request.connection.slot) == request.sequence:
+        if request.begun:
             request.gone = True
             return
         self._batcher.drop(request)
@@ -175,6 +175,7 @@ class Executor:
         self._free = False
         board, cells = self._board, self._board.cells
         for request in batch:
+            request.begun = True
             board.begin(request.connection.slot, request.sequence)
         deadlines = [request.deadline_ns for request in batch]
         cells[boards.RUNNING_DEADLINE] = max(deadlines) if all(deadlines) else 0
@@ -303,7 +304,7 @@ class Executor:
     def _finished(self, request: Waiting) -> None:
         cells = self._board.cells
         cells[boards.FINISHED] += 1
-        if cells[boards.RUNNING] and self._board.began(request.connection.slot) == request.sequence:
+        if request.begun and cells[boards.RUNNING]:
             cells[boards.RUNNING] -= 1
 
     def _refuse(self, request: Waiting, error: ServingError) -> None:

@@ -68,7 +68,7 @@ class Direct:
         self._trim_at = 0.0
         self._threads = [
             threading.Thread(target=self._serve, name="grpc-core", daemon=True),
-            threading.Thread(target=self.loop.run, name="grpc-lanes", daemon=True),
+            threading.Thread(target=self.loop.run_or_end, name="grpc-lanes", daemon=True),
         ]
 
     def attach(self, server: grpc.Server) -> bool:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from signal import SIGQUIT
 
+from inference_server import unix_sockets
 from inference_server.front import nginx
 from inference_server.front.configuration import Configuration
 from inference_server.front.keeper import Keeper, Start, only_ours
@@ -163,7 +164,7 @@ def listen(address: str) -> socket.socket:
     """Raises OSError, with the address in it, where it cannot be had. A socket file that nobody listens on is taken over."""
     try:
         if address.startswith("unix:"):
-            return _listen_unix(Path(address.removeprefix("unix:")))
+            return unix_sockets.listen(Path(address.removeprefix("unix:")), _BACKLOG)
         host, _, port = address.rpartition(":")
         if not port.isdecimal():
             raise OSError(errno.EINVAL, "neither host:port nor unix:/path")
@@ -171,22 +172,6 @@ def listen(address: str) -> socket.socket:
         return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(error.errno, f"gRPC cannot listen on {address}: {error.strerror}") from error
-
-
-def _listen_unix(path: Path) -> socket.socket:
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(str(path)) == 0:
-            raise OSError(errno.EADDRINUSE, "another server does")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.unlink(missing_ok=True)
-        sock.bind(str(path))
-        path.chmod(0o660)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _settings_come(listener: socket.socket) -> bool:

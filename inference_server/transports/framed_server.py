@@ -91,7 +91,7 @@ class FramedServer:
         self._jobs: queue.SimpleQueue[tuple[Connection, Frame] | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads = [threading.Thread(target=self._work, name=f"thrift-{number}", daemon=True) for number in range(threads)]
-        self._threads.append(threading.Thread(target=self._loop.run, name="thrift-loop", daemon=True))
+        self._threads.append(threading.Thread(target=self._loop.run_or_end, name="thrift-loop", daemon=True))
         self._next_sweep = self._next_log = 0.0
         self._stopping = threading.Lock()
         self._started = self._draining = self._stopped = False

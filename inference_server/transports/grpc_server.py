@@ -7,12 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 
 from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
+from inference_server import unix_sockets
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports.grpc_calls import Call, Handlers, Receiving, Workers, serialized
 from inference_server.transports.grpc_probes import OWN, Probes
@@ -234,10 +236,10 @@ def _check_free(address: str) -> None:
     grpcio says only that it failed; and a unix socket that another server listens on it removes and takes.
     """
     if address.startswith("unix:"):
-        path = address.removeprefix("unix:")
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(path) == 0:
-                raise OSError(errno.EADDRINUSE, f"gRPC cannot listen on {address}: another server does")
+        try:
+            unix_sockets.free(Path(address.removeprefix("unix:")))
+        except OSError as error:
+            raise OSError(error.errno, f"gRPC cannot listen on {address}: {error.strerror}") from error
         return
     host, _, port = address.rpartition(":")
     if not port.isdecimal():

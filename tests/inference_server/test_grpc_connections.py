@@ -216,7 +216,7 @@ def test_a_taken_port_or_socket_is_an_error_that_names_it(server: GrpcServer, en
     path = f"unix:{tmp_path}/grpc.sock"
     with serving(EchoEngine(), addresses=[path]) as first:
         assert first.ports == ()
-        with pytest.raises(OSError, match="another server does"), serving(engine, addresses=[path]):
+        with pytest.raises(OSError, match="another server listens there"), serving(engine, addresses=[path]):
             pass
         with grpc.insecure_channel(path) as channel:
             assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(ask()).id == "7"
