@@ -120,4 +120,6 @@ def http_problem(error: HTTPException, path: str, request_id: str) -> Response:
 def _message(error: HTTPException, status: int) -> str:
     if status == 404:
         return "there is nothing at this address"
+    if status == 405 and (allowed := getattr(error, "valid_methods", None)):
+        return f"this address does not take that method; it takes {', '.join(sorted(allowed))}"
     return str(error.description or error.name)

@@ -175,10 +175,15 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+_PLACEHOLDER = "YOURS"
+"""Too short for a password: pasted as it stands the command is refused, and nobody gets an account whose password everybody can read here."""
+
+
 def _tell(token: str, settings: Settings) -> None:
     """To the terminal and not the log: whoever reads it can become administrator."""
     url = settings.public_url or f"http://{settings.http_host}:{settings.http_port}"
-    body = f'{{"username": "{FIRST_ADMINISTRATOR}", "password": "...", "signup_token": "{token}"}}'
+    body = f'{{"username": "{FIRST_ADMINISTRATOR}", "password": "{_PLACEHOLDER}", "signup_token": "{token}"}}'
     hours = int(SIGNUP_TTL.total_seconds() // 3600)
-    print(f"outboard: there is no administrator yet. To become it, once and within {hours} hours:", file=sys.stderr)
+    how = f"once and within {hours} hours, with a password of your own in the place of {_PLACEHOLDER}"
+    print(f"outboard: there is no administrator yet. To become it, {how}:", file=sys.stderr)
     print(f"  curl -H 'Content-Type: application/json' -d '{body}' {url}/v1/users", file=sys.stderr, flush=True)

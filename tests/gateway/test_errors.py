@@ -67,6 +67,15 @@ def test_unauthenticated_says_how(client: FlaskClient) -> None:
     assert answer.status_code == 401 and answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
+def test_a_wrong_method_is_told_the_right_ones(client: FlaskClient) -> None:
+    answer = client.get("/v1/tokens")
+    assert answer.status_code == 405 and answer.get_json()["code"] == "unsupported"
+    assert answer.get_json()["detail"] == "this address does not take that method; it takes DELETE, OPTIONS, POST"
+    assert set(answer.headers["Allow"].split(", ")) == {"DELETE", "OPTIONS", "POST"}
+    answer = client.get("/v2/models/m/infer")
+    assert answer.status_code == 405 and answer.get_json() == {"error": "this address does not take that method; it takes OPTIONS, POST"}
+
+
 @pytest.fixture
 def failing(app: Flask) -> FlaskClient:
     """Routes that end in whatever they are asked for."""

@@ -332,7 +332,11 @@ def test_the_first_administrator_signs_up_with_the_token_that_is_printed(gateway
     gateway = gateways(settings)
     (command,) = [line for line in gateway.program.lines if "signup_token" in line]
     assert f"http://127.0.0.1:{settings.http_port}/v1/users" in command
-    body = command.partition("-d '")[2].partition("'")[0].replace("...", PASSWORD)
+    printed = command.partition("-d '")[2].partition("'")[0]
+    body = printed.replace("YOURS", PASSWORD)
+    assert body != printed
+    with pytest.raises(urllib.error.HTTPError, match="400"):  # a password that everybody can read is none
+        urllib.request.urlopen(urllib.request.Request(gateway.url("/v1/users"), printed.encode(), {"Content-Type": "application/json"}))
     request = urllib.request.Request(gateway.url("/v1/users"), body.encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         assert json.load(answer)["role"] == "administrator"
