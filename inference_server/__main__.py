@@ -48,6 +48,8 @@ log = logging.getLogger("outboard.server")
 
 HANG_WATCH_S = 1.0
 TRIM_TURNS = 5
+LONGEST_FIRST_WAIT_S = 30.0
+"""The `ready` line waits for one more look at files that were still changing at the start, where looks are no further apart than this."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,8 +149,8 @@ class Server:
         self._near_models = NearModels(settings.models)
         spool = Spool(self._run_dir, settings.max_message_bytes)
         self._closers.callback(spool.close)
-        poll = RepositoryPoll(repository) if settings.model_control == "poll" else None
-        self._library = Library(repository, self._launcher, served, self.metrics, spool, poll)
+        self._poll = RepositoryPoll(repository) if settings.model_control == "poll" else None
+        self._library = Library(repository, self._launcher, served, self.metrics, spool, self._poll)
         self.engine = Engine(self._library, served, self.metrics, self._routes, self._reservations, version=_version())
         self._closers.callback(self.engine.close)
         lanes = Configuration(
@@ -233,15 +235,21 @@ class Server:
         return 0
 
     def _load(self, addresses: dict[str, str]) -> None:
-        polls = self._settings.model_control == "poll"
         self.engine.load_all(time.time_ns() - int(self._settings.poll_interval_s * 1e9))
-        self._tell_near_models(at_once=not polls)
+        self._tell_near_models(at_once=self._poll is None)
+        if self._poll is not None and self._poll.waiting and self._settings.poll_interval_s <= LONGEST_FIRST_WAIT_S:
+            self._follow_once()  # what was copied just before the start is served when we say that we are ready
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it in the middle of a request
-        log.info("ready" if self.engine.server_ready() else "not ready: see the models that failed", extra={"fields": addresses})
+        log.info("ready" if self.engine.server_ready() else "not ready: see the index", extra={"fields": addresses})
         if not self._stopping.is_set():
             print("ready " + " ".join(f"{name}={address}" for name, address in addresses.items() if address), flush=True)
-        while polls and not self._stopping.wait(self._settings.poll_interval_s):
+        while self._poll is not None and not self._stopping.is_set():
+            self._follow_once()
+
+    def _follow_once(self) -> None:
+        """Waits for the time of the next look at the repositories, and does what follows from it."""
+        if not self._stopping.wait(self._settings.poll_interval_s):
             self._library.poll()
             self._tell_near_models(at_once=False)
 

@@ -111,11 +111,11 @@ class Library:
     def load_all(self, unchanged_since_ns: int) -> None:
         """Loads every model of the repository; one that fails is logged and named by the index, and the others serve.
 
-        With polling, what has changed since `unchanged_since_ns` (of the clock of file times) may still be on its way, and waits.
+        With polling, what has changed since `unchanged_since_ns` (of the clock of file times) may still be on its way: it waits for `poll`.
         """
         if self._poll is not None:
             changes = self._look(lambda poll: poll.first(unchanged_since_ns))
-            self._want(*(change.name for change in changes))
+            self._want(*(change.name for change in changes), *self._poll.waiting)
             self._each(self._follow, changes)
             return
         names = self.repository.names()
@@ -126,9 +126,9 @@ class Library:
         with self._lock:
             self._wanted |= frozenset(names)
 
-    def _unwant(self, name: str) -> None:
+    def _unwant(self, *names: str) -> None:
         with self._lock:
-            self._wanted -= {name}
+            self._wanted -= frozenset(names)
 
     def _first_load(self, name: str) -> None:
         with self._loading_lock(name):
@@ -143,7 +143,10 @@ class Library:
 
     def poll(self) -> None:
         """One look at the repository, and what follows from it; to be called by one thread, every few seconds."""
-        self._each(self._follow, self._look(RepositoryPoll.step))
+        assert self._poll is not None
+        changes = self._look(RepositoryPoll.step)
+        self._unwant(*self._poll.dropped)
+        self._each(self._follow, changes)
 
     def _look(self, look: Callable[[RepositoryPoll], list[Change]]) -> list[Change]:
         assert self._poll is not None

@@ -53,11 +53,19 @@ class RepositoryPoll:
         self._again: dict[str, tuple[int, int]] = {}
         """Model -> (looks to wait before its change is handed out once more, how many the next time)."""
         self._devices: tuple[int, ...] = ()
+        self.waiting: frozenset[str] = frozenset()
+        """Models of the first look that were still changing, until they are handed out or dropped."""
+        self.dropped: frozenset[str] = frozenset()
+        """Of `waiting`, what the last step has found to be gone, or to stand still without being a model."""
 
     def step(self) -> list[Change]:
         """What is to be done since the last step. Raises OSError where a repository cannot be read: then nothing has changed."""
+        self.dropped = frozenset()
         now = self._look()
         changes = [change for name in sorted({*now, *self._taken}) if (change := self._compare(name, now.get(name)))]
+        waited = self.waiting - {change.name for change in changes}
+        self.waiting = frozenset(name for name in waited if name in now and now[name] != self._last.get(name))
+        self.dropped = waited - self.waiting
         self._last = now
         return changes
 
@@ -66,6 +74,8 @@ class RepositoryPoll:
         now = self._look()
         self._last = {name: _older(seen, before_ns) for name, seen in now.items()}
         changes = [change for name in sorted(now) if (change := self._compare(name, now[name]))]
+        found = {name for name, seen in now.items() if seen.versions or seen.unfinished}
+        self.waiting = frozenset(found - {change.name for change in changes})
         self._last = now
         return changes
 

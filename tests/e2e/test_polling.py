@@ -54,6 +54,15 @@ def test_models_come_change_and_go(tmp_path: Path) -> None:
     assert server.stop() == 0, server.log.read_text()
 
 
+def test_ready_means_that_what_was_just_copied_is_served(tmp_path: Path) -> None:
+    times(tmp_path / "models" / "m" / "1" / "model.onnx", 3)
+    server = start_server(tmp_path / "models", tmp_path, "--model-control", "poll", "--poll-interval", "2")
+    with Client(f"grpc://{server['grpc']}") as client:
+        assert client.server_ready()
+        assert client.infer("m", {"x": np.ones((1, 2), np.float32)}).outputs["y"].tolist() == [[3, 3]]
+    assert server.stop() == 0, server.log.read_text()
+
+
 @pytest.mark.parametrize("options", [["--poll-interval", "0"], ["--poll-interval", "nan"]])
 def test_a_wrong_interval_is_refused(tmp_path: Path, options: list[str]) -> None:
     server = start_server(tmp_path, tmp_path, "--model-control", "poll", *options, wait=False)

@@ -71,6 +71,21 @@ def test_a_first_look_takes_what_has_not_changed_for_a_while(tmp_path: Path) -> 
     assert poll.step() == [Change("m", (1,)), Change("n", (1,))]
 
 
+def test_what_was_changing_at_the_first_look_is_waited_for_while_it_changes(tmp_path: Path) -> None:
+    growing, still, half = model(tmp_path, "growing", 1), model(tmp_path, "still", 1), tmp_path / "half" / "1" / "model.onnx.part"
+    model(tmp_path, "gone", 1)
+    write(half, b"half")
+    (tmp_path / "empty").mkdir()
+    poll = RepositoryPoll(Repository([tmp_path]))
+    assert poll.first(LONG_AGO) == [] and poll.waiting == {"growing", "still", "half", "gone"}
+    write(growing / "1" / "model.onnx", b"more")
+    shutil.rmtree(tmp_path / "gone")
+    assert poll.step() == [Change("still", (1,))] and poll.waiting == {"growing"} and poll.dropped == {"half", "gone"}
+    assert poll.step() == [Change("growing", (1,))] and not poll.waiting and not poll.dropped
+    write(still / "2" / "model.onnx", b"later")
+    assert poll.step() == [] and not poll.waiting, "only the first look is waited for"
+
+
 def test_a_fresh_version_does_not_hide_an_old_one_at_the_first_look(tmp_path: Path) -> None:
     folder = model(tmp_path, "m", 1)
     border = max(path.stat().st_ctime_ns for path in folder.rglob("*")) + 1
@@ -265,6 +280,16 @@ def test_the_server_follows(zygote: Zygote, watcher: Watcher, repository: Path) 
         shutil.rmtree(repository / "n")
         look(library)
         assert code_of(lambda: answer(engine, "n")) is Code.MODEL_NOT_FOUND and engine.server_ready()
+
+
+def test_a_server_is_not_ready_before_what_it_found_changing_has_been_looked_at(zygote: Zygote, watcher: Watcher, repository: Path) -> None:
+    times(repository / "m" / "1" / "model.onnx", 1)
+    write(repository / "half" / "1" / "model.onnx.part", b"half")
+    with engine_over(zygote, watcher, repository, model_control="poll") as engine:
+        engine.load_all(LONG_AGO)
+        assert not engine.server_ready() and code_of(lambda: answer(engine)) is Code.NOT_READY
+        engine._library.poll()
+        assert answer(engine) == 1 and engine.server_ready(), "what is not whole after that look is not waited for"
 
 
 def test_what_is_unchanged_is_not_loaded_again(zygote: Zygote, watcher: Watcher, repository: Path) -> None:
