@@ -177,7 +177,7 @@ def _queue(settings: ModelSettings) -> dict[str, Any]:
         "default_priority",
         "default_timeout_us",
     )
-    said = {name: getattr(settings, name) for name in names}
+    said = {name: getattr(settings, name) for name in names} | {"most_rows": settings.max_batch_size}
     return said if settings.batching else said | {"max_batch_size": 1}
 
 

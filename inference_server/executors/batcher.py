@@ -15,7 +15,10 @@ _FEW = 64
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """`max_batch_size` and `preferred`: rows of one run; `max_queue_size`: requests; priorities are 1 (first) to `priority_levels`."""
+    """`max_batch_size` and `preferred`: rows of one run; `max_queue_size`: requests; priorities are 1 (first) to `priority_levels`.
+
+    `most_rows`: of one request, 0 for any number; only an owner says it.
+    """
 
     max_batch_size: int = 1
     preferred: tuple[int, ...] = ()
@@ -24,6 +27,7 @@ class QueuePolicy:
     priority_levels: int = 0
     default_priority: int = 0
     default_timeout_ns: int = 0
+    most_rows: int = 0
 
 
 class Batcher:

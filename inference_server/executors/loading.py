@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_onnx(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
         input_declarations.check(asked["name"], named["inputs"], model.signature)
         label_files.check(asked["name"], named["labels"], model.signature)
     tuning = _tuning(model, asked, _warm_up(model, asked["name"], asked.get("warmup") or []))
-    return model, tuning, queue_policy(asked["queue"], tuning)
+    return model, tuning, replace(queue_policy(asked["queue"], tuning), most_rows=_most_rows(asked, tuning))
 
 
 def _warm_up(model: Backend, name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Array] | None:
@@ -72,6 +73,12 @@ def _tuning(model: Backend, asked: Mapping[str, Any], samples: Mapping[str, Arra
     if kept is not None and wanted is None:
         return Tuning.from_json(kept)
     return tune(model.run, model.signature, wanted, samples)
+
+
+def _most_rows(asked: Mapping[str, Any], tuning: Tuning) -> int:
+    """What the owner says that a request may have at most, where the first axis is a batch; 0: nothing, what was measured refuses nobody."""
+    is_batch = (asked.get("declared") or {}).get("max_batch_size") or tuning.max_batch_size > 1
+    return asked["queue"].get("most_rows") or 0 if is_batch else 0
 
 
 def queue_policy(queue: Mapping[str, Any], tuning: Tuning) -> QueuePolicy:

@@ -33,13 +33,18 @@ class Prepared:
 
 
 class Preparer:
-    """Heads -> what they ask of one model. `batching`: whether requests may share a run. Not thread-safe."""
+    """Heads -> what they ask of one model. `batching`: whether requests may share a run. `limit`: bytes of one request's tensors;
+    `most_rows`: of its batch, 0 for any number. Not thread-safe.
+    """
 
-    def __init__(self, model: str, signature: Signature, *, batching: bool, limit: int, default_timeout_ns: int = 0) -> None:
+    def __init__(
+        self, model: str, signature: Signature, *, batching: bool, limit: int, most_rows: int = 0, default_timeout_ns: int = 0
+    ) -> None:
         self._model = model
         self._signature = signature
         self._batching = batching
         self._limit = limit
+        self._most_rows = most_rows
         self._default_timeout_ns = default_timeout_ns
         self._all = tuple(spec.name for spec in signature.outputs)
         self.kept: dict[bytes, Prepared] = {}
@@ -66,6 +71,10 @@ class Preparer:
         check(self._signature, self._model, head.tensors, head.wanted)
         if (size := sum(tensor.size for tensor in head.tensors)) > self._limit:
             raise errors.too_large(f"the request has {size} bytes of tensors, at most {self._limit} are taken")
+        if self._most_rows and (rows := max((tensor.shape[0] for tensor in head.tensors), default=0)) > self._most_rows:
+            raise errors.invalid_input(
+                f"the request has {rows} rows, and model {self._model!r} takes at most {self._most_rows} (max_batch_size)"
+            )
         timeout_ns = 1000 * _whole(head.parameters, "timeout", _LONGEST_TIMEOUT_US) or self._default_timeout_ns
         wanted = head.wanted or self._all
         key, rows = self._key(head, wanted)

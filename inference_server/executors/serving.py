@@ -364,6 +364,7 @@ class Executor:
             model.signature,
             batching=policy.max_batch_size > 1,
             limit=self._memory_limit,
+            most_rows=policy.most_rows,
             default_timeout_ns=policy.default_timeout_ns,
         )
         self._row_ns = tuning.row_ns.get(1, 0)

@@ -77,6 +77,44 @@ def test_requests_at_once_share_one_run_and_get_their_own_rows(engine: Engine, r
     assert (statistics.inference_count, statistics.execution_count) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("max_batch_size = 4", 4),
+        ("max_batch_size = 4\nbatching = false", 0),
+        ("max_batch_size = 1", 0),
+        ("", 0),
+        ("config.pbtxt", 3),
+        ("instances = 2\nmax_batch_size = 4", 4),
+    ],
+)
+def test_a_request_above_its_owners_size_is_refused_and_above_a_measured_one_is_not(
+    engine: Engine, repository: Path, text: str, most: int
+) -> None:
+    times(repository / "m" / "1" / "model.onnx", 2)
+    if text == "config.pbtxt":
+        (repository / "m" / text).write_text("max_batch_size: 3")
+    else:
+        toml(repository, "m", text)
+    engine.load_all()
+    rows = most or 5000
+    assert len(floats(engine.model_infer(request("m", [[1, 1]] * rows)))) == 2 * rows
+    if most:
+        for _ in range(2):
+            with pytest.raises(
+                ServingError, match=rf"the request has {most + 1} rows, and model 'm' takes at most {most} \(max_batch_size\)"
+            ) as caught:
+                engine.model_infer(request("m", [[1, 1]] * (most + 1)))
+            assert caught.value.code is Code.INVALID_INPUT
+
+
+def test_an_open_first_axis_that_is_no_batch_has_no_most_rows(engine: Engine, repository: Path) -> None:
+    graph(repository / "m" / "1" / "model.onnx", [helper.make_node("Softmax", ["x"], ["y"], axis=0)])
+    toml(repository, "m", "max_batch_size = 2")
+    engine.load_all()
+    assert floats(engine.model_infer(request("m", [[1, 1]] * 4))) == [0.25] * 8
+
+
 def test_only_what_fits_together_shares_a_run(engine: Engine, repository: Path) -> None:
     times(repository / "m" / "1" / "model.onnx", 2, ("batch", "width"))
     toml(repository, "m", "max_batch_size = 2\nmax_queue_delay_us = 2000000")
