@@ -53,11 +53,12 @@ class Moved(Exception):
 
 
 class ExecutorGone(Exception):
-    """The connection broke. `ran`: the request had begun to run; otherwise it certainly did not."""
+    """The connection broke. `ran`: the request had begun to run; otherwise it certainly did not. `path`: the executor's socket, where it ran."""
 
-    def __init__(self, ran: bool) -> None:
+    def __init__(self, ran: bool, path: str = "") -> None:
         super().__init__("the executor closed the connection")
         self.ran = ran
+        self.path = path
 
 
 class LaneConnection:
@@ -66,7 +67,7 @@ class LaneConnection:
     Blocking: `call`. With an event loop: `send`, and `receive` each time that `fileno()` is readable, until it gives an answer.
     """
 
-    __slots__ = ("_board", "_end", "_memory_limit", "_pool", "_sequence", "_slot", "last_used")
+    __slots__ = ("_board", "_end", "_memory_limit", "_path", "_pool", "_sequence", "_slot", "last_used")
 
     def __init__(self, path: str, memory_limit: int, pool: "LanePool | None" = None) -> None:
         """Connects, without waiting. Raises ExecutorGone where nobody listens (any more); ServingError overloaded where too many wait to
@@ -77,6 +78,7 @@ class LaneConnection:
         except OSError as error:
             sock.close()
             raise _short_of(error) from error
+        self._path = path
         self._memory_limit = memory_limit
         self._pool = pool
         self._board: Board | None = None
@@ -182,7 +184,7 @@ class LaneConnection:
         except OSError:
             frame = None
         if frame is None:
-            raise ExecutorGone(self._ran())
+            raise ExecutorGone(self._ran(), self._path)
         if frame.kind == lane.WELCOME:
             self._greeted(frame)
             return None

@@ -2,10 +2,12 @@
 taken back when its caller goes.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from idl import last_words
 from idl.codes import Code, ServingError
 from idl.lane import Frame, LaneError
 from idl.lane_calls import REPLY_GRACE_S, ExecutorGone, Moved
@@ -32,6 +34,14 @@ class Packed:
         return self.size <= limit or sum(len(data) for _, data in self.parts) <= limit
 
 
+class Dead(NamedTuple):
+    """`path`: the executor's socket; `until`: monotonic seconds."""
+
+    request: "Request"
+    path: str
+    until: float
+
+
 class Requests:
     """Those of one loop that are under way."""
 
@@ -39,17 +49,27 @@ class Requests:
         self.routes = routes
         self.lanes = lanes
         self.running: set[Request] = set()
+        self.dead: list[Dead] = []
+        """Those that were inside an executor when it died, until it is known of what."""
 
     def sweep(self, now: float) -> None:
-        """Gives up those that should have been answered before `now` (monotonic seconds)."""
+        """Gives up those that should have been answered before `now` (monotonic seconds), and ends those whose executor died."""
         for request in [request for request in self.running if now > request.deadline + REPLY_GRACE_S]:
             request.give_up()
+        if self.dead:
+            waiting, self.dead = self.dead, []
+            for each in waiting:
+                why = last_words.read(each.path)
+                if why is None and now < each.until:
+                    self.dead.append(each)
+                else:
+                    each.request.died(why or "")
 
 
 class Request(ABC):
     """Satisfies `lane_loop.Waiting`. One of `_answer`, `_end` and `_decline` is called, once, unless it is cancelled."""
 
-    __slots__ = ("_lane", "_packed", "_requests", "_route", "_tries", "deadline")
+    __slots__ = ("_lane", "_left", "_packed", "_requests", "_route", "_tries", "deadline")
 
     def __init__(self, requests: Requests, packed: Packed, deadline: float) -> None:
         """`deadline`: monotonic seconds."""
@@ -57,6 +77,7 @@ class Request(ABC):
         self._requests = requests
         self._packed = packed
         self._tries = 0
+        self._left = False
         self._lane: Lane | None = None
         self._route: Route | None = None
 
@@ -105,9 +126,14 @@ class Request(ABC):
         elif isinstance(error, ServingError):
             self._end(error)
         elif isinstance(error, ExecutorGone):
-            self._end(ServingError(Code.MODEL_FAILED, f"the process of model {self._packed.model!r} died while it had the request"))
+            self._requests.dead.append(Dead(self, error.path, time.monotonic() + last_words.WAIT_S))
         else:
             self._end(ServingError(Code.INTERNAL, f"the lane to model {self._packed.model!r} broke: {error}"))
+
+    def died(self, why: str) -> None:
+        """Its executor did, with it inside."""
+        if not self._left:
+            self._end(ServingError(Code.MODEL_FAILED, last_words.message(self._packed.model, why)))
 
     def give_up(self) -> None:
         """Past its deadline: what still waits is not run, and the caller is told."""
@@ -116,6 +142,7 @@ class Request(ABC):
 
     def leave(self) -> None:
         """Nobody waits for it any more: it is not run where it has not begun."""
+        self._left = True
         self._requests.running.discard(self)
         lane, self._lane = self._lane, None
         if lane is not None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idl import last_words
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
 from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, LaneConnection, LanePool, Moved, Result
@@ -165,7 +166,7 @@ class LocalLane:
                 continue
             except ExecutorGone as gone:
                 if gone.ran:
-                    raise Answered(Code.MODEL_FAILED, f"the process of model {model!r} died while it had the request") from gone
+                    raise Answered(Code.MODEL_FAILED, last_words.message(model, last_words.wait(gone.path))) from gone
                 continue
             except ServingError as error:
                 if isinstance(error, Answered):

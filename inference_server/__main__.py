@@ -23,6 +23,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 
+from idl import last_words
 from inference_server import host, logs, run_folders, unix_sockets
 from inference_server.engine import Engine
 from inference_server.executors.memory_limit import MemoryLimits
@@ -48,6 +49,8 @@ log = logging.getLogger("outboard.server")
 
 HANG_WATCH_S = 1.0
 TRIM_TURNS = 5
+LAST_WORDS_S = 10.0
+"""How long it can be read what an executor died of; callers want to know within a moment."""
 LONGEST_FIRST_WAIT_S = 30.0
 """The `ready` line waits for one more look at files that were still changing at the start, where looks are no further apart than this."""
 
@@ -231,6 +234,7 @@ class Server:
                 turns += 1
                 if turns % TRIM_TURNS == 0:
                     self.engine.trim()
+                    last_words.forget(self._run_dir, LAST_WORDS_S)
             self._drain()
         return 0
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from idl import last_words
 from idl.board import Board
 from idl.lane_calls import LaneAnswer
 from idl.messages import InferRequest
@@ -129,7 +130,9 @@ class Instance:
         dead.close()
         inside = self._stats.absorb(dead.board)
         self._crashes = 1 if answered else self._crashes + 1
-        fields = {"model": self._label, "pid": dead.pid, "crashes": self._crashes, "requests_inside": inside, "reason": dead.why()}
+        why = dead.why()
+        last_words.write(dead.path, why)
+        fields = {"model": self._label, "pid": dead.pid, "crashes": self._crashes, "requests_inside": inside, "reason": why}
         log.warning("executor died", extra={"fields": fields})
 
     def _mend(self, dead: Executor) -> None:

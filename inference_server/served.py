@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from idl import last_words
 from idl.codes import Code, ServingError
 from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, Moved
 from idl.messages import InferRequest
@@ -176,11 +177,7 @@ class ServedVersion:
                 pass
             except ExecutorGone as gone:
                 if gone.ran:
-                    why = executor.why()
-                    raise Answered(
-                        Code.MODEL_FAILED,
-                        f"the process of model {request.model_name!r} died while it had the request" + (f": it was {why}" if why else ""),
-                    ) from gone
+                    raise Answered(Code.MODEL_FAILED, last_words.message(request.model_name, executor.why())) from gone
             give_up = time.monotonic() + SURVIVORS_WAIT_S
             self._gone(executor)
 

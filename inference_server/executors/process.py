@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from idl import board as boards
+from idl import last_words
 from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
@@ -81,7 +82,7 @@ class Zygote:
             raise ValueError(
                 f"run directory {run_dir} is too long a path for unix sockets: {longest} bytes, at most {_LONGEST_SOCKET_PATH}"
             )
-        for left_over in run_dir.glob("x*.lane"):
+        for left_over in (*run_dir.glob("x*.lane"), *run_dir.glob(f"x*{last_words.SUFFIX}")):
             left_over.unlink(missing_ok=True)
         # The parent-death signal fires when the thread that created a process ends: one thread, as old as this object, starts them all.
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="zygote-keeper")
