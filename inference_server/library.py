@@ -392,7 +392,7 @@ class Library:
 
 
 def _unusable(model: RepositoryModel) -> ServingError:
-    return errors.invalid_model(model.name, model.problem or "its version policy chooses none of its versions")
+    return errors.invalid_model(model.name, model.why_none())
 
 
 def _short(text: str) -> str:

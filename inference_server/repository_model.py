@@ -55,6 +55,13 @@ class RepositoryModel:
             chosen = {self.pinned} if policy == VersionPolicy() else chosen | {self.pinned}
         return tuple(sorted(chosen | {version for version in self.labels.versions.values() if version in self.versions}))
 
+    def why_none(self) -> str:
+        """Why nothing of it is to be loaded, where that is so."""
+        if self.problem or not self.settings.version_policy.specific:
+            return self.problem or "its version policy chooses none of its versions"
+        asked, there = (", ".join(map(str, numbers)) for numbers in (self.settings.version_policy.specific, self.versions))
+        return f"version_policy names version {asked}, and there {_are(self.versions)} {there}"
+
     def instead(self, wanted: int) -> tuple[int, ...]:
         """Where `wanted` cannot be loaded: what a start tries in its place, best first. Only where no version was named."""
         policy = self.settings.version_policy
@@ -120,6 +127,10 @@ def _problem(versions: tuple[int, ...], settings: ModelSettings) -> str:
         if version not in versions:
             return f"version_labels.{label} = {version}, and there are only versions {', '.join(map(str, versions))}"
     return ""
+
+
+def _are(versions: tuple[int, ...]) -> str:
+    return "are versions" if len(versions) > 1 else "is only version"
 
 
 def _pinned(folder: Path) -> int:

@@ -83,7 +83,15 @@ def parse_json(source: str, text: str | bytes) -> Any:
             raise TypeError("it is not a JSON object")
         return json_format.ParseDict(given, pb.ModelConfig())
     except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
-        raise InvalidModelSettings(f"{source} is not a model configuration: {str(error)[:_LONGEST_ERROR]}") from error
+        raise InvalidModelSettings(f"{source} is not a model configuration: {_said_of_json(error)}") from error
+
+
+def _said_of_json(error: Exception) -> str:
+    """Of an unknown field the parser lists all those that it knows, in another spelling than people write."""
+    unknown = re.search(r'has no field named "(.*?)" at "ModelConfig\.?(.*?)"', str(error), re.DOTALL)
+    if unknown is None:
+        return str(error)[:_LONGEST_ERROR]
+    return f"{unknown[2] or 'it'} has no field {shown(unknown[1])}"
 
 
 def translated(config: Any, name: str, folder: Path, source: str) -> TritonConfig:

@@ -209,14 +209,21 @@ def _bfloat16(values: Array) -> Array:
 
 def _from_file(where: str, spec: TensorSpec, content: SampleInput, item: tuple[int, ...], room: int) -> Array:
     path = Path(content.file)
-    if path.stat().st_size > room:
-        raise ValueError(f"{where}: file {path.name!r} is over {MOST_BYTES} bytes")
-    if path.suffix == ".npy":
-        array: Array = np.load(path, allow_pickle=False)
-    elif path.suffix == ".json":
-        array = _from_json(spec.datatype, json.loads(path.read_bytes()))
-    else:
-        return tensors.decode(spec.name, spec.datatype, item, path.read_bytes())
+    try:
+        if path.stat().st_size > room:
+            raise ValueError(f"it is over {MOST_BYTES} bytes")
+        if path.suffix == ".npy":
+            array: Array = np.load(path, allow_pickle=False)
+        elif path.suffix == ".json":
+            array = _from_json(spec.datatype, json.loads(path.read_bytes()))
+        else:
+            return tensors.decode(spec.name, spec.datatype, item, path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{where}: file {path.name!r} is not there") from None
+    except ServingError as error:
+        raise ValueError(f"{where}: file {path.name!r}: {error.message}") from error
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{where}: file {path.name!r}: {_reason(error)}") from error
     if spec.datatype == "BYTES" and array.dtype.kind in "SUO":
         array = tensors.decode(spec.name, "BYTES", array.shape, tensors.encode(array, "BYTES"))
     if array.dtype != tensors.DTYPES[spec.datatype]:

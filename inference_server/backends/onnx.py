@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class OnnxModel:
         try:
             self._session = ort.InferenceSession(str(path), options.session_options(), providers=list(options.providers))
         except Exception as error:
-            raise errors.invalid_model(name, _reason(error, path)) from error
+            raise errors.invalid_model(name, _why_not_loaded(error, path)) from error
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.signature = _signature(self._session, name)
         self._datatypes = {spec.name: spec.datatype for spec in self.signature.inputs}
@@ -148,6 +149,17 @@ def _spec(node: Any, model: str) -> TensorSpec:
 
 def _batch_axis(specs: Sequence[TensorSpec]) -> int | None:
     return 0 if specs and all(spec.shape and spec.shape[0] == -1 for spec in specs) else None
+
+
+def _why_not_loaded(error: Exception, path: Path) -> str:
+    """What is plainly wrong with the file, before what onnxruntime says of it."""
+    reason = _reason(error, path)
+    with suppress(OSError):
+        if path.stat().st_size == 0:
+            return f"{path.name} is empty: it has 0 bytes"
+    if isinstance(error, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf):
+        return f"{path.name} is not an ONNX file, or is cut off (onnxruntime: {reason})"
+    return reason
 
 
 def _reason(error: Exception, path: Path | None = None) -> str:

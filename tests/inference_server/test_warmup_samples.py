@@ -127,7 +127,7 @@ def test_a_wrong_sample_is_refused_with_its_key(tmp_path: Path, text: str, said:
         ("{ value = 1.5 }", "INT32", "1.5 is not a INT32"),
         ("{ value = 300 }", "UINT8", "300"),
         ("{ value = -1 }", "UINT64", "-1"),
-        ('{ file = "absent.npy" }', "FP32", "No such file"),
+        ('{ file = "absent.npy" }', "FP32", "input 'x': file 'absent.npy' is not there"),
         ('{ file = "bad.npy" }', "FP32", "cannot be used"),
         ('{ file = "huge.npy" }', "FP32", "cannot be used"),
         ('{ file = "object.npy" }', "FP32", "allow_pickle"),
