@@ -67,6 +67,8 @@ def _parse(body: bytes) -> Any:
     except UnicodeDecodeError:
         raise ServingError(Code.INVALID_INPUT, "the body is not UTF-8") from None
     except json.JSONDecodeError as error:
+        if not body.strip():
+            raise ServingError(Code.INVALID_INPUT, "the body is empty") from None
         raise ServingError(Code.INVALID_INPUT, f"the body is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ServingError(Code.INVALID_INPUT, "the body nests too deep") from None

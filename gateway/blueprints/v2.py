@@ -127,7 +127,7 @@ def infer(model: str, version: str = "") -> ResponseReturnValue:
 @blueprint.post("/v2/repository/index")
 def repository_index() -> ResponseReturnValue:
     """Every model of the repository that the caller may see, or with {"ready": true} those that are ready."""
-    ready = _optional_json().get("ready", False)
+    ready = _optional_json("ready").get("ready", False)
     if not isinstance(ready, bool):
         raise invalid("ready is not true or false")
     entries = inference.visible_index(services().models, current_call(), ready=ready)
@@ -161,7 +161,7 @@ def unload(model: str) -> ResponseReturnValue:
 
 
 def _parameters() -> dict[str, Any]:
-    given = _optional_json().get("parameters", {})
+    given = _optional_json("parameters").get("parameters", {})
     if not isinstance(given, dict):
         raise invalid("parameters is not an object")
     for name, value in given.items():
@@ -170,9 +170,12 @@ def _parameters() -> dict[str, Any]:
     return given
 
 
-def _optional_json() -> dict[str, Any]:
+def _optional_json(known: str) -> dict[str, Any]:
+    """The body, whose only field is `known`; nothing for no body. A misspelt field is refused: what it was to say would not be done."""
     body = read_body()
     given = tensor_json.parse(body) if body else {}
     if not isinstance(given, dict):
         raise invalid("the body is not a JSON object")
+    if unknown := sorted(given.keys() - {known}):
+        raise invalid(f"the body has an unknown field {unknown[0][:80]!r}; known is {known!r}")
     return given

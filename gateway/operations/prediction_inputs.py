@@ -112,7 +112,7 @@ def _from_texts(spec: TensorSpec, values: Sequence[str]) -> Tensor:
 
 def _parsed(name: str, value: str) -> Any:
     try:
-        return tensor_json.parse(tensor_json.encode_text(f"input {name!r}", value))
+        return tensor_json.parse(tensor_json.encode_text(f"input {name!r}", value), "the field")
     except ServingError as error:
         raise ServingError(
             error.code, f"input {name!r} takes a number, a JSON list, or a file (curl: -F {name}=@PATH): {error.message}"

@@ -47,8 +47,8 @@ _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # what `deco
 _B64 = frozenset({"b64"})
 
 
-def parse(body: bytes | memoryview) -> Any:
-    """The document's value. Raises invalid_input for what is not JSON, too_large over MAX_CONTAINERS lists and objects or MAX_VALUES values.
+def parse(body: bytes | memoryview, what: str = "the body") -> Any:
+    """The document's value. `what` it is, for messages. Raises invalid_input for what is not JSON, too_large over MAX_CONTAINERS lists and objects or MAX_VALUES values.
 
     The numbers NaN, Infinity and -Infinity are taken, as the reference implementation of the open protocol does.
     """
@@ -67,7 +67,7 @@ def parse(body: bytes | memoryview) -> Any:
     except UnicodeDecodeError as error:
         raise invalid(f"the JSON is not UTF-8: byte {error.start}") from None
     except ValueError as error:
-        raise invalid(f"the body is not JSON: {error}") from None
+        raise invalid(f"{what} is not JSON: {error}" if data.strip() else f"{what} is empty") from None
 
 
 def _refuse_too_many(data: bytes) -> None:

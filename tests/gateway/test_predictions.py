@@ -267,7 +267,8 @@ class TestForms:
         [
             ("triple", {}, "no input"),
             ("triple", {"x": "1, 2"}, "'x' takes a number, a JSON list"),
-            ("triple", {"x": ""}, "'x' takes a number, a JSON list"),
+            ("triple", {"x": "abc"}, "-F x=@PATH): the field is not JSON"),
+            ("triple", {"x": ""}, "-F x=@PATH): the field is empty"),
             ("triple", {"x": "3"}, "takes shape [-1, 2], not 1 single value"),
             ("triple", {"x": "[1, 2]"}, "shape [2], the model takes [-1, 2]"),
             ("same-FP32", {"x": '"text"'}, "a text"),

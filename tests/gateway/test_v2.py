@@ -303,8 +303,20 @@ class TestRepository:
         for body in ({"parameters": []}, {"parameters": {"a": None}}, []):
             error(web.post("/v2/repository/models/versions/load", json=body, headers=served.administrator), 400, Code.INVALID_INPUT)
 
+    @pytest.mark.parametrize("path", ["models/versions/load", "models/versions/unload", "index"])
+    def test_a_misspelt_field_is_refused_and_nothing_done(self, served: Served, web: FlaskClient, path: str) -> None:
+        answer = web.post(f"/v2/repository/{path}", json={"parameter": {"version": "1"}}, headers=served.administrator)
+        error(answer, 400, Code.INVALID_INPUT)
+        assert "unknown field 'parameter'; known is '" in answer.json["error"]
+        assert infer(web, "versions", x([1, 2], shape=[1, 2])).json["model_version"] == "2"
+
 
 class TestRequests:
+    @pytest.mark.parametrize("path", ["/v1/users", "/v1/models/triple/predictions", "/v2/models/triple/infer"])
+    def test_an_empty_json_body_is_called_empty(self, web: FlaskClient, path: str) -> None:
+        answer = web.post(path, data=b"", content_type="application/json")
+        assert answer.status_code == 400 and "the body is empty" in answer.text
+
     def test_the_request_id_reaches_the_answer(self, web: FlaskClient) -> None:
         answer = infer(web, "triple", x([1, 2], shape=[1, 2]), **{"X-Request-Id": "mine-1"})
         assert answer.headers["X-Request-Id"] == "mine-1" and "id" not in answer.json

@@ -130,6 +130,12 @@ def test_not_json(body: bytes) -> None:
     assert caught.value.code is Code.INVALID_INPUT
 
 
+def test_an_empty_document_is_called_empty() -> None:
+    for body in (b"", b" \n"):
+        with pytest.raises(ServingError, match=r"^the body is empty$"):
+            tensor_json.parse(body)
+
+
 def test_the_answer_is_strict_json() -> None:
     answer = json.dumps(there_and_back("FP32", [[math.nan, 1.5], [math.inf, -math.inf]]), allow_nan=False)
     assert json.loads(answer) == [["NaN", 1.5], ["Infinity", "-Infinity"]]
