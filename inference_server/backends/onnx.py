@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from idl.messages import TensorSpec
 from idl.tensors import Array
 from inference_server import errors
+from inference_server.backends.runtime import onnxruntime as ort
 from inference_server.types import Signature
 
 _DATATYPES = {

@@ -20,9 +20,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
 
 import numpy
-import onnxruntime
 
 from idl.board import Board, read_only
+from inference_server.backends.runtime import onnxruntime
 from inference_server.executors.loading import be_an_executor, load_onnx
 from inference_server.executors.serving import Executor
 
