@@ -312,8 +312,9 @@ class Up:
             raise CannotStart(f"the model server does not answer: {error.message}") from error
         for index in failed:
             print(f"outboard up: not served: {index.name} version {index.version or '?'}: {index.reason}", file=sys.stderr)
-        for near in near_models(self._options.models or self._options.data / "models"):
-            print(f"outboard up: not served: {near.where}: not a model: {near.why}", file=sys.stderr)
+        for root in filter(None, (self._options.models, self._options.pushed_models)):
+            for near in near_models(root):
+                print(f"outboard up: not served: {near.where}: not a model: {near.why}", file=sys.stderr)
 
     def _ready_line(self) -> str:
         return "ready " + " ".join(f"{name}={self._addresses.get(name, '')}" for name in ("http", "grpc", "thrift", "metrics"))
