@@ -1,8 +1,8 @@
-"""Request bodies under uWSGI's own HTTP port, without nginx in front.
+"""Request bodies that are not as the application needs them.
 
-nginx takes a body whole, knows its length then, and reads on where an answer comes early. Here that is done by hand: a chunked body,
-of which `wsgi.input` shows nothing, is fetched through uWSGI's own call and given a length; what an early answer left unread is read
-away, because closing a socket with unread bytes takes the answer back.
+What an early answer left unread is read away, because closing a socket with unread bytes takes the answer back: nginx, still sending,
+would find a broken connection in its place. Under uWSGI's own HTTP port, without nginx in front, a chunked body, of which `wsgi.input`
+shows nothing, is fetched through uWSGI's own call and given a length.
 """
 
 import tempfile
@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 16
 _IN_MEMORY = 1 << 20
+_FEW_DIGITS = 5
+"""A length with fewer is below 10,000 bytes."""
+
+
+class EarlyAnswers:
+    """WSGI middleware behind nginx, which has the whole body, of at most `max_bytes`."""
+
+    def __init__(self, app: "WSGIApplication", max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        answer = self._app(environ, start_response)
+        if len(environ.get("CONTENT_LENGTH", "")) < _FEW_DIGITS:  # the socket has taken all of it
+            return answer
+        stream = environ["wsgi.input"]
+        return ClosingIterator(answer, [lambda: _read_away(lambda: stream.read(_PIECE), self._max_bytes)])
 
 
 class BrokenBody:
@@ -48,9 +65,9 @@ class DirectBodies:
             body, size = self._collect()
             environ["wsgi.input"], environ["CONTENT_LENGTH"] = body, str(size)
             unread = self._read_chunk if size > self._max_bytes else _nothing
-            return ClosingIterator(self._app(environ, start), [body.close, lambda: self._read_away(unread)])
+            return ClosingIterator(self._app(environ, start), [body.close, lambda: _read_away(unread, self._max_bytes)])
         stream = environ["wsgi.input"]
-        return ClosingIterator(self._app(environ, start), [lambda: self._read_away(lambda: stream.read(_PIECE))])
+        return ClosingIterator(self._app(environ, start), [lambda: _read_away(lambda: stream.read(_PIECE), self._max_bytes)])
 
     def _collect(self) -> tuple[Any, int]:
         body: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
@@ -64,13 +81,13 @@ class DirectBodies:
         body.seek(0)
         return body, size
 
-    def _read_away(self, read: Callable[[], bytes]) -> None:
-        left = self._max_bytes
-        try:
-            while left > 0 and (piece := read()):
-                left -= len(piece)
-        except OSError:
-            return
+
+def _read_away(read: Callable[[], bytes], left: int) -> None:
+    try:
+        while left > 0 and (piece := read()):
+            left -= len(piece)
+    except OSError:
+        return
 
 
 def _nothing() -> bytes:

@@ -10,7 +10,7 @@ import uwsgi
 
 from gateway import create_app, default_services, log
 from gateway.metrics import Metrics
-from gateway.request_body import DirectBodies
+from gateway.request_body import DirectBodies, EarlyAnswers
 from gateway.settings import Settings
 from idl.codes import ServingError
 
@@ -20,7 +20,9 @@ log.configure(_settings.log_level, int(sys.argv[1]))
 _services = default_services(_settings, Metrics(_settings.metrics_dir, uwsgi.worker_id()))
 uwsgi.atexit = _services.close
 application = create_app(_settings, services=_services)
-if not _settings.socket:
+if _settings.socket:
+    application.wsgi_app = EarlyAnswers(application.wsgi_app, _settings.max_body_bytes)  # type: ignore[method-assign]
+else:
     application.wsgi_app = DirectBodies(application.wsgi_app, uwsgi.chunked_read, _settings.max_body_bytes)  # type: ignore[method-assign]
 with suppress(ServingError):  # not the first caller waits for modules to be imported and a connection to be made
     _services.models.server_live()

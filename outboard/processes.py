@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,9 +17,11 @@ _LIBC = ctypes.CDLL(None)
 _TAIL_BYTES = 4000
 
 
-def _end_with_parent() -> None:
-    """In the child, before exec: SIGTERM when the thread that started it ends, however it ends."""
+def _end_with_parent(parent: int) -> None:
+    """In the child, before exec: SIGTERM when the thread that started it ends, however it ends. `parent`: that one's process."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
 
 
 @dataclass(slots=True)
@@ -73,7 +76,7 @@ class Children:
                 stdout=subprocess.PIPE if on_output else output,
                 stderr=subprocess.PIPE if on_message else output,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - prctl takes no lock that another thread could hold
+                preexec_fn=partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - prctl takes no lock that another thread could hold
             )
         child = Child(name, process, log, log_start, stop_signal)
         self._children.append(child)

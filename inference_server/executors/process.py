@@ -93,7 +93,7 @@ class Zygote:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "inference_server.executors.zygote", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", "inference_server.executors.zygote", str(theirs.fileno()), str(os.getpid())]
         # this very code, whatever the current folder holds and however this process found it
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environ)

@@ -33,12 +33,13 @@ _SMALLEST_MODEL = (
 """ONNX, IR version 8, opset 13: y = Identity(x), float [1]."""
 
 
-def main(descriptor: int) -> None:
-    """Serves fork requests on `descriptor` until end of file."""
+def main(descriptor: int, server: int) -> None:
+    """Serves fork requests on `descriptor` until end of file. `server`: the pid of the process that started this one."""
+    ours = os.getpid()
     onnxruntime.set_default_logger_severity(3)
     _rehearse()
     channel = socket.socket(fileno=descriptor)
-    be_an_executor("outboard-zygote")
+    be_an_executor("outboard-zygote", server)
     signal.signal(signal.SIGCHLD, _reap)
     gc.collect()
     gc.freeze()
@@ -57,7 +58,7 @@ def main(descriptor: int) -> None:
         else:
             if pid == 0:
                 channel.close()
-                _run(asked, *descriptors)
+                _run(ours, asked, *descriptors)
             _answer(channel, pid)
         for received in descriptors:
             os.close(received)
@@ -84,13 +85,13 @@ def _answer(channel: socket.socket, pid: int) -> None:
     os.close(pidfd)
 
 
-def _run(asked: dict[str, object], listener: int, control: int, board: int) -> None:
+def _run(parent: int, asked: dict[str, object], listener: int, control: int, board: int) -> None:
     """The child's whole life; never returns."""
     status = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gc.set_threshold(20_000, 20, 50)  # a request leaves no cycles; a model that does is still cleaned up after
-        be_an_executor(str(asked["name"]))
+        be_an_executor(str(asked["name"]), parent)
         shown, mapped = read_only(board), Board(board, writable=True)
         os.close(board)
         limit = int(str(asked["memory_limit"]))
@@ -108,4 +109,4 @@ def _reap(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

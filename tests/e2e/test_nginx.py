@@ -220,9 +220,10 @@ def test_a_body_over_the_limit(front: Nginx) -> None:
         assert (problem["code"], problem["request_id"], headers["x-request-id"]) == ("too_large", "big", "big")
     status, headers, answer = front.ask("POST", "/v2/models/m/infer", body)
     assert status == 413 and headers["outboard-code"] == "too_large" and set(json.loads(answer)) == {"error"}
-    assert front.ask("POST", "/v1/users", body[:-1], {"Content-Type": "application/json"})[0] == 413, (
-        "within the limit: the gateway's own, 64 KiB"
-    )
+    for _ in range(20):  # answered before it is read: what is left must not break the connection under nginx, which is still sending
+        assert front.ask("POST", "/v1/users", body[:-1], {"Content-Type": "application/json"})[0] == 413, (
+            "within the limit: the gateway's own, 64 KiB"
+        )
 
 
 def test_chunked_bodies_arrive(front: Nginx) -> None:

@@ -187,7 +187,8 @@ def test_whoever_dies_first_the_forked_child_ends(tmp_path: Path) -> None:
 import array, json, os, signal, socket, subprocess, sys
 from idl import board
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-zygote = subprocess.Popen([sys.executable, "-m", "inference_server.executors.zygote", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+command = [sys.executable, "-m", "inference_server.executors.zygote", str(theirs.fileno()), str(os.getpid())]
+zygote = subprocess.Popen(command, pass_fds=[theirs.fileno()])
 theirs.close()
 for number in range(8):
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -208,3 +209,16 @@ os.kill(os.getpid(), signal.SIGKILL)
     supervisor.stdout.close()
     began = time.monotonic()
     eventually(lambda: not marked(word), f"left after {time.monotonic() - began:.1f} s: {marked(word)}", 30)
+
+
+def test_a_parent_that_is_gone_before_its_child_can_be_told_of_it() -> None:
+    """The signal of a parent's death comes once: who asks for it too late looks for the parent."""
+    script = """
+import os, sys
+from inference_server.executors.loading import be_an_executor
+be_an_executor("x", os.getppid() + int(sys.argv[1]))
+print("lives")
+"""
+    for other, said in ((0, "lives\n"), (1, "")):
+        done = subprocess.run([sys.executable, "-c", script, str(other)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.stdout, done.returncode) == (said, int(not said))
