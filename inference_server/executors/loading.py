@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,8 @@ def _tuning(model: Backend, asked: Mapping[str, Any], samples: Mapping[str, Arra
     kept = asked.get("tuning")
     if kept is not None and wanted is None:
         return Tuning.from_json(kept)
-    return tune(model.run, model.signature, wanted, samples)
+    alone = asked["threads"] == 1 and model.providers == ("CPUExecutionProvider",)
+    return tune(model.run, model.signature, wanted, samples, time.thread_time_ns if alone else time.monotonic_ns)
 
 
 def _most_rows(asked: Mapping[str, Any], tuning: Tuning) -> int:

@@ -22,6 +22,8 @@ BUDGET_NS = 1_000_000_000
 """What measuring may cost; what has not been measured by then is not used."""
 NEARLY = 1.01
 """A size whose row takes no longer than this, as a part of the best, is as good as the best: smaller ones answer sooner."""
+WORSE = 1.1
+"""A size whose row takes this much longer than the best ends the search; a little longer may be noise."""
 WORTH = 0.95
 """Time for a row, as a part of that of a single one, from which on a batch is worth its name."""
 QUEUE_NS = 500_000_000
@@ -31,6 +33,7 @@ _ROUNDS = 5
 _ENOUGH_NS, _LONG_NS = 20_000_000, 100_000_000
 
 Run = Callable[[dict[str, Array], list[str]], list[Array]]
+Clock = Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,16 @@ class Tuning:
         return cls(int(said["max_batch_size"]), str(said["reason"]), row_ns, int(said["max_queue_size"]))
 
 
-def tune(run: Run, signature: Signature, wanted: int | None, samples: Mapping[str, Array] | None = None) -> Tuning:
-    """`wanted`: the owner's max_batch_size, None to find one. `samples`: inputs of real shapes, where there are any."""
+def tune(
+    run: Run, signature: Signature, wanted: int | None, samples: Mapping[str, Array] | None = None, clock: Clock = time.monotonic_ns
+) -> Tuning:
+    """`wanted`: the owner's max_batch_size, None to find one. `samples`: inputs of real shapes, where there are any.
+
+    `clock`: nanoseconds; that of this thread's own time on a core, where it does all the work, is not misled by what else the host does, such as
+    loading other models.
+    """
     names = [spec.name for spec in signature.outputs]
-    found = _single(run, signature, names, samples)
+    found = _single(run, signature, names, samples, clock)
     if found is None:
         return _unbatched("no input of the server's own making runs on it, so batching cannot be checked", {})
     single_ns, make = found
@@ -72,7 +81,7 @@ def tune(run: Run, signature: Signature, wanted: int | None, samples: Mapping[st
         return _unbatched(reason, times)
     if wanted is not None:
         return Tuning(wanted, "", times, _queue(single_ns))
-    times |= _measure(run, names, make, single_ns)
+    times |= _measure(run, names, make, single_ns, clock)
     best = min(times.values())
     size = min(size for size, ns in times.items() if ns <= best * NEARLY)
     if size == 1 or times[size] > single_ns * WORTH:
@@ -93,13 +102,13 @@ Make = Callable[[int, int], dict[str, Array]]
 """(rows, seed) -> inputs."""
 
 
-def _single(run: Run, signature: Signature, names: list[str], samples: Mapping[str, Array] | None) -> tuple[int, Make] | None:
+def _single(run: Run, signature: Signature, names: list[str], samples: Mapping[str, Array] | None, clock: Clock) -> tuple[int, Make] | None:
     """The time of a run of one row, and what makes inputs that the model takes."""
     for make in _makers(signature, samples):
         try:
             inputs = make(1, 0)
             run(inputs, names)
-            return _time(lambda inputs=inputs: run(inputs, names)), make  # type: ignore[misc]
+            return _time(lambda inputs=inputs: run(inputs, names), clock), make  # type: ignore[misc]
         except ServingError:
             continue
     return None
@@ -176,32 +185,32 @@ def _same(got: list[Array], expected: list[Array], names: list[str]) -> tuple[bo
     return True, ""
 
 
-def _measure(run: Run, names: list[str], make: Make, single_ns: int) -> dict[int, int]:
+def _measure(run: Run, names: list[str], make: Make, single_ns: int, clock: Clock) -> dict[int, int]:
     """Time for a row at sizes above 1, until growing no longer helps or the budget is spent."""
-    begun, times, best = time.monotonic_ns(), {}, single_ns
+    begun, times, best = clock(), {}, single_ns
     for size in SIZES[1:]:
-        if time.monotonic_ns() - begun + 2 * size * best > BUDGET_NS:
+        if clock() - begun + 2 * size * best > BUDGET_NS:
             break
         rows = [make(1, seed) for seed in range(size)]
         try:
             _together(run, names, rows)
-            times[size] = _time(lambda rows=rows: _together(run, names, rows)) // size  # type: ignore[misc]
+            times[size] = _time(lambda rows=rows: _together(run, names, rows), clock) // size  # type: ignore[misc]
         except ServingError:
             break
-        if size >= 4 and times[size] > best:
+        if size >= 4 and times[size] > best * WORSE:
             break
         best = min(best, times[size])
     return times
 
 
-def _time(call: Callable[[], object]) -> int:
-    """Nanoseconds of the fastest of a few calls: two at least, but for long ones."""
-    best, begun = 1 << 62, time.monotonic_ns()
+def _time(call: Callable[[], object], clock: Clock) -> int:
+    """Nanoseconds of the fastest of a few calls: three at least, but for long ones."""
+    best, begun = 1 << 62, clock()
     for done in range(1, _ROUNDS + 1):
-        start = time.monotonic_ns()
+        start = clock()
         call()
-        now = time.monotonic_ns()
+        now = clock()
         best = min(best, now - start)
-        if now - begun > (_ENOUGH_NS if done > 1 else _LONG_NS):
+        if now - begun > (_ENOUGH_NS if done > 2 else _LONG_NS):
             break
     return best
