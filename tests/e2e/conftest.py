@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from inference_client import Client
+from outboard.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_S = 90.0
@@ -122,3 +125,30 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     if missing and os.environ.get("CI") == "true":
         raise RuntimeError(f"not installed, and CI=true: {', '.join(missing)}")
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+# what tests of `outboard models` use beside a `server` of their own -------------------------------------------------------------------
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def repository(server: Process) -> Path:
+    return server.log.parent / "models"
+
+
+@pytest.fixture
+def client(server: Process) -> Iterator[Client]:
+    with Client(server["grpc"]) as made:
+        yield made
+
+
+@pytest.fixture
+def outboard(server: Process, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `outboard models ...` here: (exit status, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main(["models", *map(str, arguments), "--host", server["grpc"]])
+        return code, *capsys.readouterr()
+
+    return run

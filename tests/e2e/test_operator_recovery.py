@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,10 @@ import pytest
 
 from inference_client import Client
 from outboard.__main__ import main
-from tests.e2e.conftest import ROOT, Process, environment, start_server
+from tests.e2e.conftest import ROOT, Process, Run, environment, start_server
 from tests.onnx_models import save, times
 
 X = np.float32([[1, 1]])
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +23,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     made = start_server(folder / "models", folder)
     yield made
     assert made.stop() == 0, made.log.read_text()
-
-
-@pytest.fixture
-def repository(server: Process) -> Path:
-    return server.log.parent / "models"
-
-
-@pytest.fixture
-def client(server: Process) -> Iterator[Client]:
-    with Client(server["grpc"]) as made:
-        yield made
-
-
-@pytest.fixture
-def outboard(server: Process, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `outboard models ...` here: (exit status, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main(["models", *map(str, arguments), "--host", server["grpc"]])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def served(client: Client, model: str, version: str = "") -> tuple[str, float]:

@@ -1,18 +1,16 @@
 """`outboard models instances|labels|capacity` against a real server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from inference_client import Client
-from outboard.__main__ import main
-from tests.e2e.conftest import Process, start_server
+from tests.e2e.conftest import Process, Run, start_server
 from tests.onnx_models import times
 
 X = np.float32([[1, 1]])
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +23,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     made = start_server(folder / "models", folder)
     yield made
     assert made.stop() == 0, made.log.read_text()
-
-
-@pytest.fixture
-def client(server: Process) -> Iterator[Client]:
-    with Client(server["grpc"]) as made:
-        yield made
-
-
-@pytest.fixture
-def outboard(server: Process, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `outboard models ...` here: (exit status, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main(["models", *map(str, arguments), "--host", server["grpc"]])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def rows(text: str) -> list[list[str]]:
