@@ -146,7 +146,11 @@ def _call(line: _Line, path: str, payload: bytes | FileMessages, deadline: Deadl
             return _call_watching(line.unary(path), payload, deadline, metadata)
         reply: bytes = line.unary(path)(payload, timeout=deadline.left(), metadata=metadata)
         return reply
-    call = line.channel.stream_unary(path).future(payload, timeout=deadline.left(), metadata=metadata)
+    try:
+        call = line.channel.stream_unary(path).future(payload, timeout=deadline.left(), metadata=metadata)
+    except BaseException:
+        payload.give_up()
+        raise
     try:
         reply = call.result()
     except BaseException:

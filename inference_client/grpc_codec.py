@@ -169,12 +169,19 @@ class FileMessages:
     def __init__(self, file: LocalFile) -> None:
         self.error: Exception | None = None
         self._messages = _file_messages(file)
+        self._given_up = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
+    def give_up(self) -> None:
+        """The call is cancelled by whoever reads next; for a caller that was interrupted before it had the call."""
+        self._given_up = True
+
     def __next__(self) -> bytes:
         try:
+            if self._given_up:
+                raise InterruptedError
             return next(self._messages)
         except StopIteration:
             raise

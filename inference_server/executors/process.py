@@ -241,7 +241,7 @@ class ProcessExecutor:
 
     def why(self) -> str:
         """What it died of, where that is known."""
-        return self._why or self._wanted.why(self.pid)
+        return self._why or self._wanted.why(self.pid) or self._why  # `close`, meanwhile, may have asked and then forgotten
 
     def kill(self) -> None:
         """Ends the process as a crash does; whoever watches it is told."""

@@ -84,11 +84,12 @@ def descendants(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those that still run; a zombie does not."""
+    """Those that still run, or still hold their files: a zombie does neither once its last thread has gone."""
     living = set()
     for pid in pids:
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] != "Z" or fields[17] != "1":
                 living.add(pid)
     return living
 

@@ -6,6 +6,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -225,23 +226,57 @@ def test_a_host_that_is_down_and_a_wrong_version(capsys: pytest.CaptureFixture[s
     assert caught.value.code == 2
 
 
+@contextlib.contextmanager
+def half_way(address: str, most: int) -> Iterator[tuple[str, threading.Event]]:
+    """A way to `address` that passes on `most` bytes of one connection and then stands still; the event is set by then."""
+    host, _, port = address.rpartition(":")
+    still, ending = threading.Event(), threading.Event()
+
+    def pump(source: socket.socket, target: socket.socket, left: float, stands: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while left > 0 and (data := source.recv(65536)):
+                target.sendall(data)
+                left -= len(data)
+            if left <= 0:
+                stands.set()
+                ending.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection((host, int(port))) as there:
+
+        def carry() -> None:
+            with contextlib.suppress(OSError):
+                here, _ = listener.accept()
+                with here:
+                    back = threading.Thread(target=pump, args=(there, here, float("inf"), threading.Event()))
+                    back.start()
+                    pump(here, there, most, still)
+                    there.shutdown(socket.SHUT_RDWR)
+                    back.join()
+
+        carrier = threading.Thread(target=carry)
+        carrier.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}", still
+        finally:
+            ending.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            carrier.join()
+
+
 def test_ctrl_c_half_way_leaves_nothing(server: Process, repository: Path, tmp_path: Path) -> None:
     file = tmp_path / "large.onnx"
     with file.open("wb") as sparse:
-        sparse.truncate(256 * 2**20)
-    command = [sys.executable, "-m", "outboard", "models", "push", str(file), "--name", "interrupted", "--host", server["grpc"]]
-    push = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
-    assert push.stderr is not None
-    assert "0 %" in push.stderr.readline()
-    server.process.send_signal(signal.SIGSTOP)  # the copy stands still here, however fast it is
-    try:
+        sparse.truncate(64 * 2**20)
+    with half_way(server["grpc"], 16 * 2**20) as (address, stands_still):
+        command = [sys.executable, "-m", "outboard", "models", "push", str(file), "--name", "interrupted", "--host", address]
+        push = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+        assert stands_still.wait(30)
+        assert list((repository / "interrupted").rglob("*.part")), "half of it is there"
         push.send_signal(signal.SIGINT)
         _, err = push.communicate(timeout=30)
-    finally:
-        server.process.send_signal(signal.SIGCONT)
-    assert push.returncode == 130
-    assert "interrupted" in err
-    assert "Traceback" not in err
+        assert push.returncode == 130
+        assert "interrupted" in err
+        assert "Traceback" not in err
     with Client(server["grpc"]) as client:
         for _ in range(1000):  # the server hears of the end of the call in its own time
             assert "interrupted" not in {entry.name for entry in client.repository_index()}

@@ -304,6 +304,34 @@ def test_a_copy_that_fails_here_raises_what_failed_and_ends_the_call(tmp_path: P
             client.put_file(tmp_path / "none", "m", 1, "f")
 
 
+def test_a_copy_interrupted_before_it_has_its_call_sends_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come while grpcio still starts the thread that sends."""
+    (tmp_path / "f").write_bytes(bytes(64 * 2**20))
+    ended, interrupted = threading.Event(), threading.Event()
+    got: list[object] = []
+
+    def put(messages: object, context: grpc.ServicerContext) -> bytes:
+        context.add_callback(ended.set)
+        next(messages)  # type: ignore[call-overload]
+        assert interrupted.wait(10)
+        got.extend(messages)  # type: ignore[call-overload]
+        return b""
+
+    begin = grpc._channel._consume_request_iterator
+
+    def interrupt(*arguments: object) -> None:
+        begin(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grpc._channel, "_consume_request_iterator", interrupt)
+    with GrpcPeer({"PutFile": put}) as peer, Client(peer.address) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.put_file(tmp_path / "f", "m", 1, "f")
+        interrupted.set()
+        assert ended.wait(10), "while the client is still open"
+        assert len(got) < 64
+
+
 def test_close_lets_a_call_under_way_finish() -> None:
     entered, leave = threading.Event(), threading.Event()
 

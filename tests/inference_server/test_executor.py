@@ -138,6 +138,26 @@ def cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def test_what_it_died_of_is_known_while_it_is_buried(zygote: Zygote, watcher: Watcher, tmp_path: Path) -> None:
+    """One who asks may be overtaken, between the question and the answer, by `close`: it asks too, and then has the reason forgotten."""
+    known = {"why": "killed", "overtaken": ""}
+
+    def why(_: int) -> str:
+        if known["overtaken"] == "yes":
+            known["overtaken"] = "once"
+            executor.close()
+        return known["why"]
+
+    def forget(_: int) -> None:
+        known["why"] = ""
+
+    asked = {"name": "m", "path": str(times(tmp_path / "m.onnx", 2)), "threads": 1, "providers": ["CPUExecutionProvider"]}
+    executor = ProcessExecutor(zygote, watcher, LoadRequest("m", {**asked, "queue": {}, "tuning": None}, why=why, forget=forget), LIMIT)
+    known["overtaken"] = "yes"
+    assert executor.why() == executor.why() == "killed"
+    assert known == {"why": "", "overtaken": "once"}
+
+
 def test_sigint_and_sigterm_are_the_supervisors(zygote: Zygote, watcher: Watcher, tmp_path: Path) -> None:
     executor = start(zygote, watcher, times(tmp_path / "m.onnx", 2))
     try:
