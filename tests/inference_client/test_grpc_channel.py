@@ -307,12 +307,13 @@ def test_a_copy_that_fails_here_raises_what_failed_and_ends_the_call(tmp_path: P
 def test_a_copy_interrupted_before_it_has_its_call_sends_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C may come while grpcio still starts the thread that sends."""
     (tmp_path / "f").write_bytes(bytes(64 * 2**20))
-    ended, interrupted = threading.Event(), threading.Event()
+    entered, ended, interrupted = threading.Event(), threading.Event(), threading.Event()
     got: list[object] = []
 
     def put(messages: object, context: grpc.ServicerContext) -> bytes:
         context.add_callback(ended.set)
         next(messages)  # type: ignore[call-overload]
+        entered.set()
         assert interrupted.wait(10)
         got.extend(messages)  # type: ignore[call-overload]
         return b""
@@ -321,6 +322,7 @@ def test_a_copy_interrupted_before_it_has_its_call_sends_no_more(tmp_path: Path,
 
     def interrupt(*arguments: object) -> None:
         begin(*arguments)
+        assert entered.wait(10)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(grpc._channel, "_consume_request_iterator", interrupt)
