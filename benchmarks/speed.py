@@ -88,7 +88,8 @@ def _http_requests(load: Workload) -> list[tuple[str, payloads.HttpRequest]]:
 def _grpc(address: str, model: str, message: Path, concurrency: int, seconds: float) -> Sample:
     before = payloads.failures(address, model)
     measured = h2load.load(address, payloads.GRPC_METHOD, message, concurrency, seconds)
-    failed = payloads.failures(address, model) - before
+    # what was under way when the time was up is cancelled, and counted as failed
+    failed = max(0, payloads.failures(address, model) - before - concurrency)
     return Sample(measured.requests, measured.seconds, measured.p50_ms, measured.p99_ms, measured.max_ms, measured.errors + failed)
 
 

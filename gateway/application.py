@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from threading import BoundedSemaphore
 
 from flask import Flask
 
@@ -25,7 +26,15 @@ def build_services(settings: Settings, models: Models, metrics: Metrics | None =
     """What one process owns; whoever builds it closes it."""
     storage = Storage(settings.state_dir)
     users = Users(storage, settings, now)
-    return Services(settings, storage, models, users, Tokens(storage, users, settings, now), metrics or Metrics())
+    return Services(
+        settings,
+        storage,
+        models,
+        users,
+        Tokens(storage, users, settings, now),
+        metrics or Metrics(),
+        BoundedSemaphore(max(1, settings.threads // 2)),
+    )
 
 
 def default_services(settings: Settings, metrics: Metrics | None = None) -> Services:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import cast
 
 from flask import current_app, g, request
@@ -38,7 +39,7 @@ def _no_connection() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What one gateway process owns. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
+    """What one gateway process owns. `streams`: of its threads those that may be in a stream of answers. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
 
     settings: Settings
     storage: Storage
@@ -46,6 +47,7 @@ class Services:
     users: Users
     tokens: Tokens
     metrics: Metrics
+    streams: BoundedSemaphore
     connection: Callable[[], int] = _no_connection
 
     def close(self) -> None:

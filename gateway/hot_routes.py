@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 INFER, INFER_VERSION = "/v2/models/<model>/infer", "/v2/models/<model>/versions/<version>/infer"
 PREDICTIONS = "/v1/models/<model>/predictions"
-"""The templates of the routes that are answered here: their labels in the metrics."""
+GENERATE_STREAM, GENERATE_STREAM_VERSION = (f"/v2/models/<model>{version}/generate_stream" for version in ("", "/versions/<version>"))
+"""The templates of the routes that are answered here, or by the front: their labels in the metrics."""
+STREAMS = frozenset({GENERATE_STREAM, GENERATE_STREAM_VERSION})
 _NAME = r"([A-Za-z0-9_.-]+)"
 _INFER = re.compile(rf"/v2/models/{_NAME}(?:/versions/{_NAME})?/infer", re.ASCII)
+_STREAM = re.compile(rf"/v2/models/{_NAME}(?:/versions/{_NAME})?/generate_stream", re.ASCII)
 _PREDICT = re.compile(rf"/v1/models/{_NAME}/predictions", re.ASCII)
 _JSON = "application/json"
 _JSON_HEADERS = (("Content-Type", _JSON),)
@@ -36,6 +39,15 @@ class Target(NamedTuple):
     endpoint: str
     model: str
     version: str
+
+
+@lru_cache(maxsize=1024)
+def stream_target(path: str) -> Target | None:
+    """The same for a stream of answers."""
+    if found := _STREAM.fullmatch(path):
+        model, version = found.groups()
+        return Target(GENERATE_STREAM_VERSION if version else GENERATE_STREAM, model, version or "")
+    return None
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gateway import model_declaration
 from gateway.model_declaration import Declaration
@@ -23,6 +23,18 @@ _MAX_CACHED = 4096
 
 Value = TypeVar("Value")
 Connect = Callable[[Sequence[str]], "Client"]
+
+
+class Answers(Protocol):
+    """Several answers to one request; not thread-safe."""
+
+    def next(self) -> InferResponse | None:
+        """The next one, None after the last. Raises ServingError."""
+        ...
+
+    def close(self) -> None:
+        """What is left is not computed. Idempotent."""
+        ...
 
 
 class Models:
@@ -45,6 +57,10 @@ class Models:
     def infer(self, request: InferRequest, connection: int = -1) -> InferResponse:
         """Blocks until the answer, a refusal, the request's deadline, or the hang-up of the descriptor `connection` (cancelled)."""
         return self._client().infer_raw(request, watch=connection)
+
+    def stream(self, request: InferRequest, connection: int = -1) -> Answers:
+        """Several answers; returns when the first is there. The rest as `infer`."""
+        return self._client().stream_raw(request, watch=connection)
 
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
         """Names, types and shapes; up to CACHE_S old."""

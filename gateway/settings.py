@@ -44,6 +44,8 @@ class Settings:
     listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
     max_body_bytes: int = _setting(64 * _MIB, "largest request body", low=1024)
     request_timeout_s: float = _setting(30.0, "longest time that a request may take", low=0.1)
+    stream_timeout_s: float = _setting(3600.0, "longest time that a stream of answers may take", low=0.1)
+    max_streams: int = _setting(512, "streams of answers open at once, for each event loop; each has a thread", low=1)
     drain_timeout_s: float = _setting(30.0, "how long requests in flight may go on after a stop was asked for", low=0.0)
     ready_timeout_s: float = _setting(2.0, "longest wait for a model host in a readiness check", low=0.1)
     max_image_pixels: int = _setting(50_000_000, "most pixels that a picture may have", low=1)

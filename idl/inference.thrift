@@ -43,6 +43,14 @@ struct InferResponse {
   5: map<string, string> parameters
 }
 
+/** Several answers to one request: StreamOpen gives a cursor and the answers so far, StreamNext the next ones, until done. A cursor
+ *  that is not asked for a minute is closed, and nothing more is computed for it. */
+struct StreamChunk { 1: string stream, 2: list<InferResponse> answers, 3: bool done }
+/** most: answers, 0 for as many as there are; wait_ms: for the first of them, at most 1000. No answer in time: an empty chunk. */
+struct StreamNextRequest { 1: string stream, 2: i32 most, 3: i32 wait_ms, 4: string token }
+struct StreamCloseRequest { 1: string stream, 2: string token }
+struct StreamCloseResponse {}
+
 struct ServerLiveRequest {}
 struct ServerLiveResponse { 1: bool live }
 
@@ -126,5 +134,8 @@ service Inference {
   ModelStatisticsResponse ModelStatistics(1: ModelStatisticsRequest request) throws (1: ServingError error),
   RepositoryIndexResponse RepositoryIndex(1: RepositoryIndexRequest request) throws (1: ServingError error),
   RepositoryModelLoadResponse RepositoryModelLoad(1: RepositoryModelLoadRequest request) throws (1: ServingError error),
-  RepositoryModelUnloadResponse RepositoryModelUnload(1: RepositoryModelUnloadRequest request) throws (1: ServingError error)
+  RepositoryModelUnloadResponse RepositoryModelUnload(1: RepositoryModelUnloadRequest request) throws (1: ServingError error),
+  StreamChunk StreamOpen(1: InferRequest request) throws (1: ServingError error),
+  StreamChunk StreamNext(1: StreamNextRequest request) throws (1: ServingError error),
+  StreamCloseResponse StreamClose(1: StreamCloseRequest request) throws (1: ServingError error)
 }

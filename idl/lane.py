@@ -9,8 +9,12 @@ only one that is sealed against shrinking, so a careless peer cannot make it fau
 
     header   magic u16 | kind u8 | flags u8 | sequence u32 | four i64, by kind | head bytes u32 | body bytes u64
     INFER    deadline (CLOCK_MONOTONIC ns, 0: none), SOON where the caller looks for the answer instead of sleeping (`idl.linger`) and is
-             likely to ask again at once, 0, 0; then inputs, names of wanted outputs, parameters
+             likely to ask again at once, how many parts may be on their way to a caller that takes a stream (0: it wants one answer), 0;
+             then inputs, names of wanted outputs, parameters
     RESULT   queue ns, input ns, compute ns, output ns; then outputs, parameters
+    PART     as RESULT, and more may follow: a stream of them is ended by END, or by ERROR
+    END      how many parts there were, 0, 0, 0
+    TAKEN    the caller says how many parts of its stream it has taken, 0, 0, 0; what is larger than SMALL_PART is sent once all before it are
     ERROR    retry after (ms), 0, 0, 0; the head is JSON {"code", "message"}
     WELCOME  the connection's cell in the journal, 0, 0, 0; with a descriptor of the board (see `idl.board`). The executor sends it once,
              before anything else
@@ -33,7 +37,7 @@ from typing import Any, NamedTuple
 
 from idl.messages import Tensor
 
-INFER, RESULT, ERROR, WELCOME, MOVED = 1, 2, 3, 4, 5
+INFER, RESULT, ERROR, WELCOME, MOVED, PART, END, TAKEN = 1, 2, 3, 4, 5, 6, 7, 8
 SHARED, NEW_MEMORY = 1, 2
 SOON = 1
 MAGIC = 0x4F4C
@@ -42,6 +46,8 @@ ALIGNMENT = 64
 FRAME_BYTES = 96 * 1024
 INLINE_BYTES = 64 * 1024
 LEAST_MEMORY = 256 * 1024
+SMALL_PART = 4096
+"""Bytes of a part's body: a socket's buffer holds a window of these."""
 REMEMBERED_BYTES = 4096
 """Heads up to this are worth remembering: a longer one has texts in it, which are another's the next time."""
 

@@ -29,6 +29,7 @@ _SLICE = struct.pack("ll", int(SLICE_S), 0)
 """A blocking wait looks at the clock this often. Python's own time-outs cost three more system calls for each request."""
 
 
+_STREAMED = (lane.PART, lane.END, lane.RESULT)
 _LOOKING = threading.Lock()
 """Held by the one caller of this process that may look instead of sleeping (see `idl.linger`)."""
 
@@ -152,12 +153,12 @@ class LaneConnection:
             raise ServingError(Code.TOO_LARGE, f"the request has {bytes_in} bytes of tensors, at most {self._memory_limit} are taken")
         self.send_packed(request.deadline, head, parts, size)
 
-    def send_packed(self, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
-        """As `send`, for what `lane.pack_request` or `lane.pack_head` made."""
+    def send_packed(self, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int, window: int = 0) -> None:
+        """As `send`, for what `lane.pack_request` or `lane.pack_head` made. `window`: see INFER; the answers then come by `receive_part`."""
         self._sequence += 1
-        soon = lane.SOON if self._pool is not None and self._pool.linger.worth else 0
+        soon = lane.SOON if self._pool is not None and self._pool.linger.worth and not window else 0
         try:
-            self._end.send(lane.INFER, self._sequence & 0xFFFFFFFF, (_nanoseconds(deadline), soon, 0, 0), head, parts, size)
+            self._end.send(lane.INFER, self._sequence & 0xFFFFFFFF, (_nanoseconds(deadline), soon, window, 0), head, parts, size)
         except (TimeoutError, BlockingIOError) as error:
             raise TimeoutError from error
         except OSError as error:
@@ -177,6 +178,26 @@ class LaneConnection:
 
     def receive_frame(self, flags: int = 0) -> lane.Frame | None:
         """As `receive`, the RESULT frame as it came: its body holds until the next request on this connection. `flags`: of recvmsg."""
+        frame = self._receive(flags)
+        if frame is not None and frame.kind != lane.RESULT:
+            raise _no_result(frame)
+        return frame
+
+    def receive_part(self, flags: int = 0) -> lane.Frame | None:
+        """As `receive_frame`, for a stream: RESULT, the only answer, or one PART of many, or their END."""
+        frame = self._receive(flags)
+        if frame is not None and frame.kind not in _STREAMED:
+            raise _no_result(frame)
+        return frame
+
+    def taken(self, parts: int) -> None:
+        """Tells the executor how many parts of the stream were taken. Raises ExecutorGone."""
+        try:
+            self._end.send(lane.TAKEN, self._sequence & 0xFFFFFFFF, (parts, 0, 0, 0), b"", (), 0)
+        except OSError as error:
+            raise ExecutorGone(self._ran(), self._path) from error
+
+    def _receive(self, flags: int) -> lane.Frame | None:
         try:
             frame = self._end.receive(flags)
         except (TimeoutError, BlockingIOError):
@@ -191,8 +212,6 @@ class LaneConnection:
         if frame.sequence != self._sequence & 0xFFFFFFFF:
             raise lane.LaneError("an answer to another request")
         self.last_used = time.monotonic()
-        if frame.kind != lane.RESULT:
-            raise _no_result(frame)
         return frame
 
     def _greeted(self, frame: lane.Frame) -> None:

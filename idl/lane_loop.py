@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from idl import affinity
 from idl.codes import ServingError
 from idl.event_loop import Loop
 from idl.lane import Frame, LaneError
@@ -139,12 +140,14 @@ class Lanes:
         self._memory_limit = memory_limit
         self._groups: dict[str, Group] = {}
 
-    def take(self, route: Route) -> Lane:
-        """A lane to the instance of `route` with the fewest requests outstanding. Raises ExecutorGone where none of them is there, and what
+    def take(self, route: Route, sequence: str = "") -> Lane:
+        """A lane to the instance of `route` that has the sequence, else to the one with the fewest requests outstanding. Raises ExecutorGone where none of them is there, and what
         `LaneConnection` does."""
         sockets = route.sockets
         if len(sockets) == 1:
             return self._group(sockets[0]).take(self._loop)
+        if sequence:
+            return self._group(affinity.choose([(path, path) for path in sockets], sequence)).take(self._loop)
         refused: Exception = ExecutorGone(ran=False)
         for group in sorted(map(self._group, sockets), key=_outstanding):
             try:

@@ -20,14 +20,16 @@ TRIES = 4
 class Packed:
     """A request as the lane takes it: what `lane.pack_head` or `lane.pack_request` made, and whom it is for."""
 
-    __slots__ = ("head", "model", "parts", "size", "version")
+    __slots__ = ("head", "model", "parts", "sequence", "size", "version")
 
-    def __init__(self, model: str, version: str, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
+    def __init__(self, model: str, version: str, head: bytes, parts: Sequence[tuple[int, Any]], size: int, sequence: str = "") -> None:
+        """`sequence`: see `idl.affinity`."""
         self.model = model
         self.version = version
         self.head = head
         self.parts = parts
         self.size = size
+        self.sequence = sequence
 
     def fits(self, limit: int) -> bool:
         """Whether its tensors have at most `limit` bytes; `size` counts the gaps between them as well."""
@@ -101,7 +103,7 @@ class Request(ABC):
             if route is None or not route.sockets or not packed.fits(route.limit):
                 break
             try:
-                lane = requests.lanes.take(route)
+                lane = requests.lanes.take(route, packed.sequence)
                 lane.ask(self, self.deadline, packed.head, packed.parts, packed.size)
             except ExecutorGone:
                 continue  # it has just gone: the routes know, or will

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idl import last_words
+from idl import affinity, last_words
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
 from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, LaneConnection, LanePool, Moved, Result
+from idl.lane_streams import LaneStream
 from idl.messages import InferRequest, InferResponse
 from idl.shared_cells import map_cells
 
@@ -29,6 +30,7 @@ FOLDER, GENERATION = "routes", "generation"
 ENDED = -1
 _TRIES = 4
 _MOST_MODELS = 4096
+_RETRY_MS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +153,27 @@ class LocalLane:
         `watch`: a descriptor whose hang-up ends the call with cancelled; what still waits is then not run.
         """
         size = sum([len(tensor.data) for tensor in request.inputs])
-        found = self.lend(request.model_name, request.model_version, size, lambda connection: connection.call(request, watch))
+        found = self.lend(
+            request.model_name,
+            request.model_version,
+            size,
+            lambda connection: connection.call(request, watch),
+            affinity.of(request.parameters),
+        )
         return response(request, *found) if found is not None else None
 
-    def lend(self, model: str, version: str, size: int, use: Callable[[LaneConnection], Result]) -> tuple[str, Result] | None:
-        """(version, what `use` makes of a connection to one of its instances), or None as `infer`. `size`: bytes of the request's tensors."""
+    def lend(
+        self, model: str, version: str, size: int, use: Callable[[LaneConnection], Result], sequence: str = ""
+    ) -> tuple[str, Result] | None:
+        """(version, what `use` makes of a connection to one of its instances), or None as `infer`. `size`: bytes of the request's tensors;
+        `sequence`: see `idl.affinity`.
+        """
         for _ in range(_TRIES):
             route = self._routes.find(model, version)
             if route is None or not route.sockets or size > route.limit:
                 return None
             try:
-                return route.version, self._pool(route).lend(model, use)
+                return route.version, self._pool(route, sequence).lend(model, use)
             except Moved:
                 continue
             except ExecutorGone as gone:
@@ -176,13 +188,30 @@ class LocalLane:
                 raise ServingError(Code.INTERNAL, f"the lane to model {model!r} broke: {error}") from error
         return None
 
-    def _pool(self, route: Route) -> LanePool:
+    def stream(self, request: InferRequest, watch: int = -1) -> "RoutedStream | None":
+        """Several answers; None where RPC is to be asked. Nothing has been sent yet where this raises."""
+        route = self._routes.find(request.model_name, request.model_version)
+        size = sum([len(tensor.data) for tensor in request.inputs])
+        if route is None or not route.sockets or size > route.limit:
+            return None
+        return RoutedStream(self, request, watch)
+
+    def open_stream(self, request: InferRequest, watch: int) -> tuple[str, LaneStream]:
+        """(version, the stream). Raises ExecutorGone where no instance is there now, and as LaneStream does."""
+        route = self._routes.find(request.model_name, request.model_version)
+        if route is None or not route.sockets:
+            raise ExecutorGone(ran=False)
+        return route.version, LaneStream(self._pool(route, affinity.of(request.parameters)), request, watch)
+
+    def _pool(self, route: Route, sequence: str) -> LanePool:
         key = (route.model, route.version)
         if self._sockets.get(key) != route.sockets:
             self._follow(key, route.sockets)
         pools = self._pools
         if len(route.sockets) == 1:
             pool = pools.get(route.sockets[0])
+        elif sequence:
+            pool = pools.get(affinity.choose([(path, path) for path in route.sockets], sequence))
         else:
             pool = min((pool for path in route.sockets if (pool := pools.get(path))), key=_outstanding, default=None)
         if pool is None:
@@ -219,6 +248,42 @@ class LocalLane:
             pools, self._pools, self._sockets = list(self._pools.values()), {}, {}
         for pool in pools:
             pool.close()
+
+
+class RoutedStream:
+    """The answers to one request, from an instance that the routes name. Not thread-safe; to be closed."""
+
+    def __init__(self, lane: LocalLane, request: InferRequest, watch: int) -> None:
+        self._lane, self._request, self._watch = lane, request, watch
+        self._stream: LaneStream | None = None
+        self._version = ""
+        self._tries = 0
+
+    def next(self) -> InferResponse | None:
+        """The next answer, None after the last. Raises ServingError."""
+        model = self._request.model_name
+        while self._tries < _TRIES:
+            try:
+                if self._stream is None:
+                    self._version, self._stream = self._lane.open_stream(self._request, self._watch)
+                answer = self._stream.next()
+            except Moved:
+                pass
+            except ExecutorGone as gone:
+                if gone.ran or (self._stream is not None and self._stream.begun):
+                    raise Answered(Code.MODEL_FAILED, last_words.message(model, last_words.wait(gone.path))) from gone
+            except LaneError as error:
+                raise ServingError(Code.INTERNAL, f"the lane to model {model!r} broke: {error}") from error
+            else:
+                return None if answer is None else response(self._request, self._version, answer)
+            self._stream = None
+            self._tries += 1
+        raise ServingError(Code.NOT_READY, f"model {model!r}: its process is starting again", retry_after_ms=_RETRY_MS)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._stream is not None:
+            self._stream.close()
 
 
 def _outstanding(pool: LanePool) -> int:

@@ -204,6 +204,14 @@ class Connection:
         except OSError:
             self.close()
 
+    def detach(self) -> socket.socket:
+        """Its socket, non-blocking as it is, which is the caller's from now on; for a service that answers elsewhere, from `begin` alone."""
+        self._loop.remove(self._sock.fileno())
+        sock = socket.socket(fileno=self._sock.detach())
+        self.busy = False
+        self._closed(self)
+        return sock
+
     def _flush(self) -> None:
         waited = False
         while self._rest:

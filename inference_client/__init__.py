@@ -9,9 +9,11 @@ import logging
 
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, Tensor
+from inference_client.channel import RawAnswers
 from inference_client.client import Client
 from inference_client.result import InferResult
+from inference_client.streams import Answers
 
-__all__ = ["Client", "Code", "InferRequest", "InferResponse", "InferResult", "ServingError", "Tensor"]
+__all__ = ["Answers", "Client", "Code", "InferRequest", "InferResponse", "InferResult", "RawAnswers", "ServingError", "Tensor"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library: who wants to see its log configures one

@@ -59,6 +59,32 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamOrder:
+    """Several answers are wanted to `request`; `timeout_ms` for all of them, 0: no limit."""
+
+    request: InferRequest
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTurn:
+    """The next answers of `stream`, a cursor: at most `most`, after waiting at most `wait_ms` for the first of them."""
+
+    stream: str
+    most: int
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChunk:
+    """`done`: these are the last, and the cursor is closed."""
+
+    stream: str
+    answers: tuple[InferResponse, ...]
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DrainOrder:
     timeout_s: float
     resume: bool
@@ -96,6 +122,9 @@ MODEL_READY: Verb[ModelName, bool] = Verb("ModelReady", reads=True)
 SERVER_METADATA: Verb[None, ServerMetadata] = Verb("ServerMetadata", reads=True)
 MODEL_METADATA: Verb[ModelName, ModelMetadata] = Verb("ModelMetadata", reads=True)
 MODEL_INFER: Verb[InferRequest, InferResponse] = Verb("ModelInfer")
+STREAM_OPEN: Verb[StreamOrder, StreamChunk] = Verb("StreamOpen")
+STREAM_NEXT: Verb[StreamTurn, StreamChunk] = Verb("StreamNext")
+STREAM_CLOSE: Verb[str, None] = Verb("StreamClose")
 MODEL_CONFIG: Verb[ModelName, dict[str, Any]] = Verb("ModelConfig", reads=True)
 MODEL_STATISTICS: Verb[ModelName, tuple[ModelStatistics, ...]] = Verb("ModelStatistics", reads=True)
 REPOSITORY_INDEX: Verb[bool, tuple[ModelIndex, ...]] = Verb("RepositoryIndex", reads=True)
@@ -108,11 +137,27 @@ SET_INSTANCES: Verb[InstancesOrder, None] = Verb("SetInstances", changes=True)
 SET_LABELS: Verb[LabelsOrder, None] = Verb("SetLabels", changes=True)
 
 
+class RawAnswers(Protocol):
+    """As a channel gives them; not thread-safe."""
+
+    def next(self) -> InferResponse | None:
+        """The next one, None after the last. Raises ServingError."""
+        ...
+
+    def close(self) -> None:
+        """What is left is given up, and not computed. Idempotent."""
+        ...
+
+
 class Channel(Protocol):
     """Calls to one host. Thread-safe."""
 
     def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
         """Raises `Unreachable` or `Lost`, or the ServingError that the host declared; `unsupported` for a verb the protocol lacks."""
+        ...
+
+    def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
+        """Several answers to one request. Raises as `call`, here or where they are asked for."""
         ...
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from inference_client.channel import (
     LabelsOrder,
     LocalFile,
     ModelName,
+    RawAnswers,
     RemoteFile,
     RepositoryChange,
     Verb,
@@ -30,6 +31,7 @@ from inference_client.dispatcher import Dispatcher
 from inference_client.files import sha256_of
 from inference_client.lane_channel import LaneChannel
 from inference_client.result import InferResult, to_result, to_tensors
+from inference_client.streams import Answers
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -128,6 +130,37 @@ class Client:
         except ServingError as error:
             error.request_id = error.request_id or request.id
             raise
+
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+        datatypes: Mapping[str, str] | None = None,
+        request_id: str = "",
+        timeout_s: float | None = None,
+        traceparent: str = "",
+    ) -> Answers:
+        """All answers of a model that gives several for a request, each when it is asked for; of any other model its one.
+
+        `timeout_s` is for all of them, None: as long as they take. The rest as `infer`. A model computes only a few answers ahead of who
+        asks for them.
+        """
+        tensors = to_tensors(inputs, datatypes or {})
+        at = None if timeout_s is None else self._clock() + timeout_s
+        return Answers(
+            self.stream_raw(InferRequest(model, tensors, version, request_id, tuple(outputs), parameters or {}, at, traceparent))
+        )
+
+    def stream_raw(self, request: InferRequest, *, watch: int = -1) -> RawAnswers:
+        """The same with raw contents. `watch` as in `infer_raw`."""
+        deadline = Deadline(float("inf") if request.deadline is None else request.deadline, self._clock, watch)
+        if self._closed:
+            raise closed()
+        return (self._dispatchers.get(os.getpid()) or self._after_fork()).stream(request, deadline)
 
     def server_live(self, *, timeout_s: float | None = None) -> bool:
         return self._call(verbs.SERVER_LIVE, None, timeout_s)

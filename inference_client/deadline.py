@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 class Deadline:
     """One moment that connecting, sending, waiting and every retry of a call share.
 
-    `watch`: a descriptor whose hang-up means that nobody waits for the answer any more; -1: none.
+    `at` infinite: never. `watch`: a descriptor whose hang-up means that nobody waits for the answer any more; -1: none.
     """
 
     __slots__ = ("_clock", "at", "watch")
@@ -29,6 +29,10 @@ class Deadline:
         if left <= 0:
             raise passed()
         return left
+
+    def left_or_none(self) -> float | None:
+        """As `left`; None where there is no deadline."""
+        return None if self.at == float("inf") else self.left()
 
     def is_passed(self) -> bool:
         return self._clock() >= self.at

@@ -4,12 +4,35 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from idl.codes import NEVER_EXECUTED, Code, ServingError
-from inference_client.channel import Channel, Lost, Unreachable, Verb
+from idl.messages import InferRequest, InferResponse
+from inference_client.channel import Channel, Lost, RawAnswers, Unreachable, Verb
 from inference_client.deadline import Clock, Deadline
 from inference_client.hosts import Hosts
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+class _Begun:
+    """Answers of which the first has come, or the end: which host answers is settled."""
+
+    def __init__(self, raw: RawAnswers) -> None:
+        self._raw = raw
+        try:
+            self._first = raw.next()
+        except BaseException:
+            raw.close()
+            raise
+        self._given = False
+
+    def next(self) -> InferResponse | None:
+        if self._given:
+            return self._raw.next()
+        self._given = True
+        return self._first
+
+    def close(self) -> None:
+        self._raw.close()
 
 
 class Dispatcher:
@@ -52,6 +75,23 @@ class Dispatcher:
             if deadline.is_passed():
                 break
         raise said or noticed or ServingError(Code.UNAVAILABLE, "the client has no host")
+
+    def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
+        """From the first host that gives an answer, or an error that another would give as well. Raises as `call`."""
+        tried: set[int] = set()
+        said: ServingError | None = None
+        while (index := self._hosts.pick(self._clock(), tried)) is not None:
+            try:
+                return _Begun(self._channels[index].stream(request, deadline))
+            except Unreachable as error:
+                self._hosts.failed(index, self._clock(), error.reason)
+                said = said or error
+            except ServingError as error:
+                if error.code not in NEVER_EXECUTED:
+                    raise
+                said = error
+            tried.add(index)
+        raise said or ServingError(Code.UNAVAILABLE, "the client has no host")
 
     def _call_one(self, index: int, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
         """Calls one host and remembers whether it could be reached."""

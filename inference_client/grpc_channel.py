@@ -10,10 +10,11 @@ from google.protobuf.message import DecodeError
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest
 from inference_client.addresses import Address
-from inference_client.channel import PUT_FILE, Lost, Unreachable, Verb, closed, too_large
+from inference_client.channel import PUT_FILE, Lost, RawAnswers, Unreachable, Verb, closed, too_large
 from inference_client.deadline import Deadline, passed
 from inference_client.grpc_codec import CODECS, Codec, FileMessages
 from inference_client.grpc_status import failure
+from inference_client.grpc_streams import PATH, GrpcAnswers
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -81,6 +82,20 @@ class GrpcChannel:
         finally:
             self._give_back(line)
         return _decode(codec, reply)  # type: ignore[no-any-return]
+
+    def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
+        payload = self._encode(CODECS["ModelInfer"], request)
+        metadata = (*self._metadata, ("traceparent", request.traceparent)) if request.traceparent else self._metadata
+        line = self._borrow()
+        try:
+            call = line.channel.stream_stream(PATH)(iter((payload,)), timeout=deadline.left_or_none(), metadata=metadata)
+        except ValueError:
+            self._give_back(line)
+            raise closed() from None
+        except BaseException:
+            self._give_back(line)
+            raise
+        return GrpcAnswers(call, lambda error: self._failed(line, error, request.id), lambda: self._give_back(line))
 
     def _encode(self, codec: Codec, request: Any) -> bytes:
         if isinstance(request, InferRequest):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from idl.lane_routes import LocalLane
 from idl.messages import InferRequest
-from inference_client.channel import Channel, Verb, closed
+from inference_client.channel import Channel, RawAnswers, Verb, closed
 from inference_client.deadline import Clock, Deadline
 from inference_client.lane_arrays import LaneArrays
 from inference_client.result import InferResult
@@ -63,6 +63,12 @@ class LaneChannel:
                 if answer is not None:
                     return answer  # type: ignore[return-value]
         return self._rpc.call(verb, request, deadline)
+
+    def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
+        lane = self._lane if self._clock() < self._next_look else self._look()
+        asked = request if deadline.at == float("inf") else replace(request, deadline=deadline.at)
+        found = lane.stream(asked, deadline.watch) if lane is not None else None
+        return found if found is not None else self._rpc.stream(request, deadline)
 
     def _look(self) -> LocalLane | None:
         """Follows the link anew, and closes what has been idle for long."""

@@ -13,11 +13,12 @@ from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse
 from inference_client import thrift_infer
 from inference_client.addresses import Address
-from inference_client.channel import Lost, Unreachable, Verb, too_large
+from inference_client.channel import Lost, RawAnswers, Unreachable, Verb, too_large
 from inference_client.deadline import Deadline
 from inference_client.thrift_codec import ARGUMENTS, CODECS, RESULTS, Codec, declared_error
 from inference_client.thrift_connection import Connection, NothingSent
 from inference_client.thrift_pool import Pool
+from inference_client.thrift_streams import CursorAnswers
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -61,6 +62,9 @@ class ThriftChannel:
                     raise Unreachable("it closed the connection") from None
                 continue
             return reply
+
+    def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
+        return CursorAnswers(self.call, request, deadline)
 
     def _call_on(self, connection: Connection, name: str, codec: Codec, request: Any, deadline: Deadline) -> Any:
         """One exchange. Whatever happens, the connection goes back or is closed."""

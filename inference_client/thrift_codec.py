@@ -21,7 +21,7 @@ from idl.messages import (
     TensorSpec,
 )
 from idl.thrift_schema import Inference, schema
-from inference_client.channel import ModelName, RepositoryChange
+from inference_client.channel import ModelName, RepositoryChange, StreamChunk, StreamOrder
 
 TIMES = ("queue_us", "compute_us")
 """Parameters of a reply that are integers in the contract's values; Thrift's map has text only."""
@@ -75,6 +75,14 @@ def _decode_infer(reply: Any) -> InferResponse:
         tuple(Tensor(t.name or "", t.datatype or "", tuple(t.shape or ()), t.data or b"") for t in reply.outputs or ()),
         parameters,
     )
+
+
+def _encode_stream(order: StreamOrder, token: str, _: int) -> Any:
+    return _encode_infer(order.request, token, order.timeout_ms)
+
+
+def _decode_chunk(reply: Any) -> StreamChunk:
+    return StreamChunk(reply.stream or "", tuple(map(_decode_infer, reply.answers or ())), bool(reply.done))
 
 
 def _spec(tensor: Any) -> TensorSpec:
@@ -145,6 +153,12 @@ CODECS: dict[str, Codec] = {
     "ServerMetadata": Codec(lambda _, token, ms: schema.ServerMetadataRequest(), _decode_server_metadata),
     "ModelMetadata": Codec(_encode_name(schema.ModelMetadataRequest), _decode_metadata),
     "ModelInfer": Codec(_encode_infer, _decode_infer),
+    "StreamOpen": Codec(_encode_stream, _decode_chunk),
+    "StreamNext": Codec(
+        lambda turn, token, _: schema.StreamNextRequest(stream=turn.stream, most=turn.most, wait_ms=turn.wait_ms, token=token),
+        _decode_chunk,
+    ),
+    "StreamClose": Codec(lambda stream, token, _: schema.StreamCloseRequest(stream=stream, token=token), lambda _: None),
     "ModelConfig": Codec(_encode_name(schema.ModelConfigRequest), _decode_config),
     "ModelStatistics": Codec(_encode_name(schema.ModelStatisticsRequest), lambda reply: tuple(map(_statistics, reply.model_stats or ()))),
     "RepositoryIndex": Codec(

@@ -138,6 +138,7 @@ class Server:
             watcher = Watcher()
             self._closers.callback(watcher.close)
             self._launcher = Launcher(settings, self.metrics, zygote, watcher, self._reservations, limits)
+            self._closers.callback(self._launcher.close)
             self._routes = RoutePublisher(run_dir, settings.max_message_bytes)
             self._closers.callback(self._routes.close)
             self._wire()

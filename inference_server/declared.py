@@ -7,7 +7,7 @@ from.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from idl.messages import TensorSpec
@@ -46,6 +46,17 @@ class Declared:
     def from_json(cls, said: Mapping[str, Any]) -> "Declared":
         return cls(said["max_batch_size"], _tensors(said["inputs"]), _tensors(said["outputs"]), said["source"])
 
+    def specs(self, model: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of a model whose file does not say them. Raises invalid_model where this does not either."""
+        return tuple(self._spec(model, "inputs", each) for each in self.inputs), tuple(
+            self._spec(model, "outputs", each) for each in self.outputs
+        )
+
+    def _spec(self, model: str, what: str, tensor: "DeclaredTensor") -> TensorSpec:
+        if not tensor.datatype or tensor.dims is None:
+            raise errors.invalid_model(model, f"{self.source}: {what}.{tensor.name} needs a datatype and a shape")
+        return TensorSpec(tensor.name, tensor.datatype, self.whole(tensor.dims))
+
     @property
     def reshapes(self) -> bool:
         return any(tensor.reshape is not None for tensor in (*self.inputs, *self.outputs))
@@ -71,7 +82,7 @@ def present(model: str, file: Signature, declared: Declared) -> Signature:
             if all(tensor.name != spec.name for tensor in declared.inputs):
                 raise errors.invalid_model(model, f"{declared.source} does not name input {spec.name!r}, which the model's file needs")
     batch_axis = 0 if all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs)) else None
-    return Signature(file.platform, inputs, outputs, batch_axis if file.batch_axis == 0 or declared.max_batch_size else None)
+    return replace(file, inputs=inputs, outputs=outputs, batch_axis=batch_axis if file.batch_axis == 0 or declared.max_batch_size else None)
 
 
 def _presented(

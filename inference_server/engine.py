@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from idl.codes import ServingError
-from idl.lane_calls import Answered
+from idl.lane_calls import Answered, LaneAnswer
 from idl.lane_routes import response
 from idl.messages import (
     Capacity,
@@ -28,6 +28,7 @@ from inference_server.reservations import Reservations
 from inference_server.routing import RoutePublisher
 from inference_server.served import Closing, ServedVersion
 from inference_server.served_models import ServedModel, ServedModels
+from inference_server.served_stream import ServedStream
 from inference_server.types import FileHeader, StoredFile
 
 log = logging.getLogger("outboard.server")
@@ -104,10 +105,7 @@ class Engine:
         begun = time.monotonic_ns()
         served: ServedVersion | None = None
         try:
-            if self._draining:
-                raise errors.not_ready("the server is draining")
-            if request.deadline is not None and time.monotonic() > request.deadline:
-                raise errors.deadline_exceeded("the deadline had passed when the request arrived")
+            self._check_taken(request)
             while True:
                 served = self._library.route(request.model_name, request.model_version)
                 try:
@@ -122,6 +120,30 @@ class Engine:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request", extra={"fields": _request_fields(request, served.stats.version, "ok", time.monotonic_ns() - begun)})
         return response(request, served.stats.version, answer)
+
+    def model_stream(self, request: InferRequest, watch: int = -1) -> "Stream":
+        """Several answers to one request; what goes wrong is raised where they are asked for."""
+        return Stream(self, request, watch)
+
+    def begin_stream(self, request: InferRequest, watch: int) -> ServedStream:
+        """Raises ServingError."""
+        while True:
+            self._check_taken(request)
+            try:
+                return ServedStream(self._library.route(request.model_name, request.model_version), request, watch)
+            except Closing:
+                continue
+
+    def _check_taken(self, request: InferRequest) -> None:
+        if self._draining:
+            raise errors.not_ready("the server is draining")
+        if request.deadline is not None and time.monotonic() > request.deadline:
+            raise errors.deadline_exceeded("the deadline had passed when the request arrived")
+
+    def count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, begun_ns: int) -> None:
+        """`begun_ns`: when the request arrived, of the monotonic clock."""
+        error.request_id = error.request_id or request.id
+        self._count_failure(request, served, error, time.monotonic_ns() - begun_ns)
 
     def _count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, total_ns: int) -> None:
         if served is None:
@@ -259,6 +281,51 @@ class Engine:
             {key: served.instances for key, served in versions.items()},
             not self._draining,
         )
+
+
+class Stream:
+    """Satisfies `types.Answers`."""
+
+    def __init__(self, engine: Engine, request: InferRequest, watch: int) -> None:
+        self._engine = engine
+        self._request = request
+        self._watch = watch
+        self._begun = time.monotonic_ns()
+        self._stream: ServedStream | None = None
+        self._over = False
+
+    def next(self, until: float | None = None) -> InferResponse | None:
+        if self._over:
+            return None
+        try:
+            stream, answer = self._next(until)
+        except TimeoutError:
+            raise
+        except ServingError as error:
+            served = self._stream.served if self._stream is not None else None
+            self._engine.count_failure(self._request, served, error, self._begun)
+            self.close()
+            raise
+        if answer is None:
+            self.close()
+            return None
+        return response(self._request, stream.served.stats.version, answer)
+
+    def _next(self, until: float | None) -> tuple[ServedStream, LaneAnswer | None]:
+        while True:
+            if self._stream is None:
+                self._stream = self._engine.begin_stream(self._request, self._watch)
+            try:
+                return self._stream, self._stream.next(until)
+            except Closing:  # swapped out before anything was computed
+                self._stream.close()
+                self._stream = None
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._over = True
+        if self._stream is not None:
+            self._stream.close()
 
 
 def _short(text: str) -> str:

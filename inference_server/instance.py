@@ -10,6 +10,7 @@ from typing import Protocol
 from idl import last_words
 from idl.board import Board
 from idl.lane_calls import LaneAnswer
+from idl.lane_streams import LaneStream
 from idl.messages import InferRequest
 from inference_server.executors.process import Loaded
 from inference_server.metrics import ModelStats
@@ -34,6 +35,8 @@ class Executor(Protocol):
     def outstanding(self) -> int: ...
 
     def call(self, request: InferRequest) -> LaneAnswer: ...
+
+    def stream(self, request: InferRequest, watch: int) -> LaneStream: ...
 
     def watch(self, on_death: Callable[[], None]) -> None: ...
 

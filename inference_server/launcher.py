@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from idl.codes import ServingError
-from inference_server import errors
+from inference_server import errors, model_folders
+from inference_server.executors import sandbox
+from inference_server.executors.fresh_processes import FreshProcesses, Surroundings
 from inference_server.executors.hang_watch import REASON, HangWatch
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
@@ -42,6 +44,7 @@ class Launcher:
         self._settings = settings
         self._metrics = metrics
         self._zygote = zygote
+        self._fresh = FreshProcesses(zygote.run_dir, settings.max_message_bytes)
         self._watcher = watcher
         self._reservations = reservations
         self._limits = limits
@@ -75,12 +78,18 @@ class Launcher:
         """An executor of the berth's model, loaded."""
         model, number = berth.model, berth.number
         path = model.file(number)
+        backend = model_folders.backend(path)
         asked: dict[str, Any] = {
             "name": model.name,
+            "version": number,
+            "backend": backend,
             "path": str(path),
             "threads": model.settings.threads or berth.threads,
             "providers": model.settings.providers(self._settings.execution_providers),
             "session": dict(model.settings.onnxruntime),
+            "state": {name: dict(said) for name, said in model.settings.state.items()},
+            "sequence": dict(model.settings.sequence),
+            "parameters": {**model.parameters, **model.settings.parameters},
             "declared": model.declared.to_json() if model.declared is not None else None,
             "warmup": warmup_samples(model.settings.warmup, model.folder),
         }
@@ -90,17 +99,30 @@ class Launcher:
             "queue": _queue(model.settings),
             "tuning": known.to_json() if known is not None else None,
             "named": _named(model.settings),
+            "max_streams": model.settings.max_streams,
         }
         wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
             made: Executor = ThreadExecutor(self._zygote.run_dir, wanted, limit)
         else:
-            made = process = ProcessExecutor(self._zygote, self._watcher, wanted, limit)
+            made = process = ProcessExecutor(self._starter(model, path, backend, asked["threads"]), self._watcher, wanted, limit)
             self._living[process.pid] = process
         if known is None and model.settings.max_batch_size is None:
             self._measured.keep(key, made.loaded.tuning)
         return made
+
+    def _starter(self, model: RepositoryModel, path: Path, backend: str, threads: int) -> Any:
+        """What starts its processes: the zygote, except for what runs an owner's code."""
+        if backend == "onnx":
+            return self._zygote
+        said = model.settings.python
+        boxed = _boxed(model.name, said.get("sandbox", "auto"))
+        return self._fresh.starter(Surroundings(said.get("flags", ()), boxed, (path.parent.resolve(),), threads))
+
+    def close(self) -> None:
+        """When no executor is left. Idempotent."""
+        self._fresh.close()
 
     def place(self, reservation: Reservation, pid: int) -> None:
         self._limits.apply(pid, reservation.memory)
@@ -165,6 +187,18 @@ class _Berth:
 
     def free(self) -> None:
         self._launcher.free(self._reservation)
+
+
+def _boxed(model: str, said: str) -> bool:
+    """Whether its code runs in a box. Raises unsupported where it must and cannot."""
+    if said == "off":
+        return False
+    why = sandbox.unusable()
+    if why and said == "required":
+        raise errors.unsupported(f"model {model!r}: its code may only run in a sandbox, and there is none here: {why}")
+    if why:
+        log.warning("no sandbox: its code can do what the server can", extra={"fields": {"model": model, "reason": why}})
+    return not why
 
 
 def _queue(settings: ModelSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 from idl import config_json
 from idl.generated import inference_pb2 as pb
 from idl.messages import TensorSpec
+from inference_server import model_folders
 from inference_server.declared import Declared, DeclaredTensor
 from inference_server.model_settings import VersionPolicy
 from inference_server.repository_model import RepositoryModel
@@ -30,23 +31,27 @@ def model_config(
     max_batch_size is 0, and dims are whole shapes, where a request's first axis is not a batch; else dims leave that axis out.
     """
     settings, declared = model.settings, model.declared or Declared()
+    file = model.file(max(model.versions, default=0))
+    backend = model_folders.backend(file)
     size = batching.max_batch_size if batching.on else 1 if declared.max_batch_size else 0
     config: dict[str, Any] = {
         "name": model.name,
         "platform": signature.platform,
-        "backend": BACKEND,
+        "backend": BACKEND if backend == "onnx" else backend,
         "version_policy": _version_policy(settings.version_policy),
         "max_batch_size": size,
         "input": [_tensor(spec, size, _of(spec, declared.inputs)) for spec in signature.inputs],
         "output": [_tensor(spec, size, _of(spec, declared.outputs)) for spec in signature.outputs],
         "instance_group": [{"name": model.name, "count": instances, "kind": "KIND_GPU" if set(_GPU) & set(providers) else "KIND_CPU"}],
-        "default_model_filename": settings.model_file,
+        "default_model_filename": file.name,
         "parameters": {
             **{key: {"string_value": value} for key, value in model.parameters.items()},
             OWN_PARAMETER: {"string_value": json.dumps(settings.published(), ensure_ascii=False)},
             **{key: {"string_value": value} for key, value in zip(ANSWERED, (verdict(batching), ",".join(providers)), strict=True)},
         },
     }
+    if signature.streams:
+        config["model_transaction_policy"] = {"decoupled": True}
     if batching.on:
         config["dynamic_batching"] = _dynamic_batching(batching)
     return config_json.to_json(ParseDict(config, pb.ModelConfig()))

@@ -5,23 +5,36 @@ from pathlib import Path
 
 from inference_server.declared import CONFIG
 from inference_server.load_order import VERSION
-from inference_server.model_settings import FILE, MODEL_FILE
+from inference_server.model_settings import BACKENDS, FILE, MODEL_FILE, MODEL_FILES
 
 
-def versions(folder: Path, name: str) -> tuple[int, ...]:
-    """Those that have a model file called `name`, ascending; none where the folder cannot be read."""
+def versions(folder: Path, name: str = "") -> tuple[int, ...]:
+    """Those that have a model file called `name`, "" for any of the usual names, ascending; none where the folder cannot be read."""
     try:
         names = [entry.name for entry in os.scandir(folder) if VERSION.fullmatch(entry.name)]
     except OSError:
         return ()
-    return tuple(sorted(int(version) for version in names if model_file(folder / version / name).is_file()))
+    return tuple(sorted(int(version) for version in names if model_file(folder / version, name).is_file()))
 
 
-def model_file(path: Path) -> Path:
-    """A Triton repository may hold a folder in the place of the file: the model in it, under the same name, and its external weights."""
-    return path / MODEL_FILE if path.is_dir() else path
+def model_file(version: Path, name: str = "") -> Path:
+    """The model file in a version's folder; where no usual name is there, the path that it should have.
+
+    A Triton repository may hold a folder in the place of the file: the model in it, under the same name, and its external weights.
+    """
+    for each in (name,) if name else MODEL_FILES:
+        path = version / each
+        path = path / MODEL_FILE if path.is_dir() else path
+        if path.is_file():
+            return path
+    return version / (name or MODEL_FILE)
+
+
+def backend(file: Path) -> str:
+    """What runs a model file, by how its name ends."""
+    return BACKENDS.get(file.suffix, "onnx")
 
 
 def is_model(folder: Path) -> bool:
     """Whether somebody meant `folder` to be a model."""
-    return bool(versions(folder, MODEL_FILE)) or any((folder / name).exists() for name in (FILE, CONFIG))
+    return bool(versions(folder)) or any((folder / name).exists() for name in (FILE, CONFIG))

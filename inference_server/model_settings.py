@@ -3,6 +3,7 @@
 The same keys may come as JSON, with a load request or inside a `config.pbtxt`; what several places say is put together key by key.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,7 @@ from inference_server.setting_checks import (
     boolean,
     byte_size,
     cores,
+    is_number,
     is_whole,
     one_of,
     plain_name,
@@ -29,7 +31,13 @@ from inference_server.setting_checks import (
 
 FILE = "model.toml"
 MODEL_FILE = "model.onnx"
+BACKENDS = {".onnx": "onnx", ".py": "python"}
+"""How a model file's name ends -> what runs it."""
+MODEL_FILES = (MODEL_FILE, "model.py")
+"""The usual names, the first that is there counts."""
 _MAX_BYTES = 2**20
+_FLAG = re.compile(r"-[bBdEIOsSuvqx]{1,8}|-[WX]?[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}|-[WX]|[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}")
+"""Those that need no file and run nothing of their own (`-c` and `-m` do)."""
 _CPU_PROVIDERS = frozenset({"CPUExecutionProvider", "OpenVINOExecutionProvider", "DnnlExecutionProvider", "XnnpackExecutionProvider"})
 """onnxruntime's providers that need no GPU."""
 
@@ -55,7 +63,9 @@ class ModelSettings:
     `max_batch_size`, `max_queue_delay_us` and `max_queue_size` None: found out at load, or the server's default. `batching` False: never.
     `preferred_batch_sizes`: rows. Priorities are 1, the highest, to `priority_levels`, 0 for none; `default_priority` 0: the middle one.
     `default_timeout_us`: longest wait in the queue of a request that says none, 0 for ever. `device` "": what the server has.
-    `labels`: output name -> one label per index. `inputs`: input name -> its declaration.
+    `model_file` "": one of the usual names. `labels`: output name -> one label per index. `inputs`, `outputs`: name -> declaration.
+    `parameters` are the model's own. `python`: how its interpreter is started. `max_streams`: requests with several answers under way at
+    once, 0 for the server's default. `state`: input name -> which output it is the next time; `sequence`: limits of sequences.
     """
 
     public: bool = True
@@ -74,7 +84,7 @@ class ModelSettings:
     cpus: float = 0.0
     threads: int = 0
     memory: int = 0
-    model_file: str = MODEL_FILE
+    model_file: str = ""
     onnxruntime: Mapping[str, Any] = field(default_factory=dict)
     version_policy: VersionPolicy = VersionPolicy()
     version_labels: Mapping[str, int] = field(default_factory=dict)
@@ -83,6 +93,12 @@ class ModelSettings:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     top_k: int = 5
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    python: Mapping[str, Any] = field(default_factory=dict)
+    max_streams: int = 0
+    state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sequence: Mapping[str, Any] = field(default_factory=dict)
 
     def providers(self, server: Sequence[str]) -> tuple[str, ...]:
         """Of the server's execution providers those that this model may use; the CPU's own where none would be left."""
@@ -101,7 +117,7 @@ class ModelSettings:
             "description": self.description,
             "labels": {name: list(values) for name, values in self.labels.items()},
             "top_k": self.top_k,
-            "inputs": {name: dict(value) for name, value in self.inputs.items()},
+            "inputs": {name: input_declarations.published(value) for name, value in self.inputs.items()},
         }
 
 
@@ -183,8 +199,59 @@ def _onnxruntime(key: str, value: Any, folder: Path) -> dict[str, Any]:
     return table(key, value, ONNXRUNTIME_READERS, folder)
 
 
+def _python(key: str, value: Any, folder: Path) -> dict[str, Any]:
+    return table(key, value, PYTHON_READERS, folder)
+
+
+def _state(key: str, value: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise bad(key, value, "a table of input name = declaration")
+    found = {str(name): table(f"{key}.{name}", said, STATE_READERS, folder) for name, said in value.items()}
+    for name, said in found.items():
+        if "output" not in said:
+            raise InvalidModelSettings(f"{key}.{name} does not say which output it is the next time: {key}.{name}.output")
+    return found
+
+
+def _sequence(key: str, value: Any, folder: Path) -> dict[str, Any]:
+    return table(key, value, SEQUENCE_READERS, folder)
+
+
+def _sizes(key: str, value: Any, folder: Path) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(is_whole(item, 1, 2**40) for item in value):
+        raise bad(key, value, "a list of sizes")
+    return tuple(value)
+
+
+def _seconds(key: str, value: Any, folder: Path) -> float:
+    if not is_number(value) or not 0 < value <= 86_400:
+        raise bad(key, value, "a number of seconds above 0, at most a day")
+    return float(value)
+
+
+def _flags(key: str, value: Any, folder: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(flag, str) and _FLAG.fullmatch(flag) for flag in value):
+        raise bad(key, value, 'a list of interpreter flags, such as ["-O", "-X", "utf8"]')
+    return tuple(value)
+
+
+def _parameters(key: str, value: Any, folder: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise bad(key, value, "a table of texts")
+    return dict(value)
+
+
 top_k = whole(1, 100_000)
 """Of the key `top_k`, which stands under `labels`."""
+
+STATE_READERS: dict[str, Reader] = {"output": text, "batch_axis": whole(0, 31), "shape": _sizes}
+"""Keys of `[state.NAME]`."""
+
+SEQUENCE_READERS: dict[str, Reader] = {"idle_timeout_s": _seconds, "max_sequences": whole(1, 1_000_000)}
+"""Keys of `[sequence]`."""
+
+PYTHON_READERS: dict[str, Reader] = {"flags": _flags, "sandbox": one_of("auto", "required", "off")}
+"""Keys of `[python]`."""
 
 ONNXRUNTIME_READERS: dict[str, Reader] = {
     "execution_mode": one_of("sequential", "parallel"),
@@ -220,6 +287,12 @@ READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "warmup": warmup_samples.reader,
     "labels": label_files.labels,
     "inputs": input_declarations.inputs,
+    "outputs": input_declarations.outputs,
+    "parameters": _parameters,
+    "python": _python,
+    "state": _state,
+    "sequence": _sequence,
+    "max_streams": whole(1, 65536),
 }
 """Key of `model.toml` -> what reads it."""
 

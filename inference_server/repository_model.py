@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from inference_server import model_folders, model_settings, triton_config, version_labels
-from inference_server.declared import Declared
+from inference_server.declared import Declared, DeclaredTensor
 from inference_server.file_stamps import Stamp, stamps
 from inference_server.load_order import PIN_FILE, VERSION
-from inference_server.model_settings import MODEL_FILE, ModelSettings, VersionPolicy
+from inference_server.model_settings import FILE, MODEL_FILE, ModelSettings, VersionPolicy
 from inference_server.setting_checks import InvalidModelSettings
 from inference_server.spool import Spooled
 from inference_server.triton_config import TritonConfig
@@ -76,7 +76,7 @@ class RepositoryModel:
         return self.labels.only(loaded).split(max(loaded))
 
     def file(self, version: int) -> Path:
-        return model_folders.model_file(self.folder / str(version) / self.settings.model_file)
+        return model_folders.model_file(self.folder / str(version), self.settings.model_file)
 
     def only(self, versions: Collection[int]) -> "RepositoryModel":
         """As if the other versions were not there."""
@@ -93,10 +93,10 @@ def read(name: str, folder: Path, sent: str = "") -> RepositoryModel:
     try:
         settings, triton = _configured(name, folder, sent)
     except InvalidModelSettings as error:
-        return RepositoryModel(name, folder, model_folders.versions(folder, MODEL_FILE), ModelSettings(public=False), str(error))
+        return RepositoryModel(name, folder, model_folders.versions(folder), ModelSettings(public=False), str(error))
     versions = model_folders.versions(folder, settings.model_file)
     labels = version_labels.read(folder) or Labels(settings.version_labels, settings.canary_percent)
-    problem = _problem(versions, settings) if versions else f"it has no version with a model file ({settings.model_file})"
+    problem = _problem(versions, settings) if versions else f"it has no version with a model file ({settings.model_file or MODEL_FILE})"
     return RepositoryModel(
         name,
         folder,
@@ -105,7 +105,7 @@ def read(name: str, folder: Path, sent: str = "") -> RepositoryModel:
         problem,
         _pinned(folder),
         labels.only(versions),
-        triton.declared,
+        _declared(settings) or triton.declared,
         triton.parameters,
         triton.unused,
     )
@@ -119,6 +119,19 @@ def _configured(name: str, folder: Path, sent: str) -> tuple[ModelSettings, Trit
         return model_settings.combined(triton.values, toml), triton
     triton = triton_config.translated(triton_config.parse_json(SENT, sent), name, folder, SENT)
     return model_settings.combined(toml, triton.values), triton
+
+
+def _declared(settings: ModelSettings) -> Declared | None:
+    """What `model.toml` says of the tensors themselves, None where it says nothing; shapes stand there with the batch axis."""
+    sides = [
+        tuple(
+            DeclaredTensor(name, said.get("datatype", ""), tuple(said["shape"]) if "shape" in said else None)
+            for name, said in tensors.items()
+            if said.keys() & {"datatype", "shape"}
+        )
+        for tensors in (settings.inputs, settings.outputs)
+    ]
+    return Declared(0, sides[0], sides[1], FILE) if any(sides) else None
 
 
 def _problem(versions: tuple[int, ...], settings: ModelSettings) -> str:

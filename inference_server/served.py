@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from idl import last_words
+from idl import affinity, last_words
 from idl.codes import Code, ServingError
 from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, Moved
 from idl.messages import InferRequest
@@ -151,26 +151,29 @@ class ServedVersion:
 
     def call(self, request: InferRequest) -> LaneAnswer:
         """Raises Closing when this version is on its way out, else ServingError; Answered is what an executor has counted."""
+        self.enter()
+        try:
+            return self._call(request)
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """One more request is inside, until `leave`. Raises Closing."""
         with self._changed:
             if self._closing:
                 raise Closing
             self._in_flight += 1
-        try:
-            return self._call(request)
-        finally:
-            with self._changed:
-                self._in_flight -= 1
-                if self._closing and not self._in_flight:
-                    self._changed.notify_all()
+
+    def leave(self) -> None:
+        with self._changed:
+            self._in_flight -= 1
+            if self._closing and not self._in_flight:
+                self._changed.notify_all()
 
     def _call(self, request: InferRequest) -> LaneAnswer:
         give_up = 0.0
         while True:
-            executors = self._executors
-            if not executors:
-                give_up = give_up or time.monotonic() + LONGEST_WAIT_S
-                executors = self._wait(give_up, request.deadline)
-            executor = executors[0] if len(executors) == 1 else min(executors, key=_outstanding)
+            executor = self.pick(request, give_up)
             try:
                 return executor.call(request)
             except Moved:
@@ -179,7 +182,18 @@ class ServedVersion:
                 if gone.ran:
                     raise Answered(Code.MODEL_FAILED, last_words.message(request.model_name, executor.why())) from gone
             give_up = time.monotonic() + SURVIVORS_WAIT_S
-            self._gone(executor)
+            self.gone(executor)
+
+    def pick(self, request: InferRequest, give_up: float = 0.0) -> Executor:
+        """The instance that has its sequence, else the one with the fewest requests; where none is there, it is waited for, until `give_up` or
+        for a moment. Raises ServingError, Closing.
+        """
+        executors = self._executors or self._wait(give_up or time.monotonic() + LONGEST_WAIT_S, request.deadline)
+        if len(executors) == 1:
+            return executors[0]
+        if sequence := affinity.of(request.parameters):
+            return affinity.choose([(str(executor.path), executor) for executor in executors], sequence)
+        return min(executors, key=_outstanding)
 
     def _wait(self, give_up: float, deadline: float | None) -> tuple[Executor, ...]:
         """A dead executor is back in milliseconds: what arrives meanwhile waits a moment for it, within its own deadline."""
@@ -195,7 +209,7 @@ class ServedVersion:
             raise errors.not_ready(f"model {self.name!r} version {self.version}: {self.failure or 'its process is starting again'}")
         return self._executors
 
-    def _gone(self, executor: Executor) -> None:
+    def gone(self, executor: Executor) -> None:
         """Waits until the list no longer names an executor that is dead or on its way out: its death is noticed in a moment."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or executor not in self._executors, LONGEST_WAIT_S)

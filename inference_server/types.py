@@ -1,20 +1,32 @@
 """Values that cross the server's rooms, and the Protocol that transports are written against."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, TensorSpec
+from idl.tensors import Array
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a model file itself says. `batch_axis` is 0 where the first dimension of every input and output is dynamic, else None."""
+    """What a model file itself says. `batch_axis` is 0 where the first dimension of every input and output is dynamic, else None.
+
+    `streams`: it gives several answers for one request.
+    """
 
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch_axis: int | None
+    streams: bool = False
+
+
+class Answer(NamedTuple):
+    """What a model gives for one request: `outputs` in the order in which they were wanted; `parameters`: what it says besides."""
+
+    outputs: Sequence[Array]
+    parameters: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,16 @@ class StoredFile:
     existed: bool
 
 
+class Answers(Protocol):
+    """Several answers to one request; not thread-safe. To be closed: what is left of them is then not computed."""
+
+    def next(self, until: float | None = None) -> InferResponse | None:
+        """The next one, None after the last. Raises ServingError; TimeoutError where none has come by `until` (monotonic seconds)."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Inference(Protocol):
     """The verbs of the open protocol, in its order; every one raises `ServingError` and nothing else. All are thread-safe."""
 
@@ -76,6 +98,10 @@ class Inference(Protocol):
 
     def model_infer(self, request: InferRequest) -> InferResponse:
         """Blocks until the answer, the deadline, or a refusal."""
+        ...
+
+    def model_stream(self, request: InferRequest, watch: int = -1) -> "Answers":
+        """All answers to `request`, each when it is asked for. `watch`: a descriptor whose hang-up ends it with cancelled."""
         ...
 
     def model_config(self, name: str, version: str) -> dict[str, Any]:

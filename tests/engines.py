@@ -41,5 +41,6 @@ def engine_over(
         yield engine
     finally:
         engine.close()
+        launcher.close()
         spool.close()
         limits.close()

@@ -19,9 +19,9 @@ PACKAGES = {
 ROOMS = {
     "inference_client": [
         ["client"],
-        ["dispatcher"],
+        ["dispatcher", "streams"],
         ["lane_channel", "thrift_channel", "grpc_channel"],
-        ["thrift_pool", "lane_arrays"],
+        ["thrift_pool", "thrift_streams", "grpc_streams", "lane_arrays"],
         ["thrift_connection", "thrift_infer"],
         ["thrift_codec", "grpc_codec", "grpc_status", "result"],
         ["hosts"],
@@ -49,6 +49,7 @@ ROOMS = {
         ["engine"],
         ["library"],
         ["launcher", "served_models"],
+        ["served_stream"],
         ["served"],
         ["instance"],
         ["executors"],

@@ -8,7 +8,7 @@ from flask.typing import ResponseReturnValue
 
 from gateway.blueprints.calls import current_call, read_body
 from gateway.context import services
-from gateway.operations import inference, tensor_json, v2_inference
+from gateway.operations import generate, inference, tensor_json, v2_inference
 from gateway.operations.v2_inference import Heads
 from gateway.operations.v2_messages import HEADER_LENGTH
 from idl.codes import Code, ServingError
@@ -122,6 +122,31 @@ def infer(model: str, version: str = "") -> ResponseReturnValue:
     heads = Heads(request.headers.get(HEADER_LENGTH), request.headers.get("Accept-Encoding", ""))
     answer = v2_inference.infer(services().models, current_call(), model, version, read_body, heads)
     return Response(answer.body, headers=list(answer.headers))
+
+
+@blueprint.post("/v2/models/<model>/generate")
+@blueprint.post("/v2/models/<model>/versions/<version>/generate")
+def generate_one(model: str, version: str = "") -> ResponseReturnValue:
+    """One answer to a JSON object of texts and numbers (generate extension)."""
+    return Response(generate.one(services().models, current_call(), model, version, read_body()), content_type="application/json")
+
+
+@blueprint.post("/v2/models/<model>/generate_stream")
+@blueprint.post("/v2/models/<model>/versions/<version>/generate_stream")
+def generate_stream(model: str, version: str = "") -> ResponseReturnValue:
+    """Every answer as a server-sent event. Behind nginx the front answers this; here a stream holds a thread, so half of them at most do."""
+    owned = services()
+    if not owned.streams.acquire(blocking=False):
+        raise ServingError(Code.OVERLOADED, "as many streams are open as this process has threads for", retry_after_ms=1000)
+    try:
+        events = generate.Events(owned.models, current_call(owned.settings.stream_timeout_s), model, version, read_body())
+    except BaseException:
+        owned.streams.release()
+        raise
+    response = Response(iter(events), content_type=generate.EVENT_STREAM, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    response.call_on_close(owned.streams.release)
+    response.call_on_close(events.close)
+    return response
 
 
 @blueprint.post("/v2/repository/index")

@@ -12,10 +12,12 @@ from gateway.front import heads
 from gateway.front.errands import Errands
 from gateway.front.heads import DECLINED, Head
 from gateway.front.known import Known
-from gateway.hot_routes import PREDICTIONS, Target
+from gateway.front.streaming import Streaming
+from gateway.hot_routes import PREDICTIONS, STREAMS, Target
 from gateway.operations import inference, v2_inference
 from gateway.operations.v2_inference import Answer
 from gateway.operations.v2_messages import InferBody
+from idl import affinity
 from idl import lane as frames
 from idl.codes import Code, ServingError
 from idl.lane import Frame, LaneError
@@ -40,6 +42,7 @@ class Exchanges(Requests):
         super().__init__(routes, lanes)
         self.services = services
         self.errands = errands
+        self.streaming = Streaming(services, services.settings.max_streams)
         self._known = Known(services, errands)
         self._timeout_s = services.settings.request_timeout_s
 
@@ -49,6 +52,9 @@ class Exchanges(Requests):
     def begin(self, caller: Connection, head: Head, body: Buffer) -> "Exchange | None":
         started = time.perf_counter()
         target = head.target
+        if target is not None and target.endpoint in STREAMS:
+            self._begin_stream(caller, head, target, started, body)
+            return None
         if target is None or target.endpoint is PREDICTIONS or not _is_plain(head):
             caller.reply((DECLINED,))
             return None
@@ -62,7 +68,8 @@ class Exchanges(Requests):
             self.refuse(caller, head, target, started, error)
             return None
         try:
-            packed = Packed(target.model, target.version, *frames.pack_request(asked.inputs, tuple(asked.outputs), asked.parameters))
+            head_, parts, size = frames.pack_request(asked.inputs, tuple(asked.outputs), asked.parameters)
+            packed = Packed(target.model, target.version, head_, parts, size, affinity.of(asked.parameters))
         except (struct.error, TypeError, ValueError):  # the workers know the words for it
             caller.reply((DECLINED,))
             return None
@@ -70,6 +77,13 @@ class Exchanges(Requests):
         deadline = inference.earliest(time.monotonic() + self._timeout_s, asked)
         exchange = Exchange(self, caller, head, target, started, asked, packed, deadline)
         return exchange if exchange.ask() else None
+
+    def _begin_stream(self, caller: Connection, head: Head, target: Target, started: float, body: Buffer) -> None:
+        try:
+            self.streaming.begin(caller, head, target, body)
+        except ServingError as error:
+            self.services.metrics.begin()
+            self.refuse(caller, head, target, started, error)
 
     def _is_allowed(self, head: Head, target: Target) -> bool:
         """False where that is not known now. Raises unauthenticated."""

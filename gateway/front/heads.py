@@ -47,7 +47,11 @@ def parse(head: bytes) -> Head:
     request_id, path = address[1:].split("/", 1)
     path = f"/{path.partition('?')[0]}"
     fields = _remembered(rest) if len(rest) <= _REMEMBERED_BYTES else _fields(rest)
-    return Head(request_id, path, hot_routes.target(path) if method == "POST" else None, fields)
+    return Head(request_id, path, _target(path) if method == "POST" else None, fields)
+
+
+def _target(path: str) -> Target | None:
+    return hot_routes.target(path) or hot_routes.stream_target(path)
 
 
 def _fields(lines: bytes) -> Fields:

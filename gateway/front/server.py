@@ -67,7 +67,9 @@ class Front:
         if self._path.exists():
             self._door.close()
             self._path.unlink()
-        if at_once or not any(connection.busy for connection in self._door.connections):
+        streaming = self._exchanges.streaming
+        if at_once or not (streaming.running or any(connection.busy for connection in self._door.connections)):
+            streaming.close(0.0)
             for connection in list(self._door.connections):
                 connection.close()
             self._lanes.trim(float("inf"))

@@ -112,6 +112,11 @@ class Door:
             return
         except (OSError, lane.LaneError):
             frame = None
+        if frame is not None and frame.kind == lane.TAKEN:
+            request = connection.request
+            if request is not None and frame.sequence == request.sequence:  # else it crossed the end of its stream
+                request.taken = frame.numbers[0]
+            return
         if frame is None or frame.kind != lane.INFER or connection.request is not None:
             self._drop(descriptor, connection)  # gone, or it broke the rules
             return

@@ -1,10 +1,8 @@
 """Making the model of an executor, as the supervisor's load message describes it: load, warm up, find its batch size."""
 
-import ctypes
 import os
-import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,46 +10,93 @@ from typing import Any
 from idl.codes import Code, ServingError
 from idl.tensors import Array
 from inference_server import errors, input_declarations, label_files
-from inference_server.backends.onnx import OnnxModel, OnnxOptions
 from inference_server.backends.presented import presented
+from inference_server.backends.sequenced import Sequenced
 from inference_server.declared import Declared
 from inference_server.executors.batcher import QueuePolicy
-from inference_server.executors.serving import Backend
-from inference_server.executors.tuning import Tuning, tune
+from inference_server.executors.running import Backend
+from inference_server.executors.tuning import LEAST_QUEUE, Tuning, tune
 from inference_server.warmup_samples import warmup_inputs
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
-
-def be_an_executor(name: str, parent: int) -> None:
-    """Process-wide set-up: dies with its parent, whose pid is `parent`, is told apart in `ps`, and leaves Ctrl-C and SIGTERM to the supervisor."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it could be told that we die with it
-        os._exit(1)
-    libc.prctl(_PR_SET_NAME, name.encode()[:15])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def load_onnx(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
+def load(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     """Loads, warms up, tunes. Raises invalid_model; a model that does not take a generated warm-up input is loaded all the same.
 
-    `asked`: name, path, threads, providers, session (see `OnnxOptions`), declared (see `Declared`, or None), named (what its settings say
-    of single tensors: the kinds of `inputs`, and which have `labels`), warmup (see `warmup_samples`), cores (empty: all), queue (see
-    `queue_policy`), tuning (what an earlier load found, or None).
+    `asked`: name, backend, path, threads, providers, session (see `OnnxOptions`), declared (see `Declared`, or None), parameters, named (what
+    its settings say of single tensors: the kinds of `inputs`, and which have `labels`), warmup (see `warmup_samples`), cores (empty: all),
+    queue (see `queue_policy`), tuning (what an earlier load found, or None).
     """
     if asked.get("cores"):
         os.sched_setaffinity(0, asked["cores"])
+    kind = asked.get("backend", "onnx")
+    model = _sequenced(_MADE_BY[kind](asked), asked)
+    if named := asked.get("named"):
+        input_declarations.check(asked["name"], named["inputs"], model.signature)
+        label_files.check(asked["name"], named["labels"], model.signature)
+    samples = asked.get("warmup") or []
+    first = _warm_up(model, asked["name"], samples) if samples or kind in _GUESSED else None
+    tuning = _found(model, kind, asked, first)
+    _settle(model, asked["name"], samples)
+    return model, tuning, replace(queue_policy(asked["queue"], tuning), most_rows=_most_rows(asked, tuning))
+
+
+def _onnx(asked: Mapping[str, Any]) -> Backend:
+    from inference_server.backends.onnx import OnnxModel, OnnxOptions
+
     options = OnnxOptions(asked["threads"], tuple(asked["providers"]), asked.get("session") or {})
     model: Backend = OnnxModel(Path(asked["path"]), asked["name"], options)
     if asked.get("declared"):
         model = presented(model, asked["name"], Declared.from_json(asked["declared"]))
-    if named := asked.get("named"):
-        input_declarations.check(asked["name"], named["inputs"], model.signature)
-        label_files.check(asked["name"], named["labels"], model.signature)
-    tuning = _tuning(model, asked, _warm_up(model, asked["name"], asked.get("warmup") or []))
-    return model, tuning, replace(queue_policy(asked["queue"], tuning), most_rows=_most_rows(asked, tuning))
+    return model
+
+
+def _python(asked: Mapping[str, Any]) -> Backend:
+    from inference_server.backends.python import Context, PythonModel
+
+    file, declared = Path(asked["path"]), _declared(asked)
+    context = Context(asked["name"], int(asked["version"]), file.parent, asked.get("parameters") or {})
+    inputs, outputs = declared.specs(asked["name"])
+    return PythonModel(file, context, inputs, outputs, (asked["queue"].get("max_batch_size") or 0) > 1)
+
+
+def _declared(asked: Mapping[str, Any]) -> Declared:
+    return Declared.from_json(asked["declared"]) if asked.get("declared") else Declared()
+
+
+_MADE_BY: dict[str, Callable[[Mapping[str, Any]], Backend]] = {"onnx": _onnx, "python": _python}
+_GUESSED = frozenset({"onnx"})
+"""Backends whose models may be run on inputs of the server's own making: an owner's code is only run on what somebody asked."""
+
+
+DEFAULT_IDLE_S, DEFAULT_SEQUENCES, DEFAULT_SHARING = 300.0, 4096, 16
+
+
+def _sequenced(model: Backend, asked: Mapping[str, Any]) -> Backend:
+    if not asked.get("state"):
+        return model
+    said = asked.get("sequence") or {}
+    return Sequenced(
+        model,
+        asked["name"],
+        asked["state"],
+        idle_s=said.get("idle_timeout_s", DEFAULT_IDLE_S),
+        most=said.get("max_sequences", DEFAULT_SEQUENCES),
+    )
+
+
+def _found(model: Backend, kind: str, asked: Mapping[str, Any], first: Mapping[str, Array] | None) -> Tuning:
+    wanted = asked["queue"].get("max_batch_size")
+    if isinstance(model, Sequenced):
+        if not model.may_share:
+            return Tuning(1, "its state, or an output, has no batch axis that is known (state.NAME.batch_axis)", {}, LEAST_QUEUE)
+        size = DEFAULT_SHARING if wanted is None else max(1, wanted)
+        return Tuning(size, "" if size > 1 else "its owner has turned it off", {}, LEAST_QUEUE)
+    return _tuning(model, asked, first) if kind in _GUESSED or wanted else _untuned(model)
+
+
+def _untuned(model: Backend) -> Tuning:
+    reason = "it gives several answers for a request" if model.signature.streams else "its owner has not asked for it (max_batch_size)"
+    return Tuning(1, reason, {}, LEAST_QUEUE)
 
 
 def _warm_up(model: Backend, name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Array] | None:
@@ -77,6 +122,15 @@ def _tuning(model: Backend, asked: Mapping[str, Any], samples: Mapping[str, Arra
         return Tuning.from_json(kept)
     alone = asked["threads"] == 1 and model.providers == ("CPUExecutionProvider",)
     return tune(model.run, model.signature, wanted, samples, time.thread_time_ns if alone else time.monotonic_ns)
+
+
+def _settle(model: Backend, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
+    """What measuring has left in memory goes back."""
+    settle = getattr(model, "settle", None)
+    if settle is not None:
+        for inputs in warmup_inputs(name, samples, model.signature):
+            settle(inputs, [spec.name for spec in model.signature.outputs])
+            return
 
 
 def _most_rows(asked: Mapping[str, Any], tuning: Tuning) -> int:

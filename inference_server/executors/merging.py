@@ -47,11 +47,19 @@ def merge(many: Sequence[tuple[Prepared, memoryview]]) -> dict[str, Array]:
 
 class Results:
     """What one run gave, to be handed out whole or in rows. `datatypes`: of each output. `heads` remembers, for the life of a model, how
-    outputs of the same shapes were described.
+    outputs of the same shapes were described. `parameters`: what the model said besides.
     """
 
-    def __init__(self, datatypes: Mapping[str, str], wanted: Sequence[str], arrays: Sequence[Array], heads: Heads) -> None:
+    def __init__(
+        self,
+        datatypes: Mapping[str, str],
+        wanted: Sequence[str],
+        arrays: Sequence[Array],
+        heads: Heads,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
         self._datatypes, self._wanted, self._arrays, self._heads = datatypes, wanted, arrays, heads
+        self._parameters = parameters
 
     def whole(self) -> Encoded:
         """Everything."""
@@ -68,6 +76,8 @@ class Results:
         return self._encoded([array[begin:end] for array in self._arrays])
 
     def _encoded(self, arrays: Sequence[Array]) -> Encoded:
+        if self._parameters:
+            return self._described(arrays)
         if len(arrays) == 1 and (known := self._heads.get((self._wanted[0], arrays[0].shape))) is not None:
             return known[0], [(0, _content(arrays[0]))], known[2]
         return self._described(arrays)
@@ -77,20 +87,24 @@ class Results:
             tensors.encode(array, "BYTES") if self._datatypes[name] == "BYTES" else _content(array)
             for name, array in zip(self._wanted, arrays, strict=True)
         ]
+        if self._parameters:
+            head, offsets, size = lane.pack_head(self._tensors(arrays, contents), (), self._parameters)
+            return head, list(zip(offsets, contents, strict=True)), size
         key = (*self._wanted, *[array.shape for array in arrays], *map(len, contents))
         known = self._heads.get(key)
         if known is None:
-            described = [
-                (name, self._datatypes[name], array.shape, len(data))
-                for name, array, data in zip(self._wanted, arrays, contents, strict=True)
-            ]
             if len(self._heads) >= _MOST_HEADS:
                 self._heads.clear()
-            known = self._heads[key] = lane.pack_head(described, (), {})
+            known = self._heads[key] = lane.pack_head(self._tensors(arrays, contents), (), {})
             if len(arrays) == 1 and self._datatypes[self._wanted[0]] != "BYTES":  # nearly always: its size follows from its shape
                 self._heads[self._wanted[0], arrays[0].shape] = known
         head, offsets, size = known
         return head, list(zip(offsets, contents, strict=True)), size
+
+    def _tensors(self, arrays: Sequence[Array], contents: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...], int]]:
+        return [
+            (name, self._datatypes[name], array.shape, len(data)) for name, array, data in zip(self._wanted, arrays, contents, strict=True)
+        ]
 
 
 def _content(array: Array) -> Any:

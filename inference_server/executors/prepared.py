@@ -34,12 +34,21 @@ class Prepared:
 
 class Preparer:
     """Heads -> what they ask of one model. `batching`: whether requests may share a run. `limit`: bytes of one request's tensors;
-    `most_rows`: of its batch, 0 for any number. Not thread-safe.
+    `most_rows`: of its batch, 0 for any number. `sequences`: the model keeps a state for each. Not thread-safe.
     """
 
     def __init__(
-        self, model: str, signature: Signature, *, batching: bool, limit: int, most_rows: int = 0, default_timeout_ns: int = 0
+        self,
+        model: str,
+        signature: Signature,
+        *,
+        batching: bool,
+        limit: int,
+        most_rows: int = 0,
+        default_timeout_ns: int = 0,
+        sequences: bool = False,
     ) -> None:
+        self._sequences = sequences
         self._model = model
         self._signature = signature
         self._batching = batching
@@ -66,12 +75,14 @@ class Preparer:
         self.kept.clear()
 
     def _prepare(self, head: lane.Head) -> Prepared:
-        if head.parameters.get("sequence_id") not in (None, 0, "", "0"):
-            raise errors.unsupported("sequences are not supported: this model would forget what the request before told it")
+        if not self._sequences and head.parameters.get("sequence_id") not in (None, 0, "", "0"):
+            raise errors.unsupported(
+                "this model has no sequences: it would forget what the request before told it (model.toml: [state.NAME])"
+            )
         check(self._signature, self._model, head.tensors, head.wanted)
         if (size := sum(tensor.size for tensor in head.tensors)) > self._limit:
             raise errors.too_large(f"the request has {size} bytes of tensors, at most {self._limit} are taken")
-        if self._most_rows and (rows := max((tensor.shape[0] for tensor in head.tensors), default=0)) > self._most_rows:
+        if self._most_rows and (rows := max((tensor.shape[0] for tensor in head.tensors if tensor.shape), default=0)) > self._most_rows:
             raise errors.invalid_input(
                 f"the request has {rows} rows, and model {self._model!r} takes at most {self._most_rows} (max_batch_size)"
             )
@@ -82,7 +93,12 @@ class Preparer:
         return Prepared(head.tensors, _layout(head), list(wanted), head.parameters, head.body_size, key, rows, priority, timeout_ns)
 
     def _key(self, head: lane.Head, wanted: tuple[str, ...]) -> tuple[Hashable, int]:
-        if not self._batching or not _SCHEDULING.issuperset(head.parameters):
+        if not self._batching:
+            return None, 1
+        if self._sequences:  # the model itself puts them together
+            most = max((tensor.shape[0] for tensor in head.tensors if tensor.shape), default=1)
+            return (wanted, tuple((t.name, t.datatype, t.shape) for t in head.tensors)), max(1, most)
+        if not _SCHEDULING.issuperset(head.parameters):
             return None, 1
         rows = {tensor.shape[0] for tensor in head.tensors}
         if len(rows) != 1 or 0 in rows:

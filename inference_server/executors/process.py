@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from idl import board as boards
 from idl import last_words
@@ -24,6 +24,7 @@ from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
 from idl.lane_calls import LaneAnswer, LanePool
+from idl.lane_streams import LaneStream
 from idl.messages import InferRequest, TensorSpec
 from inference_server import errors
 from inference_server.executors.batcher import QueuePolicy
@@ -163,6 +164,14 @@ class Zygote:
             self._keeper.shutdown()
 
 
+class Starter(Protocol):
+    """What makes processes for executors: the zygote, or `fresh_processes`."""
+
+    def spawn(self, name: str, board: int) -> tuple[Path, socket.socket, int, int]:
+        """(lane socket path, control socket, pid, pidfd) of a fresh executor; pidfd is -1 where it is dead already. Raises ServingError."""
+        ...
+
+
 class ProcessExecutor:
     """One model instance in a process of its own. Thread-safe.
 
@@ -170,11 +179,11 @@ class ProcessExecutor:
     watcher's thread, when the process ends without having been asked to.
     """
 
-    def __init__(self, zygote: Zygote, watcher: "Watcher", wanted: LoadRequest, memory_limit: int) -> None:
+    def __init__(self, starter: Starter, watcher: "Watcher", wanted: LoadRequest, memory_limit: int) -> None:
         descriptor = _fresh_board()
         try:
             self.board = Board(descriptor, writable=False)
-            self.path, self._control, self.pid, self._pidfd = zygote.spawn(wanted.name, descriptor)
+            self.path, self._control, self.pid, self._pidfd = starter.spawn(wanted.name, descriptor)
         finally:
             os.close(descriptor)
         self._watcher = watcher
@@ -223,6 +232,10 @@ class ProcessExecutor:
             return self._pool.call(request)
         except LaneError as error:
             raise ServingError(Code.INTERNAL, f"the lane to model {request.model_name!r} broke: {error}") from error
+
+    def stream(self, request: InferRequest, watch: int) -> LaneStream:
+        """Its answers, each when it is asked for; see `idl.lane_streams`."""
+        return LaneStream(self._pool, request, watch)
 
     def leave(self) -> None:
         """Takes no new requests from now on: who asks is sent to the routes. `left` waits for those inside."""
@@ -308,7 +321,7 @@ def _signature(said: dict[str, Any]) -> Signature:
     def specs(many: list[list[Any]]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in many)
 
-    return Signature(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"])
+    return Signature(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"], said["streams"])
 
 
 class Watcher:

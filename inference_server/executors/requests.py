@@ -19,7 +19,8 @@ class Connection:
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request. `body` is its connection's own memory, which holds until the answer is sent. `deadline_ns`: when its caller gives up;
+    """One request. `window`: how many answers may be on their way to a caller that takes several, 0 for one that wants one; `taken`: those
+    that it has taken. `body` is its connection's own memory, which holds until the answer is sent. `deadline_ns`: when its caller gives up;
     `expires_ns`: until when it may wait in the queue; 0 for never. `begun`: it is inside the model, or was. `gone`: nobody waits for it
     any more.
     """
@@ -33,3 +34,5 @@ class Waiting:
     expires_ns: int
     begun: bool = False
     gone: bool = False
+    window: int = 0
+    taken: int = 0

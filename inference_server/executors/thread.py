@@ -12,6 +12,7 @@ from pathlib import Path
 from idl import board as boards
 from idl.board import Board
 from idl.lane_calls import LaneAnswer, LanePool
+from idl.lane_streams import LaneStream
 from idl.messages import InferRequest
 from inference_server.executors.process import Loaded, LoadRequest, read_loaded
 
@@ -22,7 +23,7 @@ class ThreadExecutor:
     """As ProcessExecutor, without a process: it cannot crash alone, is not limited, and gives no memory back."""
 
     def __init__(self, run_dir: Path, wanted: LoadRequest, memory_limit: int) -> None:
-        from inference_server.executors.loading import load_onnx  # not at the top: only here does the server itself run models
+        from inference_server.executors.loading import load  # not at the top: only here does the server itself run models
         from inference_server.executors.serving import Executor
 
         self.pid = os.getpid()
@@ -41,7 +42,7 @@ class ThreadExecutor:
         self._pool = LanePool(str(self.path), memory_limit)
         self._executor = Executor(listener, theirs, self.board, shown, memory_limit)
         self._sockets = (listener, theirs)
-        self._thread = threading.Thread(target=self._executor.serve, args=(load_onnx,), name=f"executor-{wanted.name}", daemon=True)
+        self._thread = threading.Thread(target=self._executor.serve, args=(load,), name=f"executor-{wanted.name}", daemon=True)
         self._thread.start()
         self._lock = threading.Lock()
         self._closed = False
@@ -58,6 +59,9 @@ class ThreadExecutor:
 
     def call(self, request: InferRequest) -> LaneAnswer:
         return self._pool.call(request)
+
+    def stream(self, request: InferRequest, watch: int) -> LaneStream:
+        return LaneStream(self._pool, request, watch)
 
     def watch(self, on_death: Callable[[], None]) -> None:
         """It dies with the server only."""

@@ -21,9 +21,11 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy
 
+import inference_server.backends.onnx  # noqa: F401 - for the processes to come
 from idl.board import Board, read_only
 from inference_server.backends.runtime import onnxruntime
-from inference_server.executors.loading import be_an_executor, load_onnx
+from inference_server.executors.becoming import be_an_executor
+from inference_server.executors.loading import load
 from inference_server.executors.serving import Executor
 
 _SMALLEST_MODEL = (
@@ -95,7 +97,7 @@ def _run(parent: int, asked: dict[str, object], listener: int, control: int, boa
         shown, mapped = read_only(board), Board(board, writable=True)
         os.close(board)
         limit = int(str(asked["memory_limit"]))
-        Executor(socket.socket(fileno=listener), socket.socket(fileno=control), mapped, shown, limit).serve(load_onnx)
+        Executor(socket.socket(fileno=listener), socket.socket(fileno=control), mapped, shown, limit).serve(load)
         status = 0
     finally:
         sys.stderr.flush()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+from idl import affinity
 from idl import lane as frames
 from idl.codes import Code, ServingError
 from idl.generated import inference_pb2 as pb
@@ -52,8 +53,8 @@ class Message(Packed):
 
     __slots__ = ("id",)
 
-    def __init__(self, name: str, model: str, version: str, head: bytes, parts: Any, size: int) -> None:
-        super().__init__(model, version, head, parts, size)
+    def __init__(self, name: str, model: str, version: str, head: bytes, parts: Any, size: int, sequence: str) -> None:
+        super().__init__(model, version, head, parts, size, sequence)
         self.id = name
 
 
@@ -163,7 +164,15 @@ def pack(message: bytes | memoryview) -> Message | None:
         head, offsets, size = _lane_head(described, tuple(map(len, contents)))
     except (struct.error, ValueError):
         return None
-    return Message(name, described.model_name, described.model_version, head, list(zip(offsets, contents, strict=True)), size)
+    return Message(
+        name,
+        described.model_name,
+        described.model_version,
+        head,
+        list(zip(offsets, contents, strict=True)),
+        size,
+        affinity.of(described.parameters),
+    )
 
 
 @lru_cache(maxsize=512)
@@ -178,7 +187,7 @@ def _pack_general(message: bytes) -> Message | None:
         head, parts, size = frames.pack_request(request.inputs, request.outputs, request.parameters)
     except (struct.error, TypeError, ValueError):
         return None
-    return Message(request.id, request.model_name, request.model_version, head, parts, size)
+    return Message(request.id, request.model_name, request.model_version, head, parts, size, affinity.of(request.parameters))
 
 
 @lru_cache(maxsize=1024)

@@ -6,9 +6,10 @@ What the lane has no answer to, and what would keep that thread busy, is left to
 import time
 from collections.abc import Callable
 
+from idl import affinity
 from idl.codes import ServingError
 from idl.event_loop import Loop
-from idl.lane import Frame
+from idl.lane import Frame, unpack_head
 from idl.lane_loop import Lane, Lanes
 from idl.lane_routes import Routes
 from idl.thrift_binary import REPLY, message
@@ -58,7 +59,9 @@ class ThriftLane:
         now = time.monotonic()
         deadline = now + (said.timeout_ms / 1000 if said.timeout_ms else self._default_timeout_s)
         model, version, head, offsets, size = said.described
-        asked = Message(said.id, model, version, head, list(zip(offsets, said.contents, strict=True)), size)
+        asked = Message(
+            said.id, model, version, head, list(zip(offsets, said.contents, strict=True)), size, affinity.of(unpack_head(head).parameters)
+        )
         caller = ThriftCaller(connection, said.sequence, said.id, otherwise)
         call = ThriftCall(self._calls, caller, Head(None, "", said.id, said.traceparent), asked, now, deadline)
         call.sequence = said.sequence

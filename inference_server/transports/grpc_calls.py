@@ -28,7 +28,7 @@ STATUS: dict[Code, grpc.StatusCode] = {
 
 RETRY_BUSY_MS = 100
 """What a caller is told to wait when every thread is taken and enough calls wait already."""
-_NO_DEADLINE_S = 1e9
+NO_DEADLINE_S = 1e9
 """grpcio says some 9e18 seconds where a call has no deadline."""
 
 
@@ -123,11 +123,14 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         answer.experimental_thread_pool = workers.executor  # type: ignore[attr-defined]
         self._handlers[f"/{method.containing_service.full_name}/{method.name}"] = (workers, grpc.stream_unary_rpc_method_handler(answer))
 
-    def add_stream(self, path: str, stream: Stream, workers: Workers) -> None:
-        """A public method that answers with a stream; `path` is its full name with both slashes."""
+    def add_stream(self, path: str, stream: Stream, workers: Workers, *, public: bool = True) -> None:
+        """A method that answers with a stream; `path` is its full name with both slashes. `public`: needs no token."""
 
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
+                if not public:
+                    metadata = dict(context.invocation_metadata())
+                    self._token.check(grpc_status.bearer(str(metadata.get("authorization", ""))))
                 yield from stream(messages, context)
             except grpc.RpcError:
                 raise
@@ -162,7 +165,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _call(self, metadata: dict[str, Any], context: grpc.ServicerContext) -> Call:
         left = context.time_remaining()
-        deadline = time.monotonic() + (left if left < _NO_DEADLINE_S else self._default_timeout_s)
+        deadline = time.monotonic() + (left if left < NO_DEADLINE_S else self._default_timeout_s)
         return Call(deadline, metadata.get("x-request-id", ""), metadata.get("traceparent", ""))
 
     def _one(self, kind: Any, messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:

@@ -60,7 +60,7 @@ def parse(kind: Any, data: bytes) -> Any:
         raise invalid_input(f"the message is not a {kind.DESCRIPTOR.full_name}") from None
 
 
-def infer_request(request: Any, request_id: str, deadline: float, traceparent: str) -> InferRequest:
+def infer_request(request: Any, request_id: str, deadline: float | None, traceparent: str) -> InferRequest:
     """`ModelInferRequest` -> value; `request_id` stands in where the message has no id of its own."""
     check_tensors(request)
     return InferRequest(

@@ -18,6 +18,7 @@ from inference_server import unix_sockets
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports.grpc_calls import Call, Handlers, Receiving, Workers, serialized
 from inference_server.transports.grpc_probes import OWN, Probes
+from inference_server.transports.grpc_stream import STREAM_INFER, StreamInfer
 from inference_server.transports.guard import PUBLIC, Token
 from inference_server.types import Inference, Operations
 
@@ -113,7 +114,8 @@ MakeShortcut = Callable[[General, Workers], Shortcut]
 
 class GrpcServer:
     """A gRPC server on several addresses, "host:port" or "unix:/path". `threads` bounds the inference calls that run at once,
-    `waiting` those that wait for one: more are refused with overloaded.
+    `waiting` those that wait for one: more are refused with overloaded. A stream of inferences has a thread of its own while it is open:
+    at most `max_streams`, and none whose client says nothing for `stream_idle_timeout_s`.
 
     A call without a deadline gets `default_timeout_s`, and so does the wait for a call's message. A message of more than
     `max_message_bytes` is refused by gRPC's core itself (RESOURCE_EXHAUSTED, without our metadata).
@@ -130,6 +132,8 @@ class GrpcServer:
         token: str,
         default_timeout_s: float,
         waiting: int = 1024,
+        max_streams: int = 256,
+        stream_idle_timeout_s: float = 600.0,
         shortcut: MakeShortcut | None = None,
     ) -> None:
         self._addresses = tuple(addresses)
@@ -137,6 +141,9 @@ class GrpcServer:
         self._quick = Workers("grpc-quick", _QUICK_THREADS, waiting)
         self._slow = Workers("grpc-slow", _SLOW_THREADS, _SLOW_THREADS)
         self._streams = Workers("grpc-stream", _STREAMS, 0)
+        self._stream_infers = Workers("grpc-stream-infer", max_streams, 0)
+        self._between = Receiving(stream_idle_timeout_s)
+        self._stream_infer = StreamInfer(inference, self._between, max_message_bytes)
         self._receiving = Receiving(default_timeout_s)
         self._probes = Probes(inference, self._receiving)
         self._handlers = Handlers(
@@ -159,6 +166,9 @@ class GrpcServer:
     def _register(self, verbs: Verbs) -> None:
         for service in OWN:
             for method in service.methods:
+                if method.server_streaming:
+                    self._handlers.add_stream(STREAM_INFER, self._stream_infer, self._stream_infers, public=False)
+                    continue
                 workers = self._infer if method.name == "ModelInfer" else self._slow if method.name in _SLOW else self._quick
                 self._handlers.add(method, _verb(verbs, method.name), workers, public=method.name in PUBLIC)
         self._probes.add_to(self._handlers, self._quick, self._streams)
@@ -199,7 +209,7 @@ class GrpcServer:
             finished.wait()
             self._ending.set()
             running = self._shortcut.stop() if self._shortcut is not None else 0
-            running += sum(workers.close() for workers in (self._infer, self._quick, self._slow, self._streams))
+            running += sum(workers.close() for workers in (self._infer, self._quick, self._slow, self._streams, self._stream_infers))
             if running:
                 log.warning("gRPC calls cut off", extra={"fields": {"running": running, "grace_s": grace_s}})
             if self._started:
@@ -209,6 +219,7 @@ class GrpcServer:
     def _sweep(self) -> None:
         while not self._ending.wait(_SWEEP_S):
             self._receiving.sweep(time.monotonic())
+            self._between.sweep(time.monotonic())
 
 
 def _verb(verbs: Verbs, method: str) -> Callable[[Any, Call], Any]:

@@ -24,7 +24,7 @@ from inference_server.transports.guard import check_count
 from inference_server.transports.thrift_infer import text_of
 
 
-def infer_request(request: Any, deadline: float) -> InferRequest:
+def infer_request(request: Any, deadline: float | None) -> InferRequest:
     inputs, outputs = request.inputs or (), request.outputs or ()
     check_count("inputs", len(inputs))
     check_count("outputs", len(outputs))
@@ -48,6 +48,12 @@ def infer_response(response: InferResponse, request_id: str | None) -> Any:
         outputs=[schema.Tensor(name=t.name, datatype=t.datatype, shape=t.shape, data=t.data) for t in response.outputs],
         parameters={name: text_of(value) for name, value in response.parameters.items()},
     )
+
+
+def stream_chunk(stream: str, answers: Iterable[InferResponse], done: bool, request_id: str | None) -> Any:
+    """`request_id` None: each answer says it."""
+    made = [infer_response(answer, answer.id if request_id is None else request_id) for answer in answers]
+    return schema.StreamChunk(stream=stream, answers=made, done=done)
 
 
 def server_metadata(metadata: ServerMetadata) -> Any:

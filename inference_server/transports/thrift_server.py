@@ -9,6 +9,7 @@ from typing import Any
 from idl.codes import Code, ServingError
 from idl.thrift_schema import METHODS, schema
 from inference_server.transports import thrift_codec as codec
+from inference_server.transports.cursors import Cursors
 from inference_server.transports.framed_server import FramedServer, MakeShortcut
 from inference_server.transports.guard import Token
 from inference_server.transports.thrift_calls import Dispatcher
@@ -20,8 +21,9 @@ SEND_TIMEOUT_S = 30.0
 class Verbs:
     """The methods of the service, in the order of the IDL."""
 
-    def __init__(self, inference: Inference, default_timeout_s: float) -> None:
+    def __init__(self, inference: Inference, cursors: Cursors, default_timeout_s: float) -> None:
         self._inference = inference
+        self._cursors = cursors
         self._default_timeout_s = default_timeout_s
 
     def server_live(self, request: Any) -> Any:
@@ -42,6 +44,20 @@ class Verbs:
     def model_infer(self, request: Any) -> Any:
         asked = codec.infer_request(request, self._deadline(request.timeout_ms or 0))
         return codec.infer_response(self._inference.model_infer(asked), request.id)
+
+    def stream_open(self, request: Any) -> Any:
+        deadline = self._deadline(request.timeout_ms) if request.timeout_ms else None
+        stream, answers, done = self._cursors.open(codec.infer_request(request, deadline))
+        return codec.stream_chunk("" if done else stream, answers, done, request.id)
+
+    def stream_next(self, request: Any) -> Any:
+        stream = request.stream or ""
+        answers, done = self._cursors.next(stream, request.most or 0, (request.wait_ms or 0) / 1000)
+        return codec.stream_chunk("" if done else stream, answers, done, None)
+
+    def stream_close(self, request: Any) -> Any:
+        self._cursors.close(request.stream or "")
+        return schema.StreamCloseResponse()
 
     def model_config(self, request: Any) -> Any:
         return codec.model_config(self._inference.model_config(request.name or "", request.version or ""))
@@ -87,7 +103,8 @@ class ThriftServer:
         send_timeout_s: float = SEND_TIMEOUT_S,
         shortcut: MakeShortcut | None = None,
     ) -> None:
-        verbs = Verbs(inference, default_timeout_s)
+        self._cursors = Cursors(inference, waiting=max(1, threads // 2))
+        verbs = Verbs(inference, self._cursors, default_timeout_s)
         methods = {name: getattr(verbs, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()) for name in METHODS}
         self._server = FramedServer(
             Dispatcher(methods, Token(token), max_frame_bytes),
@@ -111,3 +128,4 @@ class ThriftServer:
     def stop(self, grace_s: float) -> None:
         """Closes the listeners, answers what is here or on its way for `grace_s` seconds, then cuts off the rest. Idempotent."""
         self._server.stop(grace_s)
+        self._cursors.close_all()

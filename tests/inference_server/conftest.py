@@ -49,7 +49,7 @@ def nothing_left_over(zygote: Zygote, watcher: Watcher) -> Iterator[None]:
     before = threads(), descriptors(), children(zygote)
     yield
     for thread in threading.enumerate():
-        if thread.name.startswith(("retire-", "mend-")):
+        if thread.name.startswith(("retire-", "mend-", "reap-")):
             thread.join(10)
     deadline = time.monotonic() + 5
     while not children(zygote) <= before[2] and time.monotonic() < deadline:

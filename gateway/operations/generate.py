@@ -1,0 +1,118 @@
+"""Texts in, texts out: the generate extension. One JSON object becomes a request's tensors, and each answer one JSON object.
+
+Source of the rules: Triton's "Generate Extension". A field that is the name of an input is that tensor; leading axes that a value lacks are 1,
+so that `{"text_input": "Hello"}` fits an input of shape [1] or [-1, 1]. Any other field with a text, a number or a truth value is a parameter.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gateway.models_rpc import Answers, Models
+from gateway.operations import inference, tensor_json
+from gateway.operations.inference import Call
+from idl.codes import Code, ServingError
+from idl.messages import InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
+from idl.tensors import invalid
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+_TIMES = frozenset({"queue_us", "compute_us"})
+_spell = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def one(models: Models, call: Call, model: str, version: str, body: bytes) -> bytes:
+    """The answer as JSON. Raises ServingError; unsupported where the model gives several."""
+    return _written(models.infer(_asked(models, call, model, version, body), call.connection))
+
+
+class Events:
+    """Every answer as a server-sent event, each when the reader has taken the one before. To be closed; then no more is computed."""
+
+    def __init__(self, models: Models, call: Call, model: str, version: str, body: bytes) -> None:
+        """Returns when the first answer is there. Raises ServingError: what goes wrong later is an event of its own."""
+        self._answers: Answers = models.stream(_asked(models, call, model, version, body), call.connection)
+        try:
+            first = self._answers.next()
+        except BaseException:
+            self._answers.close()
+            raise
+        self._first = first
+
+    def __iter__(self) -> Iterator[bytes]:
+        answer = self._first
+        try:
+            while answer is not None:
+                yield b"data: " + _written(answer) + b"\n\n"
+                answer = self._answers.next()
+        except ServingError as error:
+            if error.code is not Code.CANCELLED:  # else nobody reads it
+                yield b"data: " + _spell({"error": error.message, "code": error.code.value}).encode() + b"\n\n"
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._answers.close()
+
+
+def _asked(models: Models, call: Call, model: str, version: str, body: bytes) -> InferRequest:
+    inference.require_callable(models, call, model, version)
+    given = tensor_json.parse(body)
+    if not isinstance(given, dict):
+        raise invalid("the body is not a JSON object")
+    metadata = models.metadata(model, version)
+    parameters = _parameters(given.pop("parameters", {}))
+    tensors = _tensors(metadata, given)
+    request_id = given.pop("id", call.request_id)
+    if not isinstance(request_id, str):
+        raise invalid("id is not a text")
+    parameters |= _parameters(given)
+    return InferRequest(
+        model, tensors, version, request_id or call.request_id, parameters=parameters, deadline=call.deadline, traceparent=call.traceparent
+    )
+
+
+def _tensors(metadata: ModelMetadata, given: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Takes the inputs out of `given`."""
+    missing = [spec.name for spec in metadata.inputs if spec.name not in given]
+    if missing:
+        names = ", ".join(repr(spec.name) for spec in metadata.inputs[:20])
+        raise invalid(f"input {missing[0]!r} is missing; model {metadata.name!r} takes {names}")
+    return tuple(_tensor(spec, given.pop(spec.name)) for spec in metadata.inputs)
+
+
+def _tensor(spec: TensorSpec, value: Any) -> Tensor:
+    flat, shape = tensor_json.flatten(spec.name, value)
+    shape = (1,) * (len(spec.shape) - len(shape)) + shape
+    fits = len(shape) == len(spec.shape) and all(want in (-1, size) for want, size in zip(spec.shape, shape, strict=True))
+    if not fits:
+        raise invalid(f"input {spec.name!r} has shape {list(shape)}, the model takes {list(spec.shape)} (-1: any size)")
+    return tensor_json.to_tensor(spec.name, spec.datatype, flat, shape)
+
+
+def _parameters(given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise invalid("parameters is not an object")
+    for name, value in given.items():
+        if not isinstance(value, (str, int, float, bool)):
+            raise invalid(f"{name[:80]!r} is neither an input of the model nor a text, a number, or true or false")
+    return dict(given)
+
+
+def _written(answer: InferResponse) -> bytes:
+    said: dict[str, Any] = {"model_name": answer.model_name, "model_version": answer.model_version}
+    if answer.id:
+        said["id"] = answer.id
+    if parameters := {name: value for name, value in answer.parameters.items() if name not in _TIMES}:
+        said["parameters"] = parameters
+    for tensor in answer.outputs:
+        said[tensor.name] = _plain(tensor)
+    return _spell(said).encode()
+
+
+def _plain(tensor: Tensor) -> Any:
+    """One element alone, more as nested lists."""
+    value = tensor_json.to_nested(tensor)
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value

@@ -1,0 +1,25 @@
+"""Which instance of a model keeps the state of a sequence: everybody who calls must come to the same one.
+
+Rendezvous hashing: an instance that comes or goes moves the sequences that it gets or had, and no others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+from zlib import crc32
+
+Instance = TypeVar("Instance")
+
+_NONE = (None, "", 0, "0", False)
+
+
+def of(parameters: Mapping[str, Any]) -> str:
+    """The sequence of a request, "" for one that stands alone and may go anywhere."""
+    if not parameters:
+        return ""
+    given = parameters.get("sequence_id")
+    return "" if given in _NONE else str(given)
+
+
+def choose(instances: Sequence[tuple[str, Instance]], sequence: str) -> Instance:
+    """Of (name, instance) pairs, at least one."""
+    return max(instances, key=lambda each: (crc32(f"{sequence}\0{each[0]}".encode()), each[0]))[1]

@@ -1,0 +1,134 @@
+"""Executors that are not forked from the zygote: what runs an owner's code gets an interpreter, and where it can a box, of its own."""
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference_server import errors
+from inference_server.executors import sandbox
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_PACKAGES = tuple(_ROOT / name for name in ("idl", "inference_server"))
+_CREDENTIALS = struct.Struct("3i")
+BORN_TIMEOUT_S = 30.0
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inference_server.executors.fresh import main; main(sys.argv[1:])"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Of one process: `flags` of its interpreter; `readable`: folders that a boxed one sees besides the interpreter's own."""
+
+    flags: tuple[str, ...] = ()
+    boxed: bool = False
+    readable: tuple[Path, ...] = ()
+    threads: int = 0
+
+
+class FreshProcesses:
+    """Starts them. Thread-safe, `close` is idempotent; they end with the thread that starts them all, so with this object's process."""
+
+    def __init__(self, run_dir: Path, memory_limit: int) -> None:
+        self.run_dir = run_dir
+        self._memory_limit = memory_limit
+        self._numbers = itertools.count(1)
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="fresh-keeper")
+
+    def starter(self, surroundings: Surroundings) -> "Starter":
+        return Starter(self, surroundings)
+
+    def spawn(self, name: str, board: int, surroundings: Surroundings) -> tuple[Path, socket.socket, int, int]:
+        """As `Zygote.spawn`."""
+        path = self.run_dir / f"xf{next(self._numbers)}.lane"
+        try:
+            return path, *self._spawn(path, name, board, surroundings)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise errors.not_ready(f"no process can be started for it: {error.strerror or error}") from error
+            raise
+
+    def _spawn(self, path: Path, name: str, board: int, surroundings: Surroundings) -> tuple[socket.socket, int, int]:
+        with contextlib.ExitStack() as closing:
+            listener = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            listener.bind(str(path))
+            path.chmod(0o660)  # the folder's mode decides who may call
+            listener.listen(4096)
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            closing.enter_context(theirs)
+            try:
+                control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                descriptors = [listener.fileno(), theirs.fileno(), board]
+                command = self._command(name, descriptors, surroundings)
+                if surroundings.boxed:
+                    filtered = closing.enter_context(sandbox.seccomp_filter())
+                    command = [*sandbox.box((*_PACKAGES, *surroundings.readable), filtered), *command]
+                    descriptors.append(filtered)
+                process = self._keeper.submit(self._start, command, descriptors, surroundings).result()
+                theirs.close()  # else its end would not be seen
+                return control, *_born(control, process)
+            except BaseException:
+                control.close()
+                raise
+
+    def _command(self, name: str, descriptors: Sequence[int], surroundings: Surroundings) -> list[str]:
+        told = json.dumps(
+            {"name": f"outboard:{name}", "memory_limit": self._memory_limit, "parent": 0 if surroundings.boxed else os.getpid()}
+        )
+        return [sys.executable, "-P", "-s", *surroundings.flags, "-c", _MAIN, str(_ROOT), told, *map(str, descriptors)]
+
+    @staticmethod
+    def _start(command: list[str], descriptors: list[int], surroundings: Surroundings) -> "subprocess.Popen[bytes]":
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOARD_", "PYTHON"))}
+        threads = dict.fromkeys(_THREADS, str(surroundings.threads)) if surroundings.threads else {}
+        process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL, env=kept | threads)
+        threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
+        return process
+
+    def close(self) -> None:
+        self._keeper.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """Has the zygote's `spawn`, for one kind of process."""
+
+    processes: FreshProcesses
+    surroundings: Surroundings
+
+    def spawn(self, name: str, board: int) -> tuple[Path, socket.socket, int, int]:
+        return self.processes.spawn(name, board, self.surroundings)
+
+
+def _born(control: socket.socket, process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+    """(pid, pidfd) of the process that speaks on `control`: in a box it is not the one that was started, but the kernel says which.
+
+    Raises not_ready where none does.
+    """
+    control.settimeout(BORN_TIMEOUT_S)
+    try:
+        text, ancillary, _, _ = control.recvmsg(4096, 64)
+    except OSError:
+        text, ancillary = b"", []
+    finally:
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+    if not text:
+        process.kill()
+        raise errors.not_ready("its process ended before it began; the server's log has what it said")
+    told = [data for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
+    pid = _CREDENTIALS.unpack(told[0][: _CREDENTIALS.size])[0] if told else process.pid
+    try:
+        return pid, os.pidfd_open(pid)
+    except ProcessLookupError:
+        return pid, -1
