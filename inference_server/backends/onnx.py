@@ -111,6 +111,8 @@ class OnnxModel:
         with suppress(Exception):
             feed = {name: self._as_text(name, value) for name, value in inputs.items()} if self._texts else inputs
             self._run(wanted, feed, options)
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc's own: what was freed goes back to the machine
 
     def _as_text(self, name: str, array: Array) -> Array:
         """onnxruntime's strings are text: anything else would reach the model as Python's spelling of the bytes."""

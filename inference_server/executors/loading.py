@@ -36,7 +36,7 @@ def load(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     samples = asked.get("warmup") or []
     first = _warm_up(model, asked["name"], samples) if samples or kind in _GUESSED else None
     tuning = _found(model, kind, asked, first)
-    _settle(model, asked["name"], samples)
+    _settle(model, asked["name"])
     return model, tuning, replace(queue_policy(asked["queue"], tuning), most_rows=_most_rows(asked, tuning))
 
 
@@ -124,13 +124,12 @@ def _tuning(model: Backend, asked: Mapping[str, Any], samples: Mapping[str, Arra
     return tune(model.run, model.signature, wanted, samples, time.thread_time_ns if alone else time.monotonic_ns)
 
 
-def _settle(model: Backend, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
-    """What measuring has left in memory goes back."""
+def _settle(model: Backend, name: str) -> None:
+    """What trying and measuring have left in memory goes back, by a run of the smallest size."""
     settle = getattr(model, "settle", None)
     if settle is not None:
-        for inputs in warmup_inputs(name, samples, model.signature):
-            settle(inputs, [spec.name for spec in model.signature.outputs])
-            return
+        (inputs,) = warmup_inputs(name, [], model.signature)
+        settle(inputs, [spec.name for spec in model.signature.outputs])
 
 
 def _most_rows(asked: Mapping[str, Any], tuning: Tuning) -> int:

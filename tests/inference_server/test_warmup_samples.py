@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from idl.codes import Code, ServingError
 from idl.messages import TensorSpec
@@ -17,7 +18,7 @@ from inference_server.setting_checks import InvalidModelSettings
 from inference_server.types import Signature
 from inference_server.warmup_samples import MOST_BYTES, warmup_inputs, warmup_samples
 from tests.inference_server.conftest import floats, request
-from tests.onnx_models import times
+from tests.onnx_models import save, times
 
 
 def signature(datatype: str = "FP32", shape: tuple[int, ...] = (-1, 3)) -> Signature:
@@ -178,3 +179,18 @@ def test_a_sample_that_does_not_fit_fails_the_load_and_the_old_version_serves(en
         engine.repository_model_load("m", {})
     assert caught.value.code is Code.INVALID_MODEL
     assert floats(engine.model_infer(request("m", [[1, 2]]))) == [2, 4]
+
+
+def test_what_trying_took_in_memory_is_given_back(engine: Engine, repository: Path) -> None:
+    """4 MB for each row on the way; onnxruntime's arena would keep what the largest run has taken."""
+    row = numpy_helper.from_array(np.ones((1, 2**20), np.float32), "row")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ("n", 1)) for name in "xy")
+    nodes = [helper.make_node("MatMul", ["x", "row"], ["wide"]), helper.make_node("ReduceMax", ["wide"], ["y"], axes=[1])]
+    save(helper.make_graph(nodes, "wide", [x], [y], [row]), repository / "m" / "1" / "model.onnx")
+    (repository / "m" / "model.toml").write_text(
+        "max_batch_size = 1\n[[warmup]]\ninputs.x = { shape = [1, 1] }\n[[warmup]]\ninputs.x = { shape = [32, 1] }\n"
+    )
+    engine.repository_model_load("m", {})
+    (executor,) = engine._served["m"].versions[1].executors
+    assert executor.memory_bytes() < 60e6
+    assert floats(engine.model_infer(request("m", [[3.0]]))) == [3]
