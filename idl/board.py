@@ -41,7 +41,9 @@ _HISTOGRAMS = {"success": _TOTAL_AT, "queue": _QUEUE_AT, "compute": _COMPUTE_AT,
 _ERRORS_AT = _BUCKETS_AT + _BUCKETS * 4
 _BATCHES_AT = _ERRORS_AT + len(Code)
 _BATCH = 4  # executions; ns of input, compute, output
-_JOURNAL_AT = _BATCHES_AT + _BATCH * (MOST_BATCH + 1)
+SEQUENCES = _BATCHES_AT + _BATCH * (MOST_BATCH + 1)
+"""A cell: how many sequences the model keeps a state for."""
+_JOURNAL_AT = SEQUENCES + 1
 SIZE = 8 * (_JOURNAL_AT + CONNECTIONS)
 _ONE_ROW_AT = 8 * (_BATCHES_AT + _BATCH)
 # native, not "=": that one writes byte by byte, and a reader must never see half a value
@@ -68,6 +70,11 @@ class Board:
         """Requests in its queue or in the model."""
         return self.cells[ACCEPTED] - self.cells[FINISHED]
 
+    @property
+    def queued(self) -> int:
+        """Requests that wait; read beside the writer, so a request that changes sides just now may be missed."""
+        return max(0, self.in_flight - self.cells[RUNNING])
+
     def began(self, slot: int) -> int:
         """The sequence number of the last request of connection `slot` that began to run."""
         return self.cells[_JOURNAL_AT + slot]
@@ -89,7 +96,7 @@ class Board:
 
     def batches(self) -> Iterator[tuple[int, int, int, int, int]]:
         """(rows, executions, input ns, compute ns, output ns), ascending."""
-        cells = self.cells[_BATCHES_AT:_JOURNAL_AT].tolist()
+        cells = self.cells[_BATCHES_AT:SEQUENCES].tolist()
         for rows in range(MOST_BATCH + 1):
             count, taken, computed, given = cells[_BATCH * rows : _BATCH * (rows + 1)]
             if count:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from idl.board import RUNNING, SEQUENCES
 from idl.codes import ServingError
 from idl.lane_calls import Answered, LaneAnswer
 from idl.lane_routes import response
@@ -22,7 +23,7 @@ from idl.messages import (
 )
 from inference_server import errors, host
 from inference_server.library import Library
-from inference_server.metrics import Gauges, Metrics
+from inference_server.metrics import Gauges, Metrics, VersionGauges
 from inference_server.model_config import model_config, properties
 from inference_server.reservations import Reservations
 from inference_server.routing import RoutePublisher
@@ -273,14 +274,7 @@ class Engine:
         self._models.close()
 
     def _gauges(self) -> Gauges:
-        versions = {(s.name, s.stats.version): s for s in self._models.versions()}
-        return Gauges(
-            {key: served.ready for key, served in versions.items()},
-            {key: served.in_flight for key, served in versions.items()},
-            {key: served.memory_bytes() for key, served in versions.items()},
-            {key: served.instances for key, served in versions.items()},
-            not self._draining,
-        )
+        return Gauges({(served.name, served.stats.version): _gauges(served) for served in self._models.versions()}, not self._draining)
 
 
 class Stream:
@@ -326,6 +320,20 @@ class Stream:
         self._over = True
         if self._stream is not None:
             self._stream.close()
+
+
+def _gauges(served: ServedVersion) -> VersionGauges:
+    boards = [executor.board for executor in served.executors]
+    streams, sequences = served.signature.streams, bool(served.model.settings.state)
+    return VersionGauges(
+        served.ready,
+        served.in_flight,
+        sum(board.queued for board in boards),
+        served.memory_bytes(),
+        served.instances,
+        sum(board.cells[RUNNING] for board in boards) if streams else None,
+        sum(board.cells[SEQUENCES] for board in boards) if sequences else None,
+    )
 
 
 def _short(text: str) -> str:

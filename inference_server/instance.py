@@ -171,6 +171,7 @@ class Instance:
             fresh.close()
             self._stats.absorb(fresh.board)
             return
+        self._stats.restarted()
         log.info("executor back", extra={"fields": {"model": self._label, "seconds": round(time.monotonic() - begun, 3)}})
         self._changed()
 

@@ -3,7 +3,7 @@ is asked to.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -12,6 +12,7 @@ from idl import board as boards
 from idl.board import BUCKETS_S, KINDS, Board
 from idl.codes import Code
 from idl.messages import Duration, ModelStatistics
+from inference_server.gpus import Gpus
 
 _BOUNDS = (*map(str, BUCKETS_S), "+Inf")
 
@@ -58,6 +59,16 @@ class Tally:
             setattr(made, name, getattr(self, name))
         return made
 
+    def raise_to(self, least: "Tally") -> None:
+        """No count stays below that of `least`."""
+        for kind, sums in self.kinds.items():
+            self.kinds[kind] = list(map(max, sums, least.kinds[kind]))
+        for code, count in least.errors.items():
+            self.errors[code] = max(self.errors.get(code, 0), count)
+        for rows, floor in least.batches.items():
+            self.batches[rows] = list(map(max, self.batches.get(rows, floor), floor))
+        self.executions = max(self.executions, least.executions)
+
     def duration(self, kind: str) -> Duration:
         return Duration(self.kinds[kind][0], self.kinds[kind][1])
 
@@ -79,6 +90,9 @@ class ModelStats:
         self._lock = threading.Lock()
         self._past = Tally()
         self._boards: set[Board] = set()
+        self._restarts = 0
+        self._told = Tally()
+        """What was published last: no count is ever published below it."""
 
     def attach(self, board: Board) -> None:
         """Counts what a fresh executor will write there."""
@@ -102,13 +116,21 @@ class ModelStats:
         with self._lock:
             self._past.fail(code, total_ns)
 
+    def restarted(self) -> None:
+        """An executor that died has a successor that takes requests."""
+        with self._lock:
+            self._restarts += 1
+
     def tally(self) -> Tally:
         """Everything up to now."""
         with self._lock:
-            now = self._past.copy()
-            for board in self._boards:
-                now.add_board(board)
-            return now
+            return self._sum()
+
+    def _sum(self) -> Tally:
+        now = self._past.copy()
+        for board in self._boards:
+            now.add_board(board)
+        return now
 
     def statistics(self) -> ModelStatistics:
         now = self.tally()
@@ -118,10 +140,15 @@ class ModelStats:
         )
 
     def snapshot(self) -> "Snapshot":
-        now = self.tally()
+        """For Prometheus, to which a count that goes down is one that began anew: an executor takes a success back where its caller turns out
+        to have gone, so each count is at least what it was the last time."""
+        with self._lock:
+            now, restarts = self._sum(), self._restarts
+            now.raise_to(self._told)
+            self._told = now
         histograms = {kind: (now.cumulative(kind), now.kinds[kind][1] / 1e9) for kind in KINDS}
         batches = {rows: sums[0] for rows, sums in now.batches.items()}
-        return Snapshot(self.name, self.version, histograms, now.kinds["success"][0], now.errors, now.executions, batches)
+        return Snapshot(self.name, self.version, histograms, now.kinds["success"][0], now.errors, now.executions, batches, restarts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +160,28 @@ class Snapshot:
     errors: dict[str, int]
     executions: int
     batches: dict[int, int]
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionGauges:
+    """One version now. `streams`: answers that are given one after the other, `sequences`: those with a state that is kept; None where the
+    model has no such thing."""
+
+    ready: bool
+    in_flight: int
+    queued: int
+    memory_bytes: int
+    instances: int
+    streams: int | None
+    sequences: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is asked of the engine at the moment of a scrape."""
+    """What is asked of the engine at the moment of a scrape. `versions`: by (model, version)."""
 
-    ready: dict[tuple[str, str], bool]
-    in_flight: dict[tuple[str, str], int]
-    memory_bytes: dict[tuple[str, str], int]
-    instances: dict[tuple[str, str], int]
+    versions: Mapping[tuple[str, str], VersionGauges]
     accepting: bool
 
 
@@ -155,7 +194,9 @@ class Metrics:
         self._loads: dict[tuple[str, str], int] = {}
         self._deaths: dict[str, int] = {}
         self._refused: dict[str, int] = {}
-        self.gauges: Callable[[], Gauges] = lambda: Gauges({}, {}, {}, {}, False)
+        self.gauges: Callable[[], Gauges] = lambda: Gauges({}, False)
+        self.others: list[Callable[[], Iterable[Metric]]] = [Gpus().collect]
+        """What other parts count: each gives its families at a scrape."""
 
     def model(self, name: str, version: str) -> ModelStats:
         with self._lock:
@@ -197,7 +238,9 @@ class Metrics:
                 family.add_metric((snapshot.name, snapshot.version), buckets, total)
             yield family
         yield from _runs(snapshots)
-        yield from self._gauges()
+        yield from _of_versions(self.gauges())
+        for other in self.others:
+            yield from other()
 
     def _requests(self, snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
         family = CounterMetricFamily("outboard_requests", "Inference requests by outcome", labels=("model", "version", "code"))
@@ -221,27 +264,37 @@ class Metrics:
             family.add_metric((name,), count)
         yield family
 
-    def _gauges(self) -> Iterator[Metric]:
-        now = self.gauges()
-        for name, text, values in (
-            ("outboard_model_ready", "1 where the version serves", {key: float(ready) for key, ready in now.ready.items()}),
-            ("outboard_in_flight_requests", "Requests inside the server", now.in_flight),
-            ("outboard_model_memory_bytes", "Private resident memory of the version's processes", now.memory_bytes),
-            ("outboard_model_instances", "Processes of the version that take requests", now.instances),
-        ):
-            family = GaugeMetricFamily(name, text, labels=("model", "version"))
-            for key, value in values.items():
-                family.add_metric(key, value)
-            yield family
-        yield GaugeMetricFamily("outboard_accepting", "1 while inference requests are taken, 0 while draining", value=float(now.accepting))
+
+def _of_versions(now: Gauges) -> Iterator[Metric]:
+    for name, text, of in _GAUGES:
+        family = GaugeMetricFamily(name, text, labels=("model", "version"))
+        for key, gauges in now.versions.items():
+            if (value := of(gauges)) is not None:
+                family.add_metric(key, float(value))
+        yield family
+    yield GaugeMetricFamily("outboard_accepting", "1 while inference requests are taken, 0 while draining", value=float(now.accepting))
+
+
+_GAUGES: tuple[tuple[str, str, Callable[[VersionGauges], float | None]], ...] = (
+    ("outboard_model_ready", "1 where the version serves", lambda version: version.ready),
+    ("outboard_in_flight_requests", "Requests inside the server", lambda version: version.in_flight),
+    ("outboard_queued_requests", "Requests that wait for their model", lambda version: version.queued),
+    ("outboard_model_memory_bytes", "Private resident memory of the version's processes", lambda version: version.memory_bytes),
+    ("outboard_model_instances", "Processes of the version that take requests", lambda version: version.instances),
+    ("outboard_streams", "Streams of answers under way, of models that give several", lambda version: version.streams),
+    ("outboard_sequences", "Sequences whose state is kept, of models that have one", lambda version: version.sequences),
+)
 
 
 def _runs(snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
     runs = CounterMetricFamily("outboard_executions", "Runs of the model; one may answer several requests", labels=("model", "version"))
+    restarts = CounterMetricFamily("outboard_executor_restarts", "Executor processes started after a death", labels=("model", "version"))
     batches = CounterMetricFamily("outboard_batches", "Runs by rows in the batch", labels=("model", "version", "rows"))
     for snapshot in snapshots:
         runs.add_metric((snapshot.name, snapshot.version), snapshot.executions)
+        restarts.add_metric((snapshot.name, snapshot.version), snapshot.restarts)
         for rows, count in snapshot.batches.items():
             batches.add_metric((snapshot.name, snapshot.version, str(rows)), count)
     yield runs
+    yield restarts
     yield batches

@@ -62,7 +62,7 @@ ROOMS = {
         ["triton_config", "load_order", "spool"],
         ["metrics", "routing", "settings", "model_settings", "logs", "host", "reservations", "run_folders", "unix_sockets"],
         ["version_labels", "warmup_samples", "label_files", "input_declarations", "declared"],
-        ["control_groups", "setting_checks", "file_stamps", "whole_files", "load_states"],
+        ["control_groups", "gpus", "setting_checks", "file_stamps", "whole_files", "load_states"],
         ["types"],
         ["errors"],
     ],

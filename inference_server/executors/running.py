@@ -92,6 +92,8 @@ class Runs:
         finally:
             cells[boards.RUNNING] = 0
             cells[boards.RUNNING_SINCE] = 0
+            if self._many is not None:
+                cells[boards.SEQUENCES] = getattr(self._many, "sequences", 0)
             self.look_whether_free()
 
     def look_whether_free(self) -> None:
