@@ -1,4 +1,5 @@
 """`outboard models push|reload|rollback|list|smoke-test` and the verbs of `models_serving`: an operator's work on one model host.
+`convert` needs no host.
 
 Each prints what serves before and after on standard output, progress and reasons on standard error, and returns 0, 1 where it did not do
 what was asked, or 130 after Ctrl-C. None leaves the host without the version that served before.
@@ -14,7 +15,7 @@ from typing import Any
 
 from idl.codes import Code, ServingError
 from inference_client import Client
-from outboard import models_serving
+from outboard import models_convert, models_serving
 from outboard.models_copy import Meter, over_rpc, over_ssh
 from outboard.models_host import Host, Refused, Tested, Version
 from outboard.models_serving import version_number
@@ -47,6 +48,8 @@ def register(subparsers: Any) -> None:
     _add(subparsers, "list", _list, "every version in the host's repository and its state", name=False)
     _add(subparsers, "smoke-test", _smoke_test, "a real request to every model version that is ready", name=False)
     models_serving.register(partial(_add, subparsers))
+    text = "make an estimator of scikit-learn an ONNX model, if it answers the same"
+    models_convert.add_arguments(subparsers.add_parser("convert", help=text, description=text))
 
 
 def _add(subparsers: Any, verb: str, run: Verb, text: str, *, name: bool) -> argparse.ArgumentParser:
