@@ -73,8 +73,10 @@ def split(weights: Sequence[tuple[str, int]], chance: Callable[[], float] = rand
 class Routes:
     """Reads what a supervisor publishes in `folder`. Thread-safe; asking costs a look at shared memory unless something changed."""
 
-    def __init__(self, folder: str, limit_cache: int = _MOST_MODELS) -> None:
+    def __init__(self, folder: str, limit_cache: int = _MOST_MODELS, *, while_draining: bool = False) -> None:
+        """`while_draining`: also while no new requests are taken, for those that are parts of one that was."""
         self._folder = Path(folder)
+        self._while_draining = while_draining
         self._most = limit_cache
         self._lock = threading.Lock()
         self._cells: memoryview | None = None
@@ -85,7 +87,7 @@ class Routes:
         cells = self._cells
         if cells is None or cells[0] == ENDED:
             cells = self._attach()
-        if cells is None or not cells[1]:
+        if cells is None or not (cells[1] or self._while_draining):
             return None
         generation = cells[0]
         known = self._models.get(model)
@@ -138,14 +140,18 @@ class Routes:
 class LocalLane:
     """Asks the models of this host directly, by the routes in `folder`. Thread-safe; a forked child starts with no connections."""
 
-    def __init__(self, folder: str, memory_limit: int) -> None:
-        """`memory_limit`: most bytes of tensors in an answer."""
-        self._routes = Routes(folder)
+    def __init__(self, folder: str, memory_limit: int, *, while_draining: bool = False) -> None:
+        """`memory_limit`: most bytes of tensors in an answer. `while_draining`: see Routes."""
+        self._routes = Routes(folder, while_draining=while_draining)
         self._memory_limit = memory_limit
         self._lock = threading.Lock()
         self._pools: dict[str, LanePool] = {}
         self._sockets: dict[tuple[str, str], tuple[str, ...]] = {}
         self._closed = False
+
+    def route(self, model: str, version: str) -> Route | None:
+        """Where a version, a label, or "" for the default is served; no sockets: its processes are starting again."""
+        return self._routes.find(model, version)
 
     def infer(self, request: InferRequest, watch: int = -1) -> InferResponse | None:
         """The answer; None where it was certainly not run and RPC is to be asked. Raises ServingError.

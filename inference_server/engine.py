@@ -82,7 +82,8 @@ class Engine:
 
     def model_ready(self, name: str, version: str) -> bool:
         try:
-            return not self._draining and self._library.route(name, version).ready
+            served = self._library.route(name, version)
+            return not self._draining and served.ready and not self._library.pipelines.why_not(served)
         except ServingError:
             return False
 

@@ -5,14 +5,14 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from idl.codes import ServingError
-from inference_server import errors, model_folders
+from inference_server import errors
 from inference_server.executors import sandbox
 from inference_server.executors.fresh_processes import FreshProcesses, Surroundings
 from inference_server.executors.hang_watch import REASON, HangWatch
@@ -23,10 +23,11 @@ from inference_server.executors.tuning import Tuning
 from inference_server.instance import Executor
 from inference_server.metrics import Metrics
 from inference_server.model_settings import ModelSettings
-from inference_server.repository_model import RepositoryModel
+from inference_server.repository_model import PIPELINE, RepositoryModel
 from inference_server.reservations import Reservation, Reservations
 from inference_server.served import ServedVersion
 from inference_server.settings import Settings
+from inference_server.types import Signature
 from inference_server.warmup_samples import warmup_samples
 
 log = logging.getLogger("outboard.server")
@@ -55,8 +56,17 @@ class Launcher:
         self._lock = threading.Lock()
         self._holding: dict[str, list[Reservation]] = {}
 
-    def start(self, model: RepositoryModel, number: int, instances: int, replaces: Collection[Reservation] = ()) -> ServedVersion:
-        """Loads version `number` in as many instances; returns it ready. Raises ServingError. `replaces`: what the load is to replace."""
+    def start(
+        self,
+        model: RepositoryModel,
+        number: int,
+        instances: int,
+        replaces: Collection[Reservation] = (),
+        steps: Sequence[Signature] = (),
+    ) -> ServedVersion:
+        """Loads version `number` in as many instances; returns it ready. Raises ServingError. `replaces`: what the load is to replace;
+        `steps`: what a pipeline's models take and give.
+        """
         stats, settings = self._metrics.model(model.name, str(number)), model.settings
         taken_over = list(replaces)
 
@@ -67,7 +77,9 @@ class Launcher:
             taken_over.clear()  # instances that are added later replace nothing
             with self._lock:
                 self._holding.setdefault(model.name, []).extend(made)
-            return [_Berth(self, model, number, reservation, self._threads(reservation, max(count, instances))) for reservation in made]
+            return [
+                _Berth(self, model, number, reservation, self._threads(reservation, max(count, instances)), steps) for reservation in made
+            ]
 
         try:
             return ServedVersion(model, number, reserve, stats, instances)
@@ -78,7 +90,7 @@ class Launcher:
         """An executor of the berth's model, loaded."""
         model, number = berth.model, berth.number
         path = model.file(number)
-        backend = model_folders.backend(path)
+        backend = model.backend(number)
         asked: dict[str, Any] = {
             "name": model.name,
             "version": number,
@@ -101,6 +113,8 @@ class Launcher:
             "named": _named(model.settings),
             "max_streams": model.settings.max_streams,
         }
+        if model.settings.steps:
+            asked |= {**_pipeline(model, berth.steps), "run_dir": str(self._zygote.run_dir), "limit": self._settings.max_message_bytes}
         wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
@@ -114,7 +128,7 @@ class Launcher:
 
     def _starter(self, model: RepositoryModel, path: Path, backend: str, threads: int) -> Any:
         """What starts its processes: the zygote, except for what runs an owner's code."""
-        if backend == "onnx":
+        if backend in ("onnx", PIPELINE):
             return self._zygote
         said = model.settings.python
         boxed = _boxed(model.name, said.get("sandbox", "auto"))
@@ -171,8 +185,10 @@ class Launcher:
 class _Berth:
     """One instance's place: its reservation, and how its executor is made."""
 
-    def __init__(self, launcher: Launcher, model: RepositoryModel, number: int, reservation: Reservation, threads: int) -> None:
-        self.model, self.number, self.threads = model, number, threads
+    def __init__(
+        self, launcher: Launcher, model: RepositoryModel, number: int, reservation: Reservation, threads: int, steps: Sequence[Signature]
+    ) -> None:
+        self.model, self.number, self.threads, self.steps = model, number, threads, steps
         self._launcher = launcher
         self._reservation = reservation
 
@@ -199,6 +215,14 @@ def _boxed(model: str, said: str) -> bool:
     if why:
         log.warning("no sandbox: its code can do what the server can", extra={"fields": {"model": model, "reason": why}})
     return not why
+
+
+def _pipeline(model: RepositoryModel, signatures: Sequence[Signature]) -> dict[str, Any]:
+    return {
+        "steps": [step.to_json() for step in model.settings.steps],
+        "signatures": [signature.to_json() for signature in signatures],
+        "tensors_out": list(model.settings.outputs),
+    }
 
 
 def _queue(settings: ModelSettings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ versions are ready; a load that fails changes nothing.
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from inference_server import errors, load_order, version_labels
 from inference_server.load_order import MODEL_NAME, LoadOrder
 from inference_server.load_states import LoadStates
 from inference_server.metrics import Metrics
+from inference_server.pipelines import Pipelines
 from inference_server.repository import Repository
 from inference_server.repository_model import SENT, RepositoryModel
 from inference_server.repository_poll import Change, RepositoryPoll
@@ -25,6 +26,7 @@ from inference_server.reservations import Reservation
 from inference_server.served import ServedVersion, resize_all
 from inference_server.served_models import ServedModel, ServedModels, served_model
 from inference_server.spool import Spool
+from inference_server.types import Signature
 from inference_server.version_labels import Labels
 
 log = logging.getLogger("outboard.server")
@@ -36,7 +38,9 @@ _MAY_PASS = frozenset({Code.NOT_READY, Code.UNAVAILABLE, Code.INSUFFICIENT_CAPAC
 class Starter(Protocol):
     """What loads versions. `start` returns one that is ready, or raises ServingError; `replaces`: reservations whose place it takes."""
 
-    def start(self, model: RepositoryModel, number: int, instances: int, replaces: Collection[Reservation]) -> ServedVersion: ...
+    def start(
+        self, model: RepositoryModel, number: int, instances: int, replaces: Collection[Reservation], steps: Sequence[Signature]
+    ) -> ServedVersion: ...
 
     def holding(self, name: str) -> Collection[Reservation]: ...
 
@@ -49,6 +53,7 @@ class Library:
     ) -> None:
         self.repository = repository
         self._starter = starter
+        self.pipelines = Pipelines(self.route, repository.peek)
         self._served = served
         self._metrics = metrics
         self._spool = spool
@@ -92,6 +97,7 @@ class Library:
                     spooled.release()
             if spooled is None and not self.repository.pin(model, order.version):
                 log.warning("the version that serves cannot be remembered over a restart", extra={"fields": {"model": name}})
+        self._wake(name)
 
     def _ordered(self, name: str, order: LoadOrder, spooled: Any) -> RepositoryModel:
         model = self.repository.ordered(name, order, spooled)
@@ -116,11 +122,12 @@ class Library:
         if self._poll is not None:
             changes = self._look(lambda poll: poll.first(unchanged_since_ns))
             self._want(*(change.name for change in changes), *self._poll.waiting)
-            self._each(self._follow, changes)
+            self._follow_all(changes)
             return
         names = self.repository.names()
         self._want(*names)
-        self._each(self._first_load, names)
+        for wave in self.pipelines.waves(names):
+            self._each(self._first_load, wave)
 
     def _want(self, *names: str) -> None:
         with self._lock:
@@ -135,6 +142,13 @@ class Library:
             model = self.repository.read(name)
             if model is not None:
                 self._load_best(model)
+        self._wake(name)
+
+    def _wake(self, name: str) -> None:
+        """Loads the pipelines that waited for a model that serves now."""
+        for waiting in self.pipelines.woken(name) if name in self._served.table else ():
+            if waiting in self._wanted and waiting not in self._served.table:
+                self._first_load(waiting)
 
     def _each(self, work: Callable[[Any], None], items: Collection[Any]) -> None:
         if items:
@@ -146,7 +160,12 @@ class Library:
         assert self._poll is not None
         changes = self._look(RepositoryPoll.step)
         self._unwant(*self._poll.dropped)
-        self._each(self._follow, changes)
+        self._follow_all(changes)
+
+    def _follow_all(self, changes: Collection[Change]) -> None:
+        by_name = {change.name: change for change in changes}
+        for wave in self.pipelines.waves(list(by_name)):
+            self._each(self._follow, [by_name[name] for name in wave])
 
     def _look(self, look: Callable[[RepositoryPoll], list[Change]]) -> list[Change]:
         assert self._poll is not None
@@ -163,11 +182,12 @@ class Library:
             if model is not None:
                 if not self._load_best(model.only(change.versions)) and self._poll is not None:
                     self._poll.again(name)
-                return
-            self._unwant(name)
-            log.info("gone from the repository", extra={"fields": {"model": name}})
-            for served in self._served.change(name, lambda old: None):
-                self._served.retire_beside(served)
+            else:
+                self._unwant(name)
+                log.info("gone from the repository", extra={"fields": {"model": name}})
+                for served in self._served.change(name, lambda old: None):
+                    self._served.retire_beside(served)
+        self._wake(name)
 
     def _load_best(self, model: RepositoryModel) -> bool:
         """What a start and a poll load: of what is wanted, what can be loaded, and in the place of the rest the newest that can.
@@ -239,7 +259,7 @@ class Library:
         with self._states.loading(model.name, versions):
             try:
                 for version in versions:
-                    fresh[version] = self._starter.start(model, version, instances, replaces)
+                    fresh[version] = self._starter.start(model, version, instances, replaces, self.pipelines.signatures(model))
                 return fresh
             except BaseException:
                 for served in fresh.values():
@@ -280,6 +300,7 @@ class Library:
                 raise errors.invalid_input(f"unload parameter {_short(key)!r} is not known")
         with self._loading_lock(name):
             self._unwant(name)
+            self.pipelines.forget(name)
             self._states.forget(name)
             self._instances.pop(name, None)
             self._labels.pop(name, None)
@@ -381,7 +402,10 @@ class Library:
 
     def _state(self, name: str, version: int, served: ServedVersion | None) -> tuple[str, str]:
         if served is not None:
-            return ("READY", "") if served.ready else ("UNAVAILABLE", served.failure or "its process is starting again")
+            if served.ready:
+                why = self.pipelines.why_not(served)
+                return ("UNAVAILABLE", why) if why else ("READY", "")
+            return "UNAVAILABLE", served.failure or "its process is starting again"
         if self._states.is_loading(name, version):
             return "LOADING", ""
         if any(leaving.name == name and leaving.version == version for leaving in self._served.leaving()):

@@ -12,9 +12,9 @@ from google.protobuf.json_format import ParseDict
 from idl import config_json
 from idl.generated import inference_pb2 as pb
 from idl.messages import TensorSpec
-from inference_server import model_folders
 from inference_server.declared import Declared, DeclaredTensor
 from inference_server.model_settings import VersionPolicy
+from inference_server.pipeline_steps import Step
 from inference_server.repository_model import RepositoryModel
 from inference_server.triton_config import ANSWERED, BACKEND, OWN_PARAMETER
 from inference_server.types import Batching, Signature
@@ -32,7 +32,7 @@ def model_config(
     """
     settings, declared = model.settings, model.declared or Declared()
     file = model.file(max(model.versions, default=0))
-    backend = model_folders.backend(file)
+    backend = model.backend(max(model.versions, default=0))
     size = batching.max_batch_size if batching.on else 1 if declared.max_batch_size else 0
     config: dict[str, Any] = {
         "name": model.name,
@@ -43,13 +43,15 @@ def model_config(
         "input": [_tensor(spec, size, _of(spec, declared.inputs)) for spec in signature.inputs],
         "output": [_tensor(spec, size, _of(spec, declared.outputs)) for spec in signature.outputs],
         "instance_group": [{"name": model.name, "count": instances, "kind": "KIND_GPU" if set(_GPU) & set(providers) else "KIND_CPU"}],
-        "default_model_filename": file.name,
+        "default_model_filename": "" if model.settings.steps else file.name,
         "parameters": {
             **{key: {"string_value": value} for key, value in model.parameters.items()},
             OWN_PARAMETER: {"string_value": json.dumps(settings.published(), ensure_ascii=False)},
             **{key: {"string_value": value} for key, value in zip(ANSWERED, (verdict(batching), ",".join(providers)), strict=True)},
         },
     }
+    if model.settings.steps:
+        config["ensemble_scheduling"] = {"step": [_step(step) for step in model.settings.steps]}
     if signature.streams:
         config["model_transaction_policy"] = {"decoupled": True}
     if batching.on:
@@ -93,6 +95,12 @@ def _tensor(spec: TensorSpec, size: int, declared: DeclaredTensor | None) -> dic
     if declared is not None and declared.reshape is not None:
         made["reshape"] = {"shape": list(declared.reshape)}
     return made
+
+
+def _step(step: Step) -> dict[str, Any]:
+    version = int(step.version) if step.version.isdigit() else -1
+    maps = {"input_map": dict(step.inputs or {}), "output_map": dict(step.outputs or {})}
+    return {"model_name": step.model, "model_version": version, **maps}
 
 
 def _dynamic_batching(batching: Batching) -> dict[str, Any]:

@@ -1,20 +1,28 @@
 """How a model's folder is laid out: which versions lie in it, and whether somebody meant it to be a model."""
 
 import os
+import re
 from pathlib import Path
 
 from inference_server.declared import CONFIG
 from inference_server.load_order import VERSION
 from inference_server.model_settings import BACKENDS, FILE, MODEL_FILE, MODEL_FILES
 
+_STEPS = re.compile(rb"(?m)^\s*(\[\[\s*steps\s*\]\]|steps\s*=)")
 
-def versions(folder: Path, name: str = "") -> tuple[int, ...]:
-    """Those that have a model file called `name`, "" for any of the usual names, ascending; none where the folder cannot be read."""
+
+def versions(folder: Path, name: str = "", *, bare: bool = False) -> tuple[int, ...]:
+    """Those that have a model file called `name`, "" for any of the usual names, ascending; none where the folder cannot be read.
+
+    `bare`: a version is any folder with its number, also an empty one.
+    """
     try:
         names = [entry.name for entry in os.scandir(folder) if VERSION.fullmatch(entry.name)]
     except OSError:
         return ()
-    return tuple(sorted(int(version) for version in names if model_file(folder / version, name).is_file()))
+    return tuple(
+        sorted(int(version) for version in names if (bare and (folder / version).is_dir()) or model_file(folder / version, name).is_file())
+    )
 
 
 def model_file(version: Path, name: str = "") -> Path:
@@ -33,6 +41,15 @@ def model_file(version: Path, name: str = "") -> Path:
 def backend(file: Path) -> str:
     """What runs a model file, by how its name ends."""
     return BACKENDS.get(file.suffix, "onnx")
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether its `model.toml` seems to have steps, so that its version folders need no file."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            return bool(_STEPS.search(file.read(2**20)))
+    except OSError:
+        return False
 
 
 def is_model(folder: Path) -> bool:

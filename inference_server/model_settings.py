@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from inference_server import input_declarations, label_files, version_labels, warmup_samples
+from inference_server import input_declarations, label_files, pipeline_steps, version_labels, warmup_samples
 from inference_server.setting_checks import (
     InvalidModelSettings,
     Reader,
@@ -65,7 +65,8 @@ class ModelSettings:
     `default_timeout_us`: longest wait in the queue of a request that says none, 0 for ever. `device` "": what the server has.
     `model_file` "": one of the usual names. `labels`: output name -> one label per index. `inputs`, `outputs`: name -> declaration.
     `parameters` are the model's own. `python`: how its interpreter is started. `max_streams`: requests with several answers under way at
-    once, 0 for the server's default. `state`: input name -> which output it is the next time; `sequence`: limits of sequences.
+    once, 0 for the server's default. `state`: input name -> which output it is the next time; `sequence`: limits of sequences. `steps`: of a pipeline, which
+    has no file of its own.
     """
 
     public: bool = True
@@ -99,6 +100,7 @@ class ModelSettings:
     max_streams: int = 0
     state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sequence: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[pipeline_steps.Step, ...] = ()
 
     def providers(self, server: Sequence[str]) -> tuple[str, ...]:
         """Of the server's execution providers those that this model may use; the CPU's own where none would be left."""
@@ -178,6 +180,9 @@ def _check_together(settings: ModelSettings) -> None:
         raise InvalidModelSettings(f"preferred_batch_sizes has {sizes[-1]}, and max_batch_size is {most}")
     if settings.default_priority > settings.priority_levels:
         raise InvalidModelSettings(f"default_priority = {settings.default_priority}, and priority_levels is {settings.priority_levels}")
+    for key in ("state", "onnxruntime", "python", "model_file"):
+        if settings.steps and getattr(settings, key):
+            raise InvalidModelSettings(f"{key} and steps do not go together: a pipeline has no model of its own")
     version_labels.checked(settings.version_labels, settings.canary_percent)
 
 
@@ -292,6 +297,7 @@ READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "python": _python,
     "state": _state,
     "sequence": _sequence,
+    "steps": pipeline_steps.reader,
     "max_streams": whole(1, 65536),
 }
 """Key of `model.toml` -> what reads it."""

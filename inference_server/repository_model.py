@@ -14,6 +14,7 @@ from inference_server.spool import Spooled
 from inference_server.triton_config import TritonConfig
 from inference_server.version_labels import Labels
 
+PIPELINE = "pipeline"
 SENT = "the config of the load request"
 """What messages about a configuration that came with a load request begin with."""
 
@@ -78,6 +79,10 @@ class RepositoryModel:
     def file(self, version: int) -> Path:
         return model_folders.model_file(self.folder / str(version), self.settings.model_file)
 
+    def backend(self, version: int) -> str:
+        """What runs it."""
+        return PIPELINE if self.settings.steps else model_folders.backend(self.file(version))
+
     def only(self, versions: Collection[int]) -> "RepositoryModel":
         """As if the other versions were not there."""
         return replace(self, versions=tuple(version for version in self.versions if version in versions))
@@ -94,9 +99,10 @@ def read(name: str, folder: Path, sent: str = "") -> RepositoryModel:
         settings, triton = _configured(name, folder, sent)
     except InvalidModelSettings as error:
         return RepositoryModel(name, folder, model_folders.versions(folder), ModelSettings(public=False), str(error))
-    versions = model_folders.versions(folder, settings.model_file)
+    versions = model_folders.versions(folder, settings.model_file, bare=bool(settings.steps))
     labels = version_labels.read(folder) or Labels(settings.version_labels, settings.canary_percent)
-    problem = _problem(versions, settings) if versions else f"it has no version with a model file ({settings.model_file or MODEL_FILE})"
+    wanted = "folder, such as 1" if settings.steps else f"with a model file ({settings.model_file or MODEL_FILE})"
+    problem = _problem(versions, settings) if versions else f"it has no version {wanted}"
     return RepositoryModel(
         name,
         folder,

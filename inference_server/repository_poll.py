@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inference_server import model_folders
 from inference_server.file_stamps import Stamp, stamps
 from inference_server.load_order import PIN_FILE, VERSION
 from inference_server.repository import Repository
@@ -164,5 +165,7 @@ def look(folder: Path) -> Look:
             versions.setdefault(version, []).append(stamp)
         else:
             beside.append(stamp)
+    if bare := [version for version in model_folders.versions(folder, bare=True) if version not in (*versions, *unfinished)]:
+        versions |= {version: [] for version in bare if model_folders.is_pipeline(folder)}
     whole = {version: tuple(files) for version, files in versions.items() if version not in unfinished}
     return Look(tuple(beside), whole, frozenset(unfinished - {0}), is_written)

@@ -21,6 +21,25 @@ class Signature:
     batch_axis: int | None
     streams: bool = False
 
+    def to_json(self) -> dict[str, Any]:
+        def specs(many: tuple[TensorSpec, ...]) -> list[list[Any]]:
+            return [[spec.name, spec.datatype, list(spec.shape)] for spec in many]
+
+        return {
+            "platform": self.platform,
+            "inputs": specs(self.inputs),
+            "outputs": specs(self.outputs),
+            "batch_axis": self.batch_axis,
+            "streams": self.streams,
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> "Signature":
+        def specs(many: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in many)
+
+        return cls(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"], said["streams"])
+
 
 class Answer(NamedTuple):
     """What a model gives for one request: `outputs` in the order in which they were wanted; `parameters`: what it says besides."""

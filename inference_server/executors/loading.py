@@ -16,6 +16,7 @@ from inference_server.declared import Declared
 from inference_server.executors.batcher import QueuePolicy
 from inference_server.executors.running import Backend
 from inference_server.executors.tuning import LEAST_QUEUE, Tuning, tune
+from inference_server.types import Signature
 from inference_server.warmup_samples import warmup_inputs
 
 
@@ -59,11 +60,20 @@ def _python(asked: Mapping[str, Any]) -> Backend:
     return PythonModel(file, context, inputs, outputs, (asked["queue"].get("max_batch_size") or 0) > 1)
 
 
+def _pipeline(asked: Mapping[str, Any]) -> Backend:
+    from inference_server.backends.pipeline import PipelineModel
+    from inference_server.backends.pipeline_plan import Plan
+
+    signatures = [Signature.from_json(said) for said in asked["signatures"]]
+    plan = Plan(asked["name"], asked["steps"], signatures, (asked["named"]["inputs"], asked["tensors_out"]), _declared(asked))
+    return PipelineModel(plan, asked["run_dir"], asked["limit"])
+
+
 def _declared(asked: Mapping[str, Any]) -> Declared:
     return Declared.from_json(asked["declared"]) if asked.get("declared") else Declared()
 
 
-_MADE_BY: dict[str, Callable[[Mapping[str, Any]], Backend]] = {"onnx": _onnx, "python": _python}
+_MADE_BY: dict[str, Callable[[Mapping[str, Any]], Backend]] = {"onnx": _onnx, "python": _python, "pipeline": _pipeline}
 _GUESSED = frozenset({"onnx"})
 """Backends whose models may be run on inputs of the server's own making: an owner's code is only run on what somebody asked."""
 

@@ -25,7 +25,7 @@ from idl.codes import Code, ServingError
 from idl.lane import LaneError
 from idl.lane_calls import LaneAnswer, LanePool
 from idl.lane_streams import LaneStream
-from idl.messages import InferRequest, TensorSpec
+from idl.messages import InferRequest
 from inference_server import errors
 from inference_server.executors.batcher import QueuePolicy
 from inference_server.executors.tuning import Tuning
@@ -314,14 +314,7 @@ def read_loaded(text: bytes) -> Loaded:
     if "failed" in reply:
         raise ServingError(Code(reply["failed"]), reply["message"])
     queue = QueuePolicy(**reply["queue"] | {"preferred": tuple(reply["queue"]["preferred"])})
-    return Loaded(_signature(reply["ready"]), tuple(reply["providers"]), Tuning.from_json(reply["tuning"]), queue)
-
-
-def _signature(said: dict[str, Any]) -> Signature:
-    def specs(many: list[list[Any]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in many)
-
-    return Signature(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"], said["streams"])
+    return Loaded(Signature.from_json(reply["ready"]), tuple(reply["providers"]), Tuning.from_json(reply["tuning"]), queue)
 
 
 class Watcher:

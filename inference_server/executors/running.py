@@ -164,7 +164,7 @@ class Runs:
         times = Times(started, decoded - started, computed - decoded, time.monotonic_ns() - computed)
         self._count_run(rows, times, len(batch))
         for request, each in zip(batch, encoded, strict=True):
-            self._hand_out(request, each, times, computed)
+            self.hand_out(request, each, times, computed)
 
     def _count_run(self, rows: int, times: Times, requests: int) -> None:
         self._board.executed(rows, times.input_ns, times.compute_ns, times.output_ns)
@@ -192,7 +192,7 @@ class Runs:
             if isinstance(each, ServingError):
                 self._refuse(request, each)
             else:
-                self._hand_out(request, each, times, computed)
+                self.hand_out(request, each, times, computed)
 
     def _encoded(self, answer: Answer | ServingError, wanted: list[str]) -> Encoded | ServingError:
         if isinstance(answer, ServingError):
@@ -202,7 +202,8 @@ class Runs:
         except Exception as error:  # noqa: BLE001 - as above
             return _unusable(error)
 
-    def _hand_out(self, request: Waiting, encoded: Encoded, times: Times, computed: int) -> None:
+    def hand_out(self, request: Waiting, encoded: Encoded, times: Times, computed: int) -> None:
+        """An answer that was computed at `computed`: sent and counted, or refused where it is too large or too late."""
         head, parts, size = encoded
         limit = self._door.memory_limit
         if size > limit:

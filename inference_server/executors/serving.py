@@ -15,7 +15,6 @@ from idl import board as boards
 from idl import lane
 from idl.board import Board
 from idl.codes import ServingError
-from idl.messages import TensorSpec
 from inference_server import errors
 from inference_server.executors.batcher import Batcher, QueuePolicy
 from inference_server.executors.counting import Counts, Times
@@ -24,9 +23,9 @@ from inference_server.executors.express import Express
 from inference_server.executors.prepared import Preparer
 from inference_server.executors.requests import Connection, Waiting
 from inference_server.executors.running import Backend, Runs
+from inference_server.executors.side_by_side import MOST, SideBySide
 from inference_server.executors.streams import Stream, Streams
 from inference_server.executors.tuning import Tuning
-from inference_server.types import Signature
 
 DEFAULT_STREAMS = 256
 """Requests of a model with several answers that are under way at once; the others wait in the queue."""
@@ -67,8 +66,8 @@ class Executor:
         self._leaving = False
         self._runs: Runs | None = None
         self._express: Express | None = None
-        self._streams: Streams | None = None
-        """Where the model gives several answers for a request."""
+        self._streams: Streams | SideBySide | None = None
+        """Where the model gives several answers for a request, or answers several requests side by side."""
 
     def serve(self, load: Load) -> None:
         """Until the supervisor goes away. `load` makes the model that the supervisor's message describes."""
@@ -139,7 +138,7 @@ class Executor:
         if prepared.timeout_ns:
             expires = min(deadline or now + prepared.timeout_ns, now + prepared.timeout_ns)
         request = Waiting(connection, frame.sequence, frame.body, prepared, now, deadline, expires)
-        if self._streams is not None:  # its connection's memory is used again before the last answer
+        if isinstance(self._streams, Streams):  # its connection's memory is used again before the last answer
             request.body, request.window = memoryview(bytes(frame.body)), frame.numbers[2]
         if not self._batcher.add(request):
             self._refuse_frame(connection, frame, self._overloaded())
@@ -241,15 +240,18 @@ class Executor:
             refuse=self._refuse,
             stop_batching=self._prepare.stop_batching,
         )
+        concurrent: Any = model if hasattr(model, "start") else None
         if model.signature.streams:
             self._streams = self._made_streams(model, asked.get("max_streams") or DEFAULT_STREAMS)
+        elif concurrent is not None:
+            self._streams = SideBySide(self._door, self._board, concurrent, most=MOST, refuse=self._refuse, hand_out=self._runs.hand_out)
         elif not hasattr(model, "answer"):
             self._express = self._made_express(model, self._runs)
         self._board.cells[boards.STATE] = boards.READY
         self._runs.look_whether_free()
         self._say(
             {
-                "ready": _describe(model.signature),
+                "ready": model.signature.to_json(),
                 "providers": list(model.providers),
                 "tuning": tuning.to_json(),
                 "queue": asdict(policy),
@@ -293,16 +295,3 @@ class Executor:
             self._control.send(json.dumps(message).encode())
         except OSError:
             self._running = False
-
-
-def _describe(signature: Signature) -> dict[str, Any]:
-    def specs(many: tuple[TensorSpec, ...]) -> list[list[Any]]:
-        return [[spec.name, spec.datatype, list(spec.shape)] for spec in many]
-
-    return {
-        "platform": signature.platform,
-        "inputs": specs(signature.inputs),
-        "outputs": specs(signature.outputs),
-        "batch_axis": signature.batch_axis,
-        "streams": signature.streams,
-    }
