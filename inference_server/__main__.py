@@ -160,6 +160,7 @@ class Server:
         lanes = Configuration(
             run_dir=str(self._run_dir),
             token=settings.token,
+            token_file=_text(settings.token_file),
             max_message_bytes=settings.max_message_bytes,
             default_timeout_s=settings.request_timeout_s,
             log_level=settings.log_level,
@@ -178,6 +179,7 @@ class Server:
             max_frame_bytes=settings.max_message_bytes,
             threads=settings.thrift_threads,
             token=settings.token,
+            token_file=_text(settings.token_file),
             default_timeout_s=settings.request_timeout_s,
             idle_timeout_s=settings.thrift_idle_timeout_s,
             max_connections=settings.max_connections,
@@ -193,6 +195,7 @@ class Server:
             max_message_bytes=settings.max_message_bytes,
             threads=settings.grpc_threads,
             token=settings.token,
+            token_file=_text(settings.token_file),
             default_timeout_s=settings.request_timeout_s,
             shortcut=shortcut,
         )
@@ -303,6 +306,10 @@ class Server:
     def _thrift_address(self) -> str:
         tcp = [sock for sock in self._listeners if sock.family != socket.AF_UNIX]
         return f"{_bracketed(self._settings.host)}:{tcp[0].getsockname()[1]}" if tcp else ""
+
+
+def _text(path: Path | None) -> str:
+    return str(path.absolute()) if path else ""
 
 
 def _bracketed(host: str) -> str:

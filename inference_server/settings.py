@@ -34,6 +34,7 @@ class Settings:
     grpc_socket: Path | None = None
     thrift_socket: Path | None = None
     token: str = dataclasses.field(default="", repr=False)
+    token_file: Path | None = None
     insecure: bool = False
     max_message_bytes: int = 64 * 2**20
     grpc_front: str = "auto"
@@ -93,9 +94,15 @@ class Settings:
             raise InvalidSettings(f"{PREFIX}GRPC_FRONT_PROCESSES = {self.grpc_front_processes} is not from 0 to 64")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSettings(f"{PREFIX}LOG_LEVEL = {self.log_level!r} is none of debug, info, warning, error")
-        if not is_loopback(self.host) and not self.token and not self.insecure:
+        self._check_access()
+
+    def _check_access(self) -> None:
+        if len(parts := self.token.split(",")) > 2 or (self.token and not all(part.strip() for part in parts)):
+            raise InvalidSettings(f"{PREFIX}TOKEN holds {len(parts)} tokens between commas, or an empty one: one is taken, or two")
+        if not (is_loopback(self.host) or self.token or self.token_file or self.insecure):
             raise InvalidSettings(
-                f"host {self.host} can be reached from other machines and no token is set: set {PREFIX}TOKEN, or say --insecure to serve everybody"
+                f"host {self.host} can be reached from other machines and nobody has to say who they are: set {PREFIX}TOKEN "
+                f"or {PREFIX}TOKEN_FILE, or say --insecure to serve everybody"
             )
 
 

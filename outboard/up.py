@@ -222,6 +222,8 @@ class Up:
             "THRIFT_SOCKET": str(options.run_dir / "thrift.sock"),
         }
         environ = _with_settings("OUTBOARD_SERVER_", ours)
+        if environ.get("OUTBOARD_SERVER_TOKEN_FILE") and not _token():
+            raise CannotStart("OUTBOARD_SERVER_TOKEN_FILE needs OUTBOARD_SERVER_TOKEN as well: the gateway has to show a token")
         self._children.start(
             "server", [sys.executable, "-P", "-m", "inference_server"], environ, on_output=self._server_said, on_message=_tell
         )
@@ -241,7 +243,7 @@ class Up:
         ours = {
             "DATA_DIR": str(options.data),
             "MODEL_HOSTS": f"thrift+unix://{options.run_dir / 'thrift.sock'}",
-            "MODEL_HOST_TOKEN": os.environ.get("OUTBOARD_SERVER_TOKEN", ""),
+            "MODEL_HOST_TOKEN": _token(),
             "ADMIN_PASSWORD": os.environ.get("OUTBOARD_ADMIN_PASSWORD", ""),
             **({} if "OUTBOARD_GATEWAY_PUBLIC_URL" in os.environ else {"PUBLIC_URL": url}),
             "HTTP_HOST": options.host,
@@ -304,9 +306,7 @@ class Up:
         if self._stop.is_set():
             return
         try:
-            with Client(
-                f"thrift+unix://{self._options.run_dir / 'thrift.sock'}", token=os.environ.get("OUTBOARD_SERVER_TOKEN", "")
-            ) as client:
+            with Client(f"thrift+unix://{self._options.run_dir / 'thrift.sock'}", token=_token()) as client:
                 failed = [index for index in client.repository_index() if index.state == "UNAVAILABLE" and index.reason != "not loaded"]
         except ServingError as error:
             raise CannotStart(f"the model server does not answer: {error.message}") from error
@@ -332,6 +332,11 @@ def _with_settings(prefix: str, ours: Mapping[str, str]) -> dict[str, str]:
         if prefix + key in os.environ:
             raise CannotStart(f"{prefix}{key} is decided by `outboard up` itself; use its own options and variables instead")
     return {**os.environ, **{prefix + key: value for key, value in ours.items()}}
+
+
+def _token() -> str:
+    """What the gateway sends: of two tokens the first."""
+    return os.environ.get("OUTBOARD_SERVER_TOKEN", "").partition(",")[0].strip()
 
 
 def _tell(line: str) -> None:

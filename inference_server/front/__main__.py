@@ -20,7 +20,7 @@ from inference_server import logs
 from inference_server.front.callers import Callers
 from inference_server.front.calls import Calls
 from inference_server.front.configuration import Configuration
-from inference_server.transports.guard import Token
+from inference_server.transports.tokens import Token
 
 _PR_SET_PDEATHSIG = 1
 SWEEP_S = 0.1
@@ -38,7 +38,7 @@ class Front:
         self._calls = Calls(
             Routes(configuration.run_dir),
             self._lanes,
-            Token(configuration.token),
+            Token(configuration.token, configuration.token_file),
             default_timeout_s=configuration.default_timeout_s,
             max_message_bytes=configuration.max_message_bytes,
         )

@@ -18,7 +18,8 @@ from idl.lane_routes import Routes
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_infer
 from inference_server.transports.grpc_infer import Buffer, Described
-from inference_server.transports.guard import Token, as_serving_error
+from inference_server.transports.guard import as_serving_error
+from inference_server.transports.tokens import Token
 
 log = logging.getLogger("outboard.server")
 
@@ -72,8 +73,10 @@ class Calls(Requests):
         """Answers `caller` at once, or returns the call that will."""
         now = time.monotonic()
         try:
-            self._token.check(head.token)
+            self._token.check(head.token, "ModelInfer")
             packed = pack(message)
+            if packed is not None:
+                self._token.check(head.token, "ModelInfer", packed.model)
         except ServingError as error:
             caller.fail(error)
             return None

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Sizes are bytes, times seconds. `run_dir`: where the routes are published; `socket`: where nginx is to connect."""
+    """Sizes are bytes, times seconds. `run_dir`: where the routes are published; `token_file`: "" where there is none; `socket`: where nginx is to connect."""
 
     run_dir: str
     token: str
     max_message_bytes: int
     default_timeout_s: float
     log_level: str
+    token_file: str = ""
     socket: str = ""
 
     def to_json(self) -> bytes:

@@ -26,7 +26,8 @@ from inference_server.transports.grpc_calls import Call as Asked
 from inference_server.transports.grpc_calls import Workers, overloaded
 from inference_server.transports.grpc_infer import Buffer
 from inference_server.transports.grpc_server import General
-from inference_server.transports.guard import Token, as_serving_error
+from inference_server.transports.guard import as_serving_error
+from inference_server.transports.tokens import Token
 
 try:
     from grpc._cython import cygrpc
@@ -58,7 +59,7 @@ class Direct:
         self.calls = Calls(
             Routes(configuration.run_dir),
             self.lanes,
-            Token(configuration.token),
+            Token(configuration.token, configuration.token_file),
             default_timeout_s=configuration.default_timeout_s,
             max_message_bytes=configuration.max_message_bytes,
         )
@@ -205,7 +206,7 @@ class CoreCaller:
         direct, head = self._direct, self._head
         try:
             if not self._over:
-                self._answer(direct.general(self._message, Asked(self._deadline, head.request_id, head.traceparent)))
+                self._answer(direct.general(self._message, Asked(self._deadline, head.request_id, head.traceparent, head.token)))
         except ServingError as error:
             self.fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an error of ours

@@ -21,7 +21,7 @@ from inference_server.transports import thrift_codec as codec
 from inference_server.transports import thrift_layouts
 from inference_server.transports.framed_connection import Connection
 from inference_server.transports.framing import Buffer
-from inference_server.transports.guard import Token
+from inference_server.transports.tokens import Token
 
 IDLE_LANE_S = 30.0
 """How long a lane that nobody uses keeps its memory."""
@@ -38,7 +38,7 @@ class ThriftLane:
 
     def __init__(self, configuration: Configuration, loop: Loop) -> None:
         self._lanes = Lanes(loop, configuration.max_message_bytes)
-        self._token = Token(configuration.token)
+        self._token = Token(configuration.token, configuration.token_file)
         self._default_timeout_s = configuration.default_timeout_s
         self._layouts = thrift_layouts.Calls()
         self._calls = Calls(
@@ -53,7 +53,7 @@ class ThriftLane:
     def begin(self, connection: Connection, frame: Buffer, otherwise: Callable[[], None]) -> calls.Call | None:
         """Sends it to an executor, or calls `otherwise`."""
         said = self._layouts.read(frame) if len(frame) <= LARGE_BYTES and len(self._calls.running) < MOST_RUNNING else None
-        if said is None or said.timeout_ms < 0 or not self._allowed(said.token):
+        if said is None or said.timeout_ms < 0 or not self._allowed(said.token, said.described.model):
             otherwise()
             return None
         now = time.monotonic()
@@ -67,9 +67,9 @@ class ThriftLane:
         call.sequence = said.sequence
         return call if call.ask() else None
 
-    def _allowed(self, token: str) -> bool:
+    def _allowed(self, token: str, model: str) -> bool:
         try:
-            self._token.check(token)
+            self._token.check(token, "ModelInfer", model)
         except ServingError:
             return False
         return True

@@ -19,7 +19,8 @@ from idl.codes import Code, ServingError
 from inference_server.errors import invalid_input
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_status
-from inference_server.transports.guard import Token, as_serving_error
+from inference_server.transports.guard import as_serving_error
+from inference_server.transports.tokens import Token, model_of
 
 STATUS: dict[Code, grpc.StatusCode] = {
     code: next(known for known in grpc.StatusCode if known.value[0] == status) for code, status in grpc_status.STATUS.items()
@@ -39,6 +40,7 @@ class Call:
     deadline: float
     request_id: str
     traceparent: str
+    token: str = ""
 
 
 Verb = Callable[[Any, Call], Any]
@@ -129,8 +131,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
                 if not public:
-                    metadata = dict(context.invocation_metadata())
-                    self._token.check(grpc_status.bearer(str(metadata.get("authorization", ""))))
+                    self._token.check(grpc_status.token_of(dict(context.invocation_metadata())), path.rpartition("/")[2])
                 yield from stream(messages, context)
             except grpc.RpcError:
                 raise
@@ -151,8 +152,13 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                 metadata = dict(context.invocation_metadata())
                 call = self._call(metadata, context)
                 if not public:
-                    self._token.check(grpc_status.bearer(str(metadata.get("authorization", ""))))
-                request = self._parts(kind, messages, context) if method.client_streaming else self._one(kind, messages, context)
+                    self._token.check(call.token, method.name)  # before anything is read
+                if method.client_streaming:
+                    request = self._parts(kind, messages, context, call.token, method.name)
+                else:
+                    request = self._one(kind, messages, context)
+                    if not public:
+                        self._token.check(call.token, method.name, model_of(method.name, request))
                 return serialized(verb(request, call), self._max_message_bytes)
             except grpc.RpcError:  # the call is over, and grpcio knows
                 raise
@@ -166,7 +172,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _call(self, metadata: dict[str, Any], context: grpc.ServicerContext) -> Call:
         left = context.time_remaining()
         deadline = time.monotonic() + (left if left < NO_DEADLINE_S else self._default_timeout_s)
-        return Call(deadline, metadata.get("x-request-id", ""), metadata.get("traceparent", ""))
+        return Call(deadline, metadata.get("x-request-id", ""), metadata.get("traceparent", ""), grpc_status.token_of(metadata))
 
     def _one(self, kind: Any, messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         data = self._receiving.next(messages, context)
@@ -177,9 +183,14 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise ServingError(Code.CANCELLED, "the client has gone")
         return request
 
-    def _parts(self, kind: Any, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+    def _parts(self, kind: Any, messages: Iterator[bytes], context: grpc.ServicerContext, token: str, verb: str) -> Iterator[Any]:
+        first = True
         while (data := self._receiving.next(messages, context)) is not None:
-            yield codec.parse(kind, data)
+            part = codec.parse(kind, data)
+            if first:  # the header, which names the model
+                self._token.check(token, verb, model_of(verb, part.header))
+            first = False
+            yield part
 
     def _refusal(self, error: ServingError) -> grpc.RpcMethodHandler:
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:

@@ -19,7 +19,8 @@ from inference_server.transports import grpc_codec as codec
 from inference_server.transports.grpc_calls import Call, Handlers, Receiving, Workers, serialized
 from inference_server.transports.grpc_probes import OWN, Probes
 from inference_server.transports.grpc_stream import STREAM_INFER, StreamInfer
-from inference_server.transports.guard import PUBLIC, Token
+from inference_server.transports.guard import PUBLIC
+from inference_server.transports.tokens import Token
 from inference_server.types import Inference, Operations
 
 log = logging.getLogger("outboard.server")
@@ -131,6 +132,7 @@ class GrpcServer:
         threads: int,
         token: str,
         default_timeout_s: float,
+        token_file: str = "",
         waiting: int = 1024,
         max_streams: int = 256,
         stream_idle_timeout_s: float = 600.0,
@@ -143,11 +145,12 @@ class GrpcServer:
         self._streams = Workers("grpc-stream", _STREAMS, 0)
         self._stream_infers = Workers("grpc-stream-infer", max_streams, 0)
         self._between = Receiving(stream_idle_timeout_s)
-        self._stream_infer = StreamInfer(inference, self._between, max_message_bytes)
+        self._token = Token(token, token_file)
+        self._stream_infer = StreamInfer(inference, self._between, max_message_bytes, self._token)
         self._receiving = Receiving(default_timeout_s)
         self._probes = Probes(inference, self._receiving)
         self._handlers = Handlers(
-            Token(token), self._receiving, default_timeout_s=default_timeout_s, max_message_bytes=max_message_bytes, refusing=self._quick
+            self._token, self._receiving, default_timeout_s=default_timeout_s, max_message_bytes=max_message_bytes, refusing=self._quick
         )
         self._verbs = Verbs(inference, operations)
         self._max_message_bytes = max_message_bytes
@@ -174,7 +177,9 @@ class GrpcServer:
         self._probes.add_to(self._handlers, self._quick, self._streams)
 
     def _answer(self, message: bytes, call: Call) -> bytes:
-        return serialized(self._verbs.model_infer(codec.parse(pb.ModelInferRequest, message), call), self._max_message_bytes)
+        request = codec.parse(pb.ModelInferRequest, message)
+        self._token.check(call.token, "ModelInfer", request.model_name)  # who has read it before us may not know the model
+        return serialized(self._verbs.model_infer(request, call), self._max_message_bytes)
 
     @property
     def ports(self) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
 """What gRPC says around its messages, without gRPC's library: statuses, details, time-outs, tokens."""
 
 import re
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 from idl.codes import Code, ServingError
 
@@ -77,3 +79,8 @@ def bearer(authorization: str) -> str:
     """The token of an `authorization` header; "" where it holds none."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def token_of(metadata: Mapping[str, Any]) -> str:
+    """The token of a call; "" where it brings none."""
+    return bearer(str(metadata.get("authorization", "")))

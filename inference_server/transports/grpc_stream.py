@@ -17,8 +17,10 @@ from idl.codes import Code, ServingError
 from idl.generated import inference_pb2 as pb
 from idl.messages import InferRequest, InferResponse
 from inference_server.transports import grpc_codec as codec
+from inference_server.transports import grpc_status
 from inference_server.transports.grpc_calls import NO_DEADLINE_S, Receiving, refuse, serialized
 from inference_server.transports.guard import as_serving_error
+from inference_server.transports.tokens import Token
 from inference_server.types import Inference
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -29,10 +31,11 @@ _AS_STATUS = "triton_grpc_error"
 class StreamInfer:
     """Satisfies `grpc_calls.Stream`. `between`: the waits for the next request of a stream. Sizes are bytes."""
 
-    def __init__(self, inference: Inference, between: Receiving, max_message_bytes: int) -> None:
+    def __init__(self, inference: Inference, between: Receiving, max_message_bytes: int, token: Token) -> None:
         self._inference = inference
         self._between = between
         self._max_message_bytes = max_message_bytes
+        self._token = token
 
     def __call__(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         metadata = dict(context.invocation_metadata())
@@ -51,6 +54,7 @@ class StreamInfer:
         message = pb.ModelInferRequest()
         try:
             message = codec.parse(pb.ModelInferRequest, data)
+            self._token.check(grpc_status.token_of(metadata), "ModelStreamInfer", message.model_name)
             asked = codec.infer_request(message, "", deadline, str(metadata.get("traceparent", "")))
             tell_last = asked.parameters.get(_TELL_LAST) is True
             asked = replace(asked, parameters={key: value for key, value in asked.parameters.items() if key != _TELL_LAST})

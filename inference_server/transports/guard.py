@@ -1,6 +1,5 @@
-"""What both transports check and do the same way: the token, foreign exceptions, and the size of a request's lists."""
+"""What both transports check and do the same way: which verbs need no token, foreign exceptions, and the size of a request's lists."""
 
-import hmac
 import logging
 import uuid
 
@@ -12,20 +11,6 @@ MAX_TENSORS = 4096
 """Inputs or requested outputs in one request. An empty entry is two bytes on the wire and hundreds in memory."""
 PUBLIC = frozenset({"ServerLive", "ServerReady", "ModelReady", "ServerMetadata"})
 """Verbs that need no token: what a load balancer and a client's start-up ask."""
-
-
-class Token:
-    """The one secret of this server; an empty one lets everybody in."""
-
-    __slots__ = ("_secret",)
-
-    def __init__(self, secret: str) -> None:
-        self._secret = secret.encode()
-
-    def check(self, given: str) -> None:
-        """Raises unauthenticated unless `given` is the token. Takes the same time wherever the two differ."""
-        if self._secret and not hmac.compare_digest(self._secret, given.encode()):
-            raise ServingError(Code.UNAUTHENTICATED, "a valid token is needed" if given else "a token is needed")
 
 
 def as_serving_error(error: Exception, method: str, request_id: str = "") -> ServingError:

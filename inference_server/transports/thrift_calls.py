@@ -15,7 +15,8 @@ from inference_server.errors import invalid_input
 from inference_server.transports import thrift_codec as codec
 from inference_server.transports import thrift_infer
 from inference_server.transports.framing import Buffer, Lost
-from inference_server.transports.guard import PUBLIC, Token, as_serving_error
+from inference_server.transports.guard import PUBLIC, as_serving_error
+from inference_server.transports.tokens import Token, model_of
 
 _UNKNOWN_METHOD = 1
 _NAME_MAX = 256
@@ -68,7 +69,7 @@ class Dispatcher:
             if request is None:
                 request = _request(reader, method)
             if name not in PUBLIC:
-                self._token.check(request.token or "")
+                self._token.check(request.token or "", name, model_of(name, request))
             result.success = method.verb(request)
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets an error of ours
             request_id = getattr(request, "id", None) or ""

@@ -11,8 +11,8 @@ from idl.thrift_schema import METHODS, schema
 from inference_server.transports import thrift_codec as codec
 from inference_server.transports.cursors import Cursors
 from inference_server.transports.framed_server import FramedServer, MakeShortcut
-from inference_server.transports.guard import Token
 from inference_server.transports.thrift_calls import Dispatcher
+from inference_server.transports.tokens import Token
 from inference_server.types import Inference
 
 SEND_TIMEOUT_S = 30.0
@@ -98,6 +98,7 @@ class ThriftServer:
         threads: int,
         token: str,
         default_timeout_s: float,
+        token_file: str = "",
         idle_timeout_s: float = 600.0,
         max_connections: int = 4096,
         send_timeout_s: float = SEND_TIMEOUT_S,
@@ -107,7 +108,7 @@ class ThriftServer:
         verbs = Verbs(inference, self._cursors, default_timeout_s)
         methods = {name: getattr(verbs, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()) for name in METHODS}
         self._server = FramedServer(
-            Dispatcher(methods, Token(token), max_frame_bytes),
+            Dispatcher(methods, Token(token, token_file), max_frame_bytes),
             listeners=listeners,
             threads=threads,
             max_frame_bytes=max_frame_bytes,
