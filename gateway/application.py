@@ -7,7 +7,7 @@ from threading import BoundedSemaphore
 from flask import Flask
 
 from gateway import clock
-from gateway.blueprints import errors, health, metrics, predictions, requests, tokens, users, v2
+from gateway.blueprints import errors, health, metrics, predictions, requests, tokens, users, v2, v2_run_time
 from gateway.context import EXTENSION, Services
 from gateway.hot_routes import HotRoutes
 from gateway.metrics import Metrics
@@ -67,7 +67,7 @@ def create_app(settings: Settings, *, services: Services | None = None, hot: boo
     app.extensions[EXTENSION] = services = services or default_services(settings)
     requests.watch(app)
     errors.handle(app)
-    for module in (errors, health, metrics, predictions, tokens, users, v2):
+    for module in (errors, health, metrics, predictions, tokens, users, v2, v2_run_time):
         app.register_blueprint(module.blueprint)
     if hot:
         app.wsgi_app = HotRoutes(app.wsgi_app, services)  # type: ignore[method-assign]

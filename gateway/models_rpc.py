@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from gateway import model_declaration
 from gateway.model_declaration import Declaration
 from idl.codes import Code, ServingError
-from idl.messages import InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
+from idl.messages import InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion
 
 if TYPE_CHECKING:
     from inference_client import Client
@@ -109,6 +109,37 @@ class Models:
     def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """The same for taking it out."""
         self._on_every_host(name, lambda client: client.unload_model(name, parameters))
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Of a request to a model host."""
+        return self._client().max_message_bytes
+
+    @property
+    def local(self) -> bool:
+        """Whether there is one model host, and that this machine."""
+        scheme, _, rest = self._addresses[0].rpartition("://")
+        host = rest.rpartition(":")[0]
+        return len(self._addresses) == 1 and (scheme.endswith("+unix") or host in ("localhost", "[::1]") or host.startswith("127."))
+
+    def shared_memory_status(self, name: str = "") -> Sequence[SharedRegion]:
+        """The regions that are registered; never remembered."""
+        return self._client().shared_memory_status(name)
+
+    def register_shared_memory(self, region: SharedRegion) -> None:
+        self._client().register_shared_memory(region)
+
+    def unregister_shared_memory(self, name: str = "") -> None:
+        """ "" for every region."""
+        self._client().unregister_shared_memory(name)
+
+    def trace_settings(self, model: str, settings: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+        """Changes them on every host; what counts now on the last one."""
+        return [self._client((address,)).trace_settings(model, settings) for address in self._addresses][-1]
+
+    def log_settings(self, settings: Mapping[str, bool | int | str]) -> Mapping[str, bool | int | str]:
+        """The same."""
+        return [self._client((address,)).log_settings(settings) for address in self._addresses][-1]
 
     def ready(self, timeout_s: float) -> Sequence[tuple[str, bool, str]]:
         """(address, ready, reason) of each host, asked side by side; raises nothing."""

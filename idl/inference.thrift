@@ -82,6 +82,18 @@ struct ModelConfigResponse { 1: string config_json }
 
 struct StatisticDuration { 1: i64 count, 2: i64 ns }
 
+/** Runs with one number of rows in the batch. */
+struct BatchStatistics {
+  1: i64 batch_size,
+  2: StatisticDuration compute_input,
+  3: StatisticDuration compute_infer,
+  4: StatisticDuration compute_output
+}
+
+/** type: CPU or GPU; id: which of them. */
+struct MemoryUsage { 1: string type, 2: i64 id, 3: i64 byte_size }
+
+/** cancel: requests that nobody waited for any more, or whose deadline passed before they ran; they are among fail. */
 struct ModelStatistics {
   1: string name,
   2: string version,
@@ -93,7 +105,12 @@ struct ModelStatistics {
   8: StatisticDuration queue,
   9: StatisticDuration compute_input,
   10: StatisticDuration compute_infer,
-  11: StatisticDuration compute_output
+  11: StatisticDuration compute_output,
+  12: StatisticDuration cache_hit,
+  13: StatisticDuration cache_miss,
+  14: StatisticDuration cancel,
+  15: list<BatchStatistics> batch_stats,
+  16: list<MemoryUsage> memory_usage
 }
 
 /** name: empty means every model. */
@@ -123,6 +140,23 @@ struct RepositoryModelUnloadRequest {
 }
 struct RepositoryModelUnloadResponse {}
 
+/** name: empty means every region. key: of the POSIX shared memory object, as shm_open takes it. Sizes are bytes. */
+struct SharedRegion { 1: string name, 2: string key, 3: i64 offset, 4: i64 byte_size }
+struct SystemSharedMemoryStatusRequest { 1: string name, 2: string token }
+struct SystemSharedMemoryStatusResponse { 1: list<SharedRegion> regions }
+struct SystemSharedMemoryRegisterRequest { 1: SharedRegion region, 2: string token }
+struct SystemSharedMemoryRegisterResponse {}
+struct SystemSharedMemoryUnregisterRequest { 1: string name, 2: string token }
+struct SystemSharedMemoryUnregisterResponse {}
+
+/** model_name: empty means the server's settings. A setting with an empty list: what stands above it counts again. */
+struct TraceSettingRequest { 1: string model_name, 2: map<string, list<string>> settings, 3: string token }
+struct TraceSettingResponse { 1: map<string, list<string>> settings }
+
+/** Values as JSON spells them: true, 2, "text". */
+struct LogSettingsRequest { 1: map<string, string> settings, 2: string token }
+struct LogSettingsResponse { 1: map<string, string> settings }
+
 service Inference {
   ServerLiveResponse ServerLive(1: ServerLiveRequest request) throws (1: ServingError error),
   ServerReadyResponse ServerReady(1: ServerReadyRequest request) throws (1: ServingError error),
@@ -135,6 +169,13 @@ service Inference {
   RepositoryIndexResponse RepositoryIndex(1: RepositoryIndexRequest request) throws (1: ServingError error),
   RepositoryModelLoadResponse RepositoryModelLoad(1: RepositoryModelLoadRequest request) throws (1: ServingError error),
   RepositoryModelUnloadResponse RepositoryModelUnload(1: RepositoryModelUnloadRequest request) throws (1: ServingError error),
+  SystemSharedMemoryStatusResponse SystemSharedMemoryStatus(1: SystemSharedMemoryStatusRequest request) throws (1: ServingError error),
+  SystemSharedMemoryRegisterResponse SystemSharedMemoryRegister(1: SystemSharedMemoryRegisterRequest request)
+    throws (1: ServingError error),
+  SystemSharedMemoryUnregisterResponse SystemSharedMemoryUnregister(1: SystemSharedMemoryUnregisterRequest request)
+    throws (1: ServingError error),
+  TraceSettingResponse TraceSetting(1: TraceSettingRequest request) throws (1: ServingError error),
+  LogSettingsResponse LogSettings(1: LogSettingsRequest request) throws (1: ServingError error),
   StreamChunk StreamOpen(1: InferRequest request) throws (1: ServingError error),
   StreamChunk StreamNext(1: StreamNextRequest request) throws (1: ServingError error),
   StreamCloseResponse StreamClose(1: StreamCloseRequest request) throws (1: ServingError error)

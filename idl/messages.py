@@ -88,8 +88,31 @@ class Duration:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """Runs with `batch_size` rows in the batch; the durations share one count."""
+
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUsage:
+    """`kind`: CPU or GPU, and `id` which of them; of all instances."""
+
+    kind: str
+    id: int
+    byte_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatistics:
-    """`last_inference`: milliseconds since the epoch, 0 for never."""
+    """`last_inference`: milliseconds since the epoch, 0 for never.
+
+    `cancel`: requests that nobody waited for any more or whose deadline had passed; they are among `fail`. `cache_hit`, `cache_miss`: look-ups
+    in a cache of answers.
+    """
 
     name: str
     version: str
@@ -102,6 +125,21 @@ class ModelStatistics:
     compute_input: Duration
     compute_infer: Duration
     compute_output: Duration
+    cache_hit: Duration = Duration()
+    cache_miss: Duration = Duration()
+    cancel: Duration = Duration()
+    batches: tuple[BatchStatistics, ...] = ()
+    memory: tuple[MemoryUsage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRegion:
+    """`byte_size` bytes from `offset` on of the POSIX shared memory object `key`, registered as `name`."""
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """The seam between `Client` and the protocols: typed verbs, one `Channel` per host, and what a failed call tells about its request."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from idl.codes import Code, ServingError
-from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
+from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion
 from inference_client.deadline import Deadline
 
 Q = TypeVar("Q")
@@ -109,6 +109,14 @@ class LabelsOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceOrder:
+    """Settings to change, none to ask only; `model` "": the server's. A setting with an empty list: what stands above it counts again."""
+
+    model: str
+    settings: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
 class DrainState:
     """`drained`: nothing is in flight."""
 
@@ -130,6 +138,11 @@ MODEL_STATISTICS: Verb[ModelName, tuple[ModelStatistics, ...]] = Verb("ModelStat
 REPOSITORY_INDEX: Verb[bool, tuple[ModelIndex, ...]] = Verb("RepositoryIndex", reads=True)
 REPOSITORY_MODEL_LOAD: Verb[RepositoryChange, None] = Verb("RepositoryModelLoad", changes=True)
 REPOSITORY_MODEL_UNLOAD: Verb[RepositoryChange, None] = Verb("RepositoryModelUnload", changes=True)
+SHARED_MEMORY_STATUS: Verb[str, tuple[SharedRegion, ...]] = Verb("SystemSharedMemoryStatus", reads=True)
+SHARED_MEMORY_REGISTER: Verb[SharedRegion, None] = Verb("SystemSharedMemoryRegister", changes=True)
+SHARED_MEMORY_UNREGISTER: Verb[str, None] = Verb("SystemSharedMemoryUnregister", changes=True)
+TRACE_SETTING: Verb[TraceOrder, dict[str, list[str]]] = Verb("TraceSetting", changes=True)
+LOG_SETTINGS: Verb[Mapping[str, bool | int | str], dict[str, bool | int | str]] = Verb("LogSettings", changes=True)
 PUT_FILE: Verb[LocalFile, RemoteFile] = Verb("PutFile", changes=True)
 CAPACITY: Verb[None, Capacity] = Verb("Capacity", reads=True)
 DRAIN: Verb[DrainOrder, DrainState] = Verb("Drain", changes=True)

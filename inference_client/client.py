@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from numpy.typing import ArrayLike
 
 from idl.codes import ServingError
-from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata
+from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion
 from inference_client import channel as verbs
 from inference_client.addresses import Address, parse
 from inference_client.channel import (
@@ -23,6 +23,7 @@ from inference_client.channel import (
     RawAnswers,
     RemoteFile,
     RepositoryChange,
+    TraceOrder,
     Verb,
     closed,
 )
@@ -82,6 +83,11 @@ class Client:
         self._clock = clock
         self._closed = False
         self._dispatchers = {os.getpid(): self._make_dispatcher()}
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Of a request, and of its answer."""
+        return self._max_message_bytes
 
     def infer(
         self,
@@ -197,6 +203,29 @@ class Client:
 
     def unload_model(self, name: str, parameters: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> None:
         self._call(verbs.REPOSITORY_MODEL_UNLOAD, RepositoryChange(name, parameters or {}), timeout_s)
+
+    def shared_memory_status(self, name: str = "", *, timeout_s: float | None = None) -> tuple[SharedRegion, ...]:
+        """The regions of system shared memory that are registered, or the one of that name."""
+        return self._call(verbs.SHARED_MEMORY_STATUS, name, timeout_s)
+
+    def register_shared_memory(self, region: SharedRegion, *, timeout_s: float | None = None) -> None:
+        self._call(verbs.SHARED_MEMORY_REGISTER, region, timeout_s)
+
+    def unregister_shared_memory(self, name: str = "", *, timeout_s: float | None = None) -> None:
+        """ "" for every region."""
+        self._call(verbs.SHARED_MEMORY_UNREGISTER, name, timeout_s)
+
+    def trace_settings(
+        self, model: str = "", settings: Mapping[str, Sequence[str]] | None = None, *, timeout_s: float | None = None
+    ) -> dict[str, list[str]]:
+        """Changes `settings`, of a model or of the server, and tells all that count now. An empty list takes a setting back."""
+        return self._call(verbs.TRACE_SETTING, TraceOrder(model, settings or {}), timeout_s)
+
+    def log_settings(
+        self, settings: Mapping[str, bool | int | str] | None = None, *, timeout_s: float | None = None
+    ) -> dict[str, bool | int | str]:
+        """Changes `settings` and tells all that count now."""
+        return self._call(verbs.LOG_SETTINGS, settings or {}, timeout_s)
 
     def put_file(
         self,

@@ -10,19 +10,32 @@ from idl import config_json, tensors
 from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
 from idl.messages import (
+    BatchStatistics,
     Capacity,
     Duration,
     HostModel,
     InferRequest,
     InferResponse,
+    MemoryUsage,
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
     ServerMetadata,
+    SharedRegion,
     Tensor,
     TensorSpec,
 )
-from inference_client.channel import DrainOrder, DrainState, InstancesOrder, LabelsOrder, LocalFile, ModelName, RemoteFile, RepositoryChange
+from inference_client.channel import (
+    DrainOrder,
+    DrainState,
+    InstancesOrder,
+    LabelsOrder,
+    LocalFile,
+    ModelName,
+    RemoteFile,
+    RepositoryChange,
+    TraceOrder,
+)
 
 CHUNK_BYTES = 1024 * 1024
 """What one message of PutFile may carry."""
@@ -113,9 +126,30 @@ def _decode_metadata(reply: Any) -> ModelMetadata:
 
 def _statistics(model: Any) -> ModelStatistics:
     stats = model.inference_stats
-    parts = (stats.success, stats.fail, stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
-    counts = (model.last_inference, model.inference_count, model.execution_count)
-    return ModelStatistics(model.name, model.version, *counts, *(Duration(part.count, part.ns) for part in parts))
+    return ModelStatistics(
+        model.name,
+        model.version,
+        model.last_inference,
+        model.inference_count,
+        model.execution_count,
+        _duration(stats.success),
+        _duration(stats.fail),
+        _duration(stats.queue),
+        _duration(stats.compute_input),
+        _duration(stats.compute_infer),
+        _duration(stats.compute_output),
+        cache_hit=_duration(stats.cache_hit),
+        cache_miss=_duration(stats.cache_miss),
+        batches=tuple(
+            BatchStatistics(each.batch_size, _duration(each.compute_input), _duration(each.compute_infer), _duration(each.compute_output))
+            for each in model.batch_stats
+        ),
+        memory=tuple(MemoryUsage(used.type, used.id, used.byte_size) for used in model.memory_usage),
+    )
+
+
+def _duration(part: Any) -> Duration:
+    return Duration(part.count, part.ns)
 
 
 def _index(model: Any) -> ModelIndex:
@@ -204,6 +238,23 @@ def _file_messages(file: LocalFile) -> Iterator[bytes]:
                 file.progress(sent, file.size)
 
 
+def _encode_trace(order: TraceOrder) -> Any:
+    kind = pb.TraceSettingRequest
+    return kind(model_name=order.model, settings={name: kind.SettingValue(value=values) for name, values in order.settings.items()})
+
+
+def _encode_logs(settings: Mapping[str, bool | int | str]) -> Any:
+    message = pb.LogSettingsRequest()
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            message.settings[name].bool_param = value
+        elif isinstance(value, int):
+            message.settings[name].uint32_param = value
+        else:
+            message.settings[name].string_param = value
+    return message
+
+
 def _open(name: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> Codec:
     return Codec(f"/inference.GRPCInferenceService/{name}", encode, getattr(pb, f"{name}Response"), decode)
 
@@ -240,6 +291,23 @@ CODECS: dict[str, Codec] = {
     ),
     "RepositoryModelLoad": _open("RepositoryModelLoad", _change(pb.RepositoryModelLoadRequest), lambda _: None),
     "RepositoryModelUnload": _open("RepositoryModelUnload", _change(pb.RepositoryModelUnloadRequest), lambda _: None),
+    "SystemSharedMemoryStatus": _open(
+        "SystemSharedMemoryStatus",
+        lambda name: pb.SystemSharedMemoryStatusRequest(name=name),
+        lambda reply: tuple(SharedRegion(each.name, each.key, each.offset, each.byte_size) for each in reply.regions.values()),
+    ),
+    "SystemSharedMemoryRegister": _open(
+        "SystemSharedMemoryRegister",
+        lambda said: pb.SystemSharedMemoryRegisterRequest(name=said.name, key=said.key, offset=said.offset, byte_size=said.byte_size),
+        lambda _: None,
+    ),
+    "SystemSharedMemoryUnregister": _open(
+        "SystemSharedMemoryUnregister", lambda name: pb.SystemSharedMemoryUnregisterRequest(name=name), lambda _: None
+    ),
+    "TraceSetting": _open(
+        "TraceSetting", _encode_trace, lambda reply: {name: list(entry.value) for name, entry in reply.settings.items()}
+    ),
+    "LogSettings": _open("LogSettings", _encode_logs, lambda reply: _parameters(reply.settings)),
     "PutFile": _control("PutFile", FileMessages, lambda reply: RemoteFile(reply.size, reply.sha256, reply.existed)),
     "Capacity": _control("Capacity", lambda _: control.CapacityRequest(), _decode_capacity),
     "Drain": _control("Drain", _encode_drain, lambda reply: DrainState(reply.drained, reply.in_flight)),

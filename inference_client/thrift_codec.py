@@ -10,18 +10,21 @@ from typing import Any
 
 from idl.codes import Code, ServingError
 from idl.messages import (
+    BatchStatistics,
     Duration,
     InferRequest,
     InferResponse,
+    MemoryUsage,
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
     ServerMetadata,
+    SharedRegion,
     Tensor,
     TensorSpec,
 )
 from idl.thrift_schema import Inference, schema
-from inference_client.channel import ModelName, RepositoryChange, StreamChunk, StreamOrder
+from inference_client.channel import ModelName, RepositoryChange, StreamChunk, StreamOrder, TraceOrder
 
 TIMES = ("queue_us", "compute_us")
 """Parameters of a reply that are integers in the contract's values; Thrift's map has text only."""
@@ -123,6 +126,16 @@ def _statistics(model: Any) -> ModelStatistics:
         _duration(model.compute_input),
         _duration(model.compute_infer),
         _duration(model.compute_output),
+        _duration(model.cache_hit),
+        _duration(model.cache_miss),
+        _duration(model.cancel),
+        tuple(
+            BatchStatistics(
+                each.batch_size or 0, _duration(each.compute_input), _duration(each.compute_infer), _duration(each.compute_output)
+            )
+            for each in model.batch_stats or ()
+        ),
+        tuple(MemoryUsage(used.type or "", used.id or 0, used.byte_size or 0) for used in model.memory_usage or ()),
     )
 
 
@@ -138,6 +151,16 @@ def _encode_load(change: RepositoryChange, token: str, _: int) -> Any:
 
 def _encode_unload(change: RepositoryChange, token: str, _: int) -> Any:
     return schema.RepositoryModelUnloadRequest(model_name=change.name, parameters=_texts(change.parameters), token=token)
+
+
+def _encode_region(region: SharedRegion, token: str, _: int) -> Any:
+    said = schema.SharedRegion(name=region.name, key=region.key, offset=region.offset, byte_size=region.byte_size)
+    return schema.SystemSharedMemoryRegisterRequest(region=said, token=token)
+
+
+def _encode_trace(order: TraceOrder, token: str, _: int) -> Any:
+    settings = {name: list(values) for name, values in order.settings.items()}
+    return schema.TraceSettingRequest(model_name=order.model, settings=settings, token=token)
 
 
 def _encode_name(kind: Any) -> Callable[[ModelName, str, int], Any]:
@@ -167,6 +190,23 @@ CODECS: dict[str, Codec] = {
     ),
     "RepositoryModelLoad": Codec(_encode_load, lambda _: None),
     "RepositoryModelUnload": Codec(_encode_unload, lambda _: None),
+    "SystemSharedMemoryStatus": Codec(
+        lambda name, token, _: schema.SystemSharedMemoryStatusRequest(name=name, token=token),
+        lambda reply: tuple(
+            SharedRegion(region.name or "", region.key or "", region.offset or 0, region.byte_size or 0) for region in reply.regions or ()
+        ),
+    ),
+    "SystemSharedMemoryRegister": Codec(_encode_region, lambda _: None),
+    "SystemSharedMemoryUnregister": Codec(
+        lambda name, token, _: schema.SystemSharedMemoryUnregisterRequest(name=name, token=token), lambda _: None
+    ),
+    "TraceSetting": Codec(_encode_trace, lambda reply: dict(reply.settings or {})),
+    "LogSettings": Codec(
+        lambda settings, token, _: schema.LogSettingsRequest(
+            settings={name: json.dumps(value) for name, value in settings.items()}, token=token
+        ),
+        lambda reply: {name: json.loads(value) for name, value in (reply.settings or {}).items()},
+    ),
 }
 """By the verb's name in the contract; a verb that Thrift does not have is not in it."""
 

@@ -33,14 +33,17 @@ from inference_server.front.configuration import Configuration
 from inference_server.front.thrift_lane import ThriftLane
 from inference_server.launcher import Launcher
 from inference_server.library import Library
+from inference_server.log_settings import LogSettings
 from inference_server.metrics import Metrics
 from inference_server.near_models import NearModels
 from inference_server.repository import Repository
 from inference_server.repository_poll import RepositoryPoll
 from inference_server.reservations import Reservations
 from inference_server.routing import RoutePublisher, attach_beside, detach_beside
+from inference_server.run_time import RunTime
 from inference_server.served_models import ServedModels
 from inference_server.settings import InvalidSettings, Settings
+from inference_server.shared_memory import SharedMemory
 from inference_server.spool import Spool
 from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 from inference_server.transports.thrift_server import ThriftServer
@@ -148,6 +151,8 @@ class Server:
 
     def _wire(self) -> None:
         settings = self._settings
+        logs.forget(self._run_dir)
+        self._run_time = RunTime(SharedMemory(enabled=settings.shared_memory), logs=LogSettings(partial(logs.publish, self._run_dir)))
         served = ServedModels(self.metrics, self._routes, settings.drain_timeout_s)
         repository = Repository(settings.models, settings.push_dir)
         self._near_models = NearModels(settings.models)
@@ -155,7 +160,9 @@ class Server:
         self._closers.callback(spool.close)
         self._poll = RepositoryPoll(repository) if settings.model_control == "poll" else None
         self._library = Library(repository, self._launcher, served, self.metrics, spool, self._poll)
-        self.engine = Engine(self._library, served, self.metrics, self._routes, self._reservations, version=_version())
+        self.engine = Engine(
+            self._library, served, self.metrics, self._routes, self._reservations, version=_version(), run_time=self._run_time
+        )
         self._closers.callback(self.engine.close)
         lanes = Configuration(
             run_dir=str(self._run_dir),
@@ -184,6 +191,7 @@ class Server:
             idle_timeout_s=settings.thrift_idle_timeout_s,
             max_connections=settings.max_connections,
             shortcut=partial(ThriftLane, lanes),
+            run_time=self._run_time,
         )
 
     def _grpc_server(self, addresses: Sequence[str], shortcut: MakeShortcut | None) -> GrpcServer:
@@ -198,6 +206,7 @@ class Server:
             token_file=_text(settings.token_file),
             default_timeout_s=settings.request_timeout_s,
             shortcut=shortcut,
+            run_time=self._run_time,
         )
 
     def _grpc_addresses(self) -> list[str]:

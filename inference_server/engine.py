@@ -16,6 +16,7 @@ from idl.messages import (
     HostModel,
     InferRequest,
     InferResponse,
+    MemoryUsage,
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
@@ -27,6 +28,7 @@ from inference_server.metrics import Gauges, Metrics, VersionGauges
 from inference_server.model_config import model_config, properties
 from inference_server.reservations import Reservations
 from inference_server.routing import RoutePublisher
+from inference_server.run_time import RunTime
 from inference_server.served import Closing, ServedVersion
 from inference_server.served_models import ServedModel, ServedModels
 from inference_server.served_stream import ServedStream
@@ -35,7 +37,19 @@ from inference_server.types import FileHeader, StoredFile
 log = logging.getLogger("outboard.server")
 
 SERVER_NAME = "outboard"
-EXTENSIONS = ("model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics", "binary_tensor_data")
+EXTENSIONS = (
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "model_configuration",
+    "statistics",
+    "binary_tensor_data",
+    "classification",
+    "sequence",
+    "schedule_policy",
+    "parameters",
+    "logging",
+)
+"""Those that are always there; docs/protocol.md says what each does. `RunTime.extensions` has those that depend on settings."""
 IDLE_LANE_S = 30.0
 
 
@@ -54,6 +68,7 @@ class Engine:
         reservations: Reservations,
         *,
         version: str,
+        run_time: RunTime | None = None,
     ) -> None:
         self._library = library
         self._models = served
@@ -61,6 +76,7 @@ class Engine:
         self._metrics = metrics
         self._routes = routes
         self._version = version
+        self._run_time = run_time or RunTime()
         self._started = False
         self._draining = False
         metrics.gauges = self._gauges
@@ -90,7 +106,7 @@ class Engine:
     # metadata --------------------------------------------------------------------------------------------------------------------
 
     def server_metadata(self) -> ServerMetadata:
-        return ServerMetadata(SERVER_NAME, self._version, EXTENSIONS)
+        return ServerMetadata(SERVER_NAME, self._version, (*EXTENSIONS, *self._run_time.extensions()))
 
     def model_metadata(self, name: str, version: str) -> ModelMetadata:
         model = self._served.get(name)  # one look for all of it: an unload may come between
@@ -175,7 +191,7 @@ class Engine:
         if name:
             chosen = self._library.route(name, version)
             wanted = [chosen] if version else [served for served in wanted if served.name == name]
-        return tuple(served.stats.statistics() for served in sorted(wanted, key=lambda served: (served.name, served.version)))
+        return tuple(_statistics(served) for served in sorted(wanted, key=lambda served: (served.name, served.version)))
 
     # repository ------------------------------------------------------------------------------------------------------------------
 
@@ -335,6 +351,10 @@ def _gauges(served: ServedVersion) -> VersionGauges:
         sum(board.cells[RUNNING] for board in boards) if streams else None,
         sum(board.cells[SEQUENCES] for board in boards) if sequences else None,
     )
+
+
+def _statistics(served: ServedVersion) -> ModelStatistics:
+    return replace(served.stats.statistics(), memory=(MemoryUsage("CPU", 0, served.memory_bytes()),))
 
 
 def _short(text: str) -> str:

@@ -1,9 +1,14 @@
 """Logs as one JSON object a line on standard error: time (UTC), level, event, and the event's own fields."""
 
+import contextlib
 import json
 import logging
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
+
+_LEVEL_FILE = "log-level"
+"""In the run folder: the level, once it has been changed while the server runs."""
 
 
 class JsonLines(logging.Formatter):
@@ -24,3 +29,33 @@ def configure(level: str) -> None:
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("outboard").setLevel(level.upper())
+
+
+def publish(folder: Path, level: str) -> None:
+    """Tells the server's other processes, which follow `folder`, of another level. What cannot be written does not reach them."""
+    made = folder / f"{_LEVEL_FILE}.new"
+    with contextlib.suppress(OSError):
+        made.write_text(level)
+        made.replace(folder / _LEVEL_FILE)
+
+
+def forget(folder: Path) -> None:
+    """What an earlier server has published there."""
+    with contextlib.suppress(OSError):
+        (folder / _LEVEL_FILE).unlink(missing_ok=True)
+
+
+class Follower:
+    """Sets this process's level to what is published in `folder`, once it is told to `look`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / _LEVEL_FILE
+        self._stamp: object = None
+
+    def look(self) -> None:
+        """Costs one system call where nothing has changed."""
+        with contextlib.suppress(OSError, ValueError):
+            found = self._file.stat()
+            if (stamp := (found.st_mtime_ns, found.st_ino)) != self._stamp:
+                logging.getLogger("outboard").setLevel(self._file.read_text().upper())
+                self._stamp = stamp

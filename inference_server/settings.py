@@ -21,7 +21,7 @@ class Settings:
 
     `models`: repository roots, the first one wins where two hold the same model. `push_dir`: where pushed models go that no root has;
     empty means the first root. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files. `memory_limits`:
-    "auto" (control groups where they can be used, else watching) or "watch". `kept_memory_bytes` cannot be reserved by models.
+    "auto" (control groups where they can be used, else watching) or "watch". `shared_memory`: callers may register POSIX shared memory. `kept_memory_bytes` cannot be reserved by models.
     """
 
     models: tuple[Path, ...] = ()
@@ -52,6 +52,7 @@ class Settings:
     execution_providers: tuple[str, ...] = ("CPUExecutionProvider",)
     model_control: str = "explicit"
     poll_interval_s: float = 5.0
+    shared_memory: bool = False
     log_level: str = "info"
 
     @classmethod

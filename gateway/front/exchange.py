@@ -14,12 +14,14 @@ from gateway.front.heads import DECLINED, Head
 from gateway.front.known import Known
 from gateway.front.streaming import Streaming
 from gateway.hot_routes import PREDICTIONS, STREAMS, Target
-from gateway.operations import inference, v2_inference
+from gateway.operations import generate, inference, v2_inference
+from gateway.operations.inference import Call
 from gateway.operations.v2_inference import Answer
 from gateway.operations.v2_messages import InferBody
 from idl import affinity
 from idl import lane as frames
 from idl.codes import Code, ServingError
+from idl.event_loop import Loop
 from idl.lane import Frame, LaneError
 from idl.lane_loop import Lane, Lanes
 from idl.lane_requests import Packed, Request, Requests
@@ -38,7 +40,7 @@ class Exchanges(Requests):
 
     most_bytes = MOST_BYTES
 
-    def __init__(self, services: Services, routes: Routes, lanes: Lanes, errands: Errands) -> None:
+    def __init__(self, services: Services, routes: Routes, lanes: Lanes, errands: Errands, loop: Loop) -> None:
         super().__init__(routes, lanes)
         self.services = services
         self.errands = errands
@@ -49,7 +51,7 @@ class Exchanges(Requests):
     def parse(self, head: bytes) -> Head:
         return heads.parse(head)
 
-    def begin(self, caller: Connection, head: Head, body: Buffer) -> "Exchange | None":
+    def begin(self, caller: Connection, head: Head, body: Buffer) -> "Exchange | LaneEvents | None":
         started = time.perf_counter()
         target = head.target
         if target is not None and target.endpoint in STREAMS:
@@ -66,6 +68,9 @@ class Exchanges(Requests):
         except Exception as error:  # noqa: BLE001 - a request must not end the front
             self.services.metrics.begin()
             self.refuse(caller, head, target, started, error)
+            return None
+        if asked.extended is not None:
+            caller.reply((DECLINED,))
             return None
         try:
             head_, parts, size = frames.pack_request(asked.inputs, tuple(asked.outputs), asked.parameters)

@@ -45,12 +45,12 @@ def require_public(declaration: Declaration, model: str) -> None:
         raise ServingError(Code.UNAUTHENTICATED, f"model {model!r} is private: sign in to use it")
 
 
-def require_operator(call: Call) -> None:
+def require_operator(call: Call, what: str = "loading and unloading models") -> None:
     """Raises unauthenticated or forbidden unless an operator or an administrator asks."""
     if call.principal is None:
-        raise ServingError(Code.UNAUTHENTICATED, "loading and unloading models needs an operator's token")
+        raise ServingError(Code.UNAUTHENTICATED, f"{what}: this needs an operator's token")
     if not call.principal.may_operate:
-        raise ServingError(Code.FORBIDDEN, "loading and unloading models needs the role operator or administrator")
+        raise ServingError(Code.FORBIDDEN, f"{what}: this needs the role operator or administrator")
 
 
 def request(call: Call, model: str, version: str, body: InferBody) -> InferRequest:

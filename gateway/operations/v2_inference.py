@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from gateway.models_rpc import Models
 from gateway.operations import compression, inference, v2_messages
 from gateway.operations.inference import Call
+from gateway.operations.tensor_extensions import Extended, Regions, classified
 from gateway.operations.v2_messages import HEADER_LENGTH, InferBody
 from idl.messages import Tensor
 
@@ -29,8 +30,23 @@ def infer(models: Models, call: Call, model: str, version: str, read_body: Calla
     inference.require_callable(models, call, model, version)
     body = read_body()
     asked = v2_messages.decode_raw(body, models.metadata(model, version)) if is_raw(heads) else decode(body, heads)
+    if asked.extended is not None:
+        return _infer_extended(models, call, model, version, asked, asked.extended, heads)
     said = models.infer(inference.request(call, model, version, asked), call.connection)
     return answer(said.model_name, said.model_version, said.outputs, said.parameters, asked, heads.accept_encoding)
+
+
+def _infer_extended(models: Models, call: Call, model: str, version: str, asked: InferBody, extended: Extended, heads: Heads) -> Answer:
+    if extended.sources or extended.places:
+        inference.require_operator(call, "shared memory")
+    regions = Regions(models, extended)
+    asked = asked._replace(inputs=regions.inputs(asked.inputs, models.max_message_bytes))
+    said = models.infer(inference.request(call, model, version, asked), call.connection)
+    outputs = said.outputs
+    if extended.classes:
+        outputs = tuple(classified(outputs, extended.classes, models.declaration(model, said.model_version).labels))
+    regions.put(outputs)
+    return answer(said.model_name, said.model_version, outputs, said.parameters, asked, heads.accept_encoding)
 
 
 def is_raw(heads: Heads) -> bool:

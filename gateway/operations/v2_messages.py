@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gateway.operations import tensor_json
+from gateway.operations.tensor_extensions import Extended, Reading, described
 from idl import tensors
-from idl.codes import Code, ServingError
+from idl.codes import ServingError
 from idl.messages import ModelMetadata, Tensor
 from idl.tensors import invalid
 
@@ -24,13 +25,13 @@ _spell = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps
 _NOT_IN_JSON = ("FP16", "BF16")
 _WHOLE_NUMBERS = frozenset({int})
 _NONE: Mapping[str, Any] = MappingProxyType({})
-_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
 class InferBody(NamedTuple):
     """A request's body. `outputs`: name -> whether it is wanted as binary data, empty for every output; `binary`: the default.
 
-    `parameters` are those that the model host should see. `timeout_us` is 0 without one.
+    `parameters` are those that the model host should see. `timeout_us` is 0 without one. `extended`: tensors that are more than their contents;
+    an input in shared memory has none here.
     """
 
     inputs: tuple[Tensor, ...]
@@ -39,6 +40,7 @@ class InferBody(NamedTuple):
     binary: bool = False
     parameters: Mapping[str, Any] = _NONE
     timeout_us: int = 0
+    extended: Extended | None = None
 
 
 def header_length(value: str | None, size: int) -> int:
@@ -58,15 +60,17 @@ def decode(body: bytes, json_size: int) -> InferBody:
     given = tensor_json.parse(body if json_size == len(body) else view[:json_size])
     if not isinstance(given, dict):
         raise invalid("the body is not a JSON object")
-    inputs = _inputs(given.get("inputs"), view[json_size:])
+    said = Reading()
+    inputs = _inputs(given.get("inputs"), view[json_size:], said)
     request_id = _text("id", given["id"]) if "id" in given else ""
     if "parameters" not in given:
-        return InferBody(inputs, request_id, _outputs(given.get("outputs"), binary=False))
+        return InferBody(inputs, request_id, _outputs(given.get("outputs"), said, binary=False), extended=said.extended())
     parameters = _parameters("the request", given)
     return InferBody(
         inputs=inputs,
         id=request_id,
-        outputs=_outputs(given.get("outputs"), binary=_flag(parameters, "binary_data_output")),
+        outputs=_outputs(given.get("outputs"), said, binary=_flag(parameters, "binary_data_output")),
+        extended=said.extended(),
         binary=_flag(parameters, "binary_data_output"),
         parameters={name: value for name, value in parameters.items() if name != "binary_data_output"},
         timeout_us=_timeout(parameters.get("timeout", 0)),
@@ -100,7 +104,7 @@ def _filled(name: str, datatype: str, shape: Sequence[int], size: int) -> tuple[
     return filled
 
 
-def _inputs(given: Any, binary: memoryview) -> tuple[Tensor, ...]:
+def _inputs(given: Any, binary: memoryview, said: Reading) -> tuple[Tensor, ...]:
     if not isinstance(given, list):
         raise invalid("the request has no list of inputs")
     found: dict[str, Tensor] = {}
@@ -109,18 +113,22 @@ def _inputs(given: Any, binary: memoryview) -> tuple[Tensor, ...]:
         name = _tensor_name("inputs", item)
         if name in found:
             raise invalid(f"input {name!r} is there twice")
-        found[name], position = _input(name, item, binary, position)
+        found[name], position = _input(name, item, binary, position, said)
     if position != len(binary):
         raise invalid(f"the body has {len(binary) - position} bytes after its last binary tensor")
     return tuple(found.values())
 
 
-def _input(name: str, item: Mapping[str, Any], binary: memoryview, position: int) -> tuple[Tensor, int]:
+def _input(name: str, item: Mapping[str, Any], binary: memoryview, position: int, said: Reading) -> tuple[Tensor, int]:
     datatype, shape = item.get("datatype"), _shape(name, item.get("shape"))
     if not isinstance(datatype, str) or datatype not in tensors.DTYPES:
         raise invalid(f"input {name!r} has datatype {str(datatype)[:40]!r}, which is none of the protocol's")
-    parameters = _tensor_parameters("input", name, item) if "parameters" in item else _NONE
+    parameters = _parameters(f"input {name!r}", item) if "parameters" in item else _NONE
     size = parameters.get("binary_data_size")
+    if parameters and said.input(name, parameters):
+        if "data" in item or size is not None:
+            raise invalid(f"input {name!r} has contents, and lies in shared memory: only one of them may be used")
+        return Tensor(name, datatype, shape, b""), position
     if size is None:
         return _json_input(name, datatype, shape, item), position
     if "data" in item:
@@ -155,7 +163,7 @@ def _known_count(shape: tuple[int, ...]) -> int:
     return tensors.element_count("", shape)
 
 
-def _outputs(given: Any, *, binary: bool) -> Mapping[str, bool]:
+def _outputs(given: Any, said: Reading, *, binary: bool) -> Mapping[str, bool]:
     if given is None:
         return _NONE
     if not isinstance(given, list):
@@ -163,21 +171,12 @@ def _outputs(given: Any, *, binary: bool) -> Mapping[str, bool]:
     found: dict[str, bool] = {}
     for item in given:
         name = _tensor_name("outputs", item)
-        parameters = _tensor_parameters("output", name, item)
-        if parameters.get("classification", 0) != 0:
-            raise ServingError(Code.UNSUPPORTED, f"output {name!r}: the classification extension is not supported")
+        parameters = _parameters(f"output {name!r}", item)
         if name in found:
             raise invalid(f"output {name!r} is there twice")
+        said.output(name, parameters)
         found[name] = _flag(parameters, "binary_data", default=binary)
     return found
-
-
-def _tensor_parameters(kind: str, name: str, item: Mapping[str, Any]) -> Mapping[str, Any]:
-    where = f"{kind} {name!r}"
-    parameters = _parameters(where, item)
-    if any(shared in parameters for shared in _SHARED_MEMORY):
-        raise ServingError(Code.UNSUPPORTED, f"{where}: shared memory is not supported over HTTP")
-    return parameters
 
 
 def _tensor_name(where: str, item: Any) -> str:
@@ -241,11 +240,14 @@ def encode(
     if parameters:
         texts += (',"parameters":', _parameters_text(parameters))
     contents: list[bytes | memoryview] = []
+    places = request.extended.places if request.extended is not None else _NONE
     separator = ',"outputs":['
     for tensor in outputs:
         texts += (separator, _description(tensor.name, tensor.datatype, tensor.shape))
         separator = ","
-        if request.outputs.get(tensor.name, request.binary):
+        if at := places.get(tensor.name):
+            texts.append(f',"parameters":{_spell(described(at, len(tensor.data)))}}}')
+        elif request.outputs.get(tensor.name, request.binary):
             texts.append(f',"parameters":{{"binary_data_size":{len(tensor.data)}}}}}')
             contents.append(tensor.data)
         else:

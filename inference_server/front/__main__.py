@@ -42,6 +42,7 @@ class Front:
             default_timeout_s=configuration.default_timeout_s,
             max_message_bytes=configuration.max_message_bytes,
         )
+        self._log_level = logs.Follower(Path(configuration.run_dir))
         path = Path(configuration.socket)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path.unlink(missing_ok=True)  # of one that was killed: whoever holds the run folder starts one front at a time on a path
@@ -69,6 +70,7 @@ class Front:
 
     def _tick(self, now: float) -> None:
         self._calls.sweep(now)
+        self._log_level.look()
         if now >= self._trim_at:
             self._lanes.trim(now - IDLE_LANE_S)
             self._trim_at = now + IDLE_LANE_S

@@ -65,9 +65,13 @@ class Calls(Requests):
     def __init__(self, routes: Routes, lanes: Lanes, token: Token, *, default_timeout_s: float, max_message_bytes: int) -> None:
         super().__init__(routes, lanes)
         self.max_message_bytes = max_message_bytes
-        self.logging = log.isEnabledFor(logging.DEBUG)
         self._token = token
         self._default_timeout_s = default_timeout_s
+
+    @property
+    def logging(self) -> bool:
+        """Whether every request is logged; can change while the server runs."""
+        return log.isEnabledFor(logging.DEBUG)
 
     def begin(self, caller: Caller, head: Head, message: bytes | memoryview) -> "Call | None":
         """Answers `caller` at once, or returns the call that will."""
@@ -185,7 +189,10 @@ def _lane_head(described: Described, sizes: tuple[int, ...]) -> tuple[bytes, tup
 
 
 def _pack_general(message: bytes) -> Message | None:
-    request = codec.infer_request(codec.parse(pb.ModelInferRequest, message), "", 0.0, "")
+    parsed = codec.parse(pb.ModelInferRequest, message)
+    if codec.is_extended(parsed):  # the server has the regions and the labels
+        return None
+    request = codec.infer_request(parsed, "", 0.0, "")
     try:
         head, parts, size = frames.pack_request(request.inputs, request.outputs, request.parameters)
     except (struct.error, TypeError, ValueError):

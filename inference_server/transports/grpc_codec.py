@@ -11,10 +11,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from idl import tensors
-from idl.codes import Code, ServingError
 from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
 from idl.messages import (
+    BatchStatistics,
     Capacity,
     Duration,
     HostModel,
@@ -27,6 +27,7 @@ from idl.messages import (
     Tensor,
     TensorSpec,
 )
+from idl.shared_regions import CLASSIFICATION, PARAMETERS
 from inference_server.errors import invalid_input
 from inference_server.transports.guard import check_count
 from inference_server.types import FileHeader, StoredFile
@@ -48,8 +49,8 @@ TYPED_FIELDS = {
 """Datatype -> its field of `InferTensorContents`; FP16 and BF16 have none."""
 
 _INT64 = range(-(2**63), 2**63)
-_UNSUPPORTED = ("classification", "shared_memory_region")
-"""Tensor parameters that change what a request means: refused, because passing over them would answer another question."""
+_EXTENDED = frozenset({CLASSIFICATION, *PARAMETERS})
+"""Tensor parameters that change what a request means; `tensor_extensions` knows what."""
 
 
 def parse(kind: Any, data: bytes) -> Any:
@@ -61,8 +62,8 @@ def parse(kind: Any, data: bytes) -> Any:
 
 
 def infer_request(request: Any, request_id: str, deadline: float | None, traceparent: str) -> InferRequest:
-    """`ModelInferRequest` -> value; `request_id` stands in where the message has no id of its own."""
-    check_tensors(request)
+    """`ModelInferRequest` that is not extended -> value; `request_id` stands in where the message has no id of its own."""
+    check_counts(request)
     return InferRequest(
         request.model_name,
         _raw_inputs(request) if request.raw_input_contents else _typed_inputs(request),
@@ -75,13 +76,15 @@ def infer_request(request: Any, request_id: str, deadline: float | None, tracepa
     )
 
 
-def check_tensors(request: Any) -> None:
-    """Raises invalid_input for too many tensors, and unsupported for a parameter of one that changes what the request means."""
+def check_counts(request: Any) -> None:
+    """Raises invalid_input for too many tensors."""
     check_count("inputs", len(request.inputs))
     check_count("outputs", len(request.outputs))
-    for tensor in (*request.inputs, *request.outputs):
-        if tensor.parameters:
-            _check_parameters(tensor)
+
+
+def is_extended(request: Any) -> bool:
+    """Whether a tensor lies in shared memory or is wanted as classes: then its contents are not what they are elsewhere."""
+    return any(not _EXTENDED.isdisjoint(tensor.parameters) for tensor in (*request.inputs, *request.outputs) if tensor.parameters)
 
 
 def _raw_inputs(request: Any) -> tuple[Tensor, ...]:
@@ -127,12 +130,6 @@ def _typed_bytes(name: str, datatype: str, values: Iterable[Any], count: int) ->
         return np.fromiter(values, tensors.DTYPES[datatype], count).tobytes()
     except OverflowError:  # an int8 or int16 travels in a 32-bit field
         raise invalid_input(f"tensor {name!r} has an element that is out of the range of {datatype}") from None
-
-
-def _check_parameters(tensor: Any) -> None:
-    for name in _UNSUPPORTED:
-        if name in tensor.parameters:
-            raise ServingError(Code.UNSUPPORTED, f"tensor {tensor.name!r} has the parameter {name!r}, which this server does not support")
 
 
 def parameters(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +204,20 @@ def _model_statistics(statistics: ModelStatistics) -> Any:
             compute_input=_duration(statistics.compute_input),
             compute_infer=_duration(statistics.compute_infer),
             compute_output=_duration(statistics.compute_output),
+            cache_hit=_duration(statistics.cache_hit),
+            cache_miss=_duration(statistics.cache_miss),
         ),
+        batch_stats=map(_batch_statistics, statistics.batches),
+        memory_usage=[pb.MemoryUsage(type=used.kind, id=used.id, byte_size=used.byte_size) for used in statistics.memory],
+    )
+
+
+def _batch_statistics(batch: BatchStatistics) -> Any:
+    return pb.InferBatchStatistics(
+        batch_size=batch.batch_size,
+        compute_input=_duration(batch.compute_input),
+        compute_infer=_duration(batch.compute_infer),
+        compute_output=_duration(batch.compute_output),
     )
 
 

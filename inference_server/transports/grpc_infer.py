@@ -95,8 +95,8 @@ def _describe(message: bytes) -> Described:
 def _decoded(message: bytes) -> Described:
     """Raises DecodeError, ServingError, _Unusual."""
     request = pb.ModelInferRequest.FromString(message)
-    codec.check_tensors(request)
-    if any(tensor.HasField("contents") for tensor in request.inputs):
+    codec.check_counts(request)
+    if codec.is_extended(request) or any(tensor.HasField("contents") for tensor in request.inputs):
         raise _Unusual
     return Described(
         request.model_name,

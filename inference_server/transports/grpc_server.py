@@ -15,11 +15,14 @@ import grpc
 from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
 from inference_server import unix_sockets
+from inference_server.run_time import RunTime
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports.grpc_calls import Call, Handlers, Receiving, Workers, serialized
 from inference_server.transports.grpc_probes import OWN, Probes
+from inference_server.transports.grpc_run_time import RunTimeVerbs
 from inference_server.transports.grpc_stream import STREAM_INFER, StreamInfer
 from inference_server.transports.guard import PUBLIC
+from inference_server.transports.tensor_extensions import TensorExtensions
 from inference_server.transports.tokens import Token
 from inference_server.types import Inference, Operations
 
@@ -34,9 +37,10 @@ _SWEEP_S = 1.0
 class Verbs:
     """The methods of both services, in the order of the IDL."""
 
-    def __init__(self, inference: Inference, operations: Operations) -> None:
+    def __init__(self, inference: Inference, operations: Operations, tensors: TensorExtensions) -> None:
         self._inference = inference
         self._operations = operations
+        self._tensors = tensors
 
     def server_live(self, request: Any, call: Call) -> Any:
         return pb.ServerLiveResponse(live=self._inference.server_live())
@@ -54,8 +58,8 @@ class Verbs:
         return codec.model_metadata(self._inference.model_metadata(request.name, request.version))
 
     def model_infer(self, request: Any, call: Call) -> Any:
-        asked = codec.infer_request(request, call.request_id, call.deadline, call.traceparent)
-        return codec.infer_response(self._inference.model_infer(asked), request.id)
+        asked, finish = self._tensors.read(request, call.request_id, call.deadline, call.traceparent)
+        return finish(self._inference.model_infer(asked), request.id)
 
     def model_config(self, request: Any, call: Call) -> Any:
         return codec.model_config(self._inference.model_config(request.name, request.version))
@@ -137,7 +141,10 @@ class GrpcServer:
         max_streams: int = 256,
         stream_idle_timeout_s: float = 600.0,
         shortcut: MakeShortcut | None = None,
+        run_time: RunTime | None = None,
     ) -> None:
+        run_time = run_time or RunTime()
+        tensors = TensorExtensions(inference, run_time.memory, max_message_bytes)
         self._addresses = tuple(addresses)
         self._infer = Workers("grpc-infer", threads, waiting)
         self._quick = Workers("grpc-quick", _QUICK_THREADS, waiting)
@@ -146,15 +153,15 @@ class GrpcServer:
         self._stream_infers = Workers("grpc-stream-infer", max_streams, 0)
         self._between = Receiving(stream_idle_timeout_s)
         self._token = Token(token, token_file)
-        self._stream_infer = StreamInfer(inference, self._between, max_message_bytes, self._token)
+        self._stream_infer = StreamInfer(inference, tensors, self._between, max_message_bytes, self._token)
         self._receiving = Receiving(default_timeout_s)
         self._probes = Probes(inference, self._receiving)
         self._handlers = Handlers(
             self._token, self._receiving, default_timeout_s=default_timeout_s, max_message_bytes=max_message_bytes, refusing=self._quick
         )
-        self._verbs = Verbs(inference, operations)
+        self._verbs = Verbs(inference, operations, tensors)
         self._max_message_bytes = max_message_bytes
-        self._register(self._verbs)
+        self._register(self._verbs, RunTimeVerbs(inference, run_time))
         self._server = grpc.server(self._infer.executor, handlers=(self._handlers,), options=_options(max_message_bytes))
         self._shortcut = shortcut(self._answer, self._infer) if shortcut is not None else None
         if self._shortcut is not None and not self._shortcut.attach(self._server):
@@ -166,7 +173,7 @@ class GrpcServer:
         self._stopping = threading.Lock()
         self._started = self._stopped = False
 
-    def _register(self, verbs: Verbs) -> None:
+    def _register(self, *verbs: Verbs | RunTimeVerbs) -> None:
         for service in OWN:
             for method in service.methods:
                 if method.server_streaming:
@@ -227,9 +234,10 @@ class GrpcServer:
             self._between.sweep(time.monotonic())
 
 
-def _verb(verbs: Verbs, method: str) -> Callable[[Any, Call], Any]:
-    """`ModelInfer` -> the bound method `model_infer`."""
-    verb: Callable[[Any, Call], Any] = getattr(verbs, re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower())
+def _verb(verbs: Sequence[Verbs | RunTimeVerbs], method: str) -> Callable[[Any, Call], Any]:
+    """`ModelInfer` -> the bound method `model_infer` of whichever has it."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
+    verb: Callable[[Any, Call], Any] = getattr(next(each for each in verbs if hasattr(each, name)), name)
     return verb
 
 

@@ -20,6 +20,7 @@ from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_status
 from inference_server.transports.grpc_calls import NO_DEADLINE_S, Receiving, refuse, serialized
 from inference_server.transports.guard import as_serving_error
+from inference_server.transports.tensor_extensions import TensorExtensions
 from inference_server.transports.tokens import Token
 from inference_server.types import Inference
 
@@ -31,8 +32,9 @@ _AS_STATUS = "triton_grpc_error"
 class StreamInfer:
     """Satisfies `grpc_calls.Stream`. `between`: the waits for the next request of a stream. Sizes are bytes."""
 
-    def __init__(self, inference: Inference, between: Receiving, max_message_bytes: int, token: Token) -> None:
+    def __init__(self, inference: Inference, tensors: TensorExtensions, between: Receiving, max_message_bytes: int, token: Token) -> None:
         self._inference = inference
+        self._tensors = tensors
         self._between = between
         self._max_message_bytes = max_message_bytes
         self._token = token
@@ -55,11 +57,11 @@ class StreamInfer:
         try:
             message = codec.parse(pb.ModelInferRequest, data)
             self._token.check(grpc_status.token_of(metadata), "ModelStreamInfer", message.model_name)
-            asked = codec.infer_request(message, "", deadline, str(metadata.get("traceparent", "")))
+            asked, finish = self._tensors.read(message, "", deadline, str(metadata.get("traceparent", "")))
             tell_last = asked.parameters.get(_TELL_LAST) is True
             asked = replace(asked, parameters={key: value for key, value in asked.parameters.items() if key != _TELL_LAST})
             for answer in self._answers(asked, tell_last, watch):
-                yield self._serialized(answer, message.id)
+                yield self._serialized(finish(answer, message.id))
         except grpc.RpcError:
             raise
         except Exception as error:  # noqa: BLE001 - one request must not end the stream
@@ -80,9 +82,8 @@ class StreamInfer:
         finally:
             stream.close()
 
-    def _serialized(self, answer: InferResponse, request_id: str) -> bytes:
-        message = pb.ModelStreamInferResponse(infer_response=codec.infer_response(answer, request_id))
-        return serialized(message, self._max_message_bytes)
+    def _serialized(self, answer: Any) -> bytes:
+        return serialized(pb.ModelStreamInferResponse(infer_response=answer), self._max_message_bytes)
 
 
 def _failure(error: ServingError, asked: Any) -> bytes:

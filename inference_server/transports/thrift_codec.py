@@ -102,6 +102,19 @@ def _model_statistics(statistics: ModelStatistics) -> Any:
         compute_input=_duration(statistics.compute_input),
         compute_infer=_duration(statistics.compute_infer),
         compute_output=_duration(statistics.compute_output),
+        cache_hit=_duration(statistics.cache_hit),
+        cache_miss=_duration(statistics.cache_miss),
+        cancel=_duration(statistics.cancel),
+        batch_stats=[
+            schema.BatchStatistics(
+                batch_size=batch.batch_size,
+                compute_input=_duration(batch.compute_input),
+                compute_infer=_duration(batch.compute_infer),
+                compute_output=_duration(batch.compute_output),
+            )
+            for batch in statistics.batches
+        ],
+        memory_usage=[schema.MemoryUsage(type=used.kind, id=used.id, byte_size=used.byte_size) for used in statistics.memory],
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from idl.codes import Code, ServingError
 from idl.thrift_schema import METHODS, schema
+from inference_server.run_time import RunTime
 from inference_server.transports import thrift_codec as codec
 from inference_server.transports.cursors import Cursors
 from inference_server.transports.framed_server import FramedServer, MakeShortcut
-from inference_server.transports.thrift_calls import Dispatcher
+from inference_server.transports.thrift_calls import Dispatcher, Verb
+from inference_server.transports.thrift_run_time import RunTimeVerbs
 from inference_server.transports.tokens import Token
 from inference_server.types import Inference
 
@@ -103,10 +105,11 @@ class ThriftServer:
         max_connections: int = 4096,
         send_timeout_s: float = SEND_TIMEOUT_S,
         shortcut: MakeShortcut | None = None,
+        run_time: RunTime | None = None,
     ) -> None:
         self._cursors = Cursors(inference, waiting=max(1, threads // 2))
-        verbs = Verbs(inference, self._cursors, default_timeout_s)
-        methods = {name: getattr(verbs, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()) for name in METHODS}
+        verbs = (Verbs(inference, self._cursors, default_timeout_s), RunTimeVerbs(inference, run_time or RunTime()))
+        methods = {name: _verb(verbs, name) for name in METHODS}
         self._server = FramedServer(
             Dispatcher(methods, Token(token, token_file), max_frame_bytes),
             listeners=listeners,
@@ -130,3 +133,10 @@ class ThriftServer:
         """Closes the listeners, answers what is here or on its way for `grace_s` seconds, then cuts off the rest. Idempotent."""
         self._server.stop(grace_s)
         self._cursors.close_all()
+
+
+def _verb(verbs: Sequence[Verbs | RunTimeVerbs], method: str) -> Verb:
+    """`ModelInfer` -> the bound method `model_infer` of whichever has it."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
+    verb: Verb = getattr(next(each for each in verbs if hasattr(each, name)), name)
+    return verb

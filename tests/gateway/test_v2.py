@@ -177,9 +177,13 @@ class TestBodies:
     def test_unknown_coding(self, web: FlaskClient) -> None:
         error(web.post("/v2/models/triple/infer", data=b"x", headers={"Content-Encoding": "br"}), 415, Code.UNSUPPORTED_MEDIA)
 
-    def test_extensions_that_we_do_not_have(self, web: FlaskClient) -> None:
+    def test_extensions_that_need_more(self, web: FlaskClient) -> None:
         given = x([1.0], outputs=[{"name": "y", "parameters": {"classification": 1}}])
-        error(infer(web, "same-FP32", given), 501, Code.UNSUPPORTED)
+        assert infer(web, "same-FP32", given).json["outputs"] == [
+            {"name": "y", "datatype": "BYTES", "shape": [1], "data": ["1.000000:0"]},
+        ]
+        placed = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+        error(infer(web, "same-FP32", x([1.0], outputs=[{"name": "y", "parameters": placed}])), 401, Code.UNAUTHENTICATED)
 
     def test_other_methods_and_addresses(self, web: FlaskClient) -> None:
         assert web.get("/v2/models/triple/infer").status_code == 405

@@ -11,6 +11,7 @@ from gateway.operations import v2_messages
 from gateway.operations.v2_messages import InferBody
 from idl.codes import Code, ServingError
 from idl.messages import InferResponse, ModelMetadata, Tensor, TensorSpec
+from idl.shared_regions import Place
 
 
 def decode(given: Any, binary: bytes = b"") -> InferBody:
@@ -122,13 +123,25 @@ class TestInputs:
     @pytest.mark.parametrize(
         "given",
         [
-            x(data=..., parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8}),
+            x(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8}),  # and contents
+            x(data=..., parameters={"shared_memory_region": "r", "shared_memory_byte_size": -8}),
+            x(data=..., parameters={"shared_memory_region": "", "shared_memory_byte_size": 8}),
+            x(data=..., parameters={"shared_memory_byte_size": 8}),
             {**x(), "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
-            {**x(), "outputs": [{"name": "y", "parameters": {"classification": 3}}]},
+            {**x(), "outputs": [{"name": "y", "parameters": {"classification": "three"}}]},
+            {**x(), "outputs": [{"name": "y", "parameters": {"classification": True}}]},
         ],
     )
-    def test_extensions_that_we_do_not_have_say_so(self, given: Any) -> None:
-        assert refusal(given).code is Code.UNSUPPORTED
+    def test_extensions_are_read_strictly(self, given: Any) -> None:
+        assert refusal(given).code is Code.INVALID_INPUT
+
+    def test_tensors_that_are_more_than_their_contents(self) -> None:
+        shared = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+        placed = {"shared_memory_region": "o", "shared_memory_byte_size": 4, "shared_memory_offset": 16}
+        outputs = [{"name": "y", "parameters": placed}, {"name": "z", "parameters": {"classification": 3}}]
+        body = decode({**x(data=..., parameters=shared), "outputs": outputs})
+        assert body.extended == ({"x": Place("r", 8, 0)}, {"y": Place("o", 4, 16)}, {"z": 3}) and body.inputs[0].data == b""
+        assert decode({**x(), "outputs": [{"name": "y", "parameters": {"classification": 0}}]}).extended is None
 
     def test_unknown_fields_are_other_peoples_extensions(self) -> None:
         assert decode({**x(), "future": 1}).inputs[0].name == "x"

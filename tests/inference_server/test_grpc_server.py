@@ -194,14 +194,14 @@ BAD = [
     (changed(lambda m: [m.inputs.add() for _ in range(5000)]), Code.INVALID_INPUT, "5001 inputs"),
     (changed(lambda m: [m.outputs.add() for _ in range(5000)]), Code.INVALID_INPUT, "5000 outputs"),
     (
-        changed(lambda m: m.outputs.add(name="y").parameters["classification"].MergeFrom(spb.InferParameter(int64_param=3))),
-        Code.UNSUPPORTED,
-        "classification",
+        changed(lambda m: m.outputs.add(name="y").parameters["classification"].MergeFrom(spb.InferParameter(int64_param=-3))),
+        Code.INVALID_INPUT,
+        "'classification' is not a number of classes",
     ),
     (
         changed(lambda m: m.inputs[0].parameters["shared_memory_region"].MergeFrom(spb.InferParameter(string_param="r"))),
-        Code.UNSUPPORTED,
-        "'shared_memory_region'",
+        Code.INVALID_INPUT,
+        "'x' has no 'shared_memory_byte_size'",
     ),
     (ask("nobody"), Code.MODEL_NOT_FOUND, "'nobody'"),
 ]

@@ -22,6 +22,7 @@ from thriftpy2.transport import TCyFramedTransportFactory
 from idl.codes import Code
 from idl.thrift_binary import CALL, EXCEPTION, ONEWAY, REPLY, message
 from idl.thrift_schema import METHODS, Inference, schema
+from inference_server.transports.thrift_run_time import RunTimeVerbs
 from inference_server.transports.thrift_server import ThriftServer, Verbs
 from tests.inference_server.echo_engine import CONFIG, STATISTICS, EchoEngine
 from tests.inference_server.thrift_peer import Peer, frame, framed, infer
@@ -145,7 +146,9 @@ def test_the_unix_socket_serves_as_well_and_large_tensors_pass(engine: EchoEngin
 
 
 def test_verbs_are_those_of_the_idl_in_its_order() -> None:
-    verbs = [name for name in vars(Verbs) if not name.startswith("_")]
+    verbs = [name for kind in (Verbs, RunTimeVerbs) for name in vars(kind) if not name.startswith("_")]
+    streams = [name for name in verbs if name.startswith("stream_")]
+    verbs = [name for name in verbs if name not in streams] + streams
     assert ["".join(word.capitalize() for word in name.split("_")) for name in verbs] == list(METHODS)
 
 
