@@ -43,7 +43,9 @@ _BATCHES_AT = _ERRORS_AT + len(Code)
 _BATCH = 4  # executions; ns of input, compute, output
 SEQUENCES = _BATCHES_AT + _BATCH * (MOST_BATCH + 1)
 """A cell: how many sequences the model keeps a state for."""
-_JOURNAL_AT = SEQUENCES + 1
+CACHE = SEQUENCES + 1
+"""Four cells of the response cache: answers out of it, ns of these, looks that found nothing, ns of those."""
+_JOURNAL_AT = CACHE + 4
 SIZE = 8 * (_JOURNAL_AT + CONNECTIONS)
 _ONE_ROW_AT = 8 * (_BATCHES_AT + _BATCH)
 # native, not "=": that one writes byte by byte, and a reader must never see half a value

@@ -112,6 +112,7 @@ class Launcher:
             "tuning": known.to_json() if known is not None else None,
             "named": _named(model.settings),
             "max_streams": model.settings.max_streams,
+            "cache": None if model.settings.cache is None else dict(model.settings.cache),
         }
         if model.settings.steps:
             asked |= {**_pipeline(model, berth.steps), "run_dir": str(self._zygote.run_dir), "limit": self._settings.max_message_bytes}

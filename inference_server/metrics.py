@@ -20,12 +20,14 @@ _BOUNDS = (*map(str, BUCKETS_S), "+Inf")
 class Tally:
     """Sums of boards: of the living ones at a moment, or of those that are gone."""
 
-    __slots__ = ("batches", "cancelled", "cancelled_ns", "errors", "executions", "kinds", "last_inference_ms")
+    __slots__ = ("batches", "cache", "cancelled", "cancelled_ns", "errors", "executions", "kinds", "last_inference_ms")
 
     def __init__(self) -> None:
         self.kinds = {kind: [0] * (len(BUCKETS_S) + 3) for kind in KINDS}
         self.errors: dict[str, int] = {}
         self.batches: dict[int, list[int]] = {}
+        self.cache = [0, 0, 0, 0]
+        """Answers out of the response cache, ns of these, looks that found nothing, ns of those."""
         self.executions = self.cancelled = self.cancelled_ns = self.last_inference_ms = 0
 
     def add_board(self, board: Board) -> None:
@@ -38,6 +40,7 @@ class Tally:
             kept = self.batches.setdefault(rows, [0, 0, 0, 0])
             self.batches[rows] = [left + right for left, right in zip(kept, sums, strict=True)]
         cells = board.cells
+        self.cache = [sum(pair) for pair in zip(self.cache, cells[boards.CACHE : boards.CACHE + 4], strict=True)]
         self.executions += cells[boards.EXECUTIONS]
         self.cancelled += cells[boards.CANCELLED]
         self.cancelled_ns += cells[boards.CANCELLED_NS]
@@ -54,6 +57,7 @@ class Tally:
         made = Tally()
         made.kinds = {kind: list(sums) for kind, sums in self.kinds.items()}
         made.errors = dict(self.errors)
+        made.cache = list(self.cache)
         made.batches = {rows: list(sums) for rows, sums in self.batches.items()}
         for name in ("executions", "cancelled", "cancelled_ns", "last_inference_ms"):
             setattr(made, name, getattr(self, name))
@@ -68,6 +72,7 @@ class Tally:
         for rows, floor in least.batches.items():
             self.batches[rows] = list(map(max, self.batches.get(rows, floor), floor))
         self.executions = max(self.executions, least.executions)
+        self.cache = list(map(max, self.cache, least.cache))
 
     def duration(self, kind: str) -> Duration:
         return Duration(self.kinds[kind][0], self.kinds[kind][1])
@@ -148,7 +153,17 @@ class ModelStats:
             self._told = now
         histograms = {kind: (now.cumulative(kind), now.kinds[kind][1] / 1e9) for kind in KINDS}
         batches = {rows: sums[0] for rows, sums in now.batches.items()}
-        return Snapshot(self.name, self.version, histograms, now.kinds["success"][0], now.errors, now.executions, batches, restarts)
+        return Snapshot(
+            self.name,
+            self.version,
+            histograms,
+            now.kinds["success"][0],
+            now.errors,
+            now.executions,
+            batches,
+            restarts,
+            (now.cache[0], now.cache[2]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +193,8 @@ class VersionGauges:
 
 
 @dataclass(frozen=True, slots=True)
+    cache: tuple[int, int]
+    """Of the response cache: answers out of it, looks that found nothing."""
 class Gauges:
     """What is asked of the engine at the moment of a scrape. `versions`: by (model, version)."""
 
@@ -298,3 +315,7 @@ def _runs(snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
     yield runs
     yield restarts
     yield batches
+        for result, count in zip(("hit", "miss"), snapshot.cache, strict=True):
+            if any(snapshot.cache):
+                looks.add_metric((snapshot.name, snapshot.version, result), count)
+    yield looks

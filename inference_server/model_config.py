@@ -52,6 +52,8 @@ def model_config(
     }
     if model.settings.steps:
         config["ensemble_scheduling"] = {"step": [_step(step) for step in model.settings.steps]}
+    if settings.cache is not None:
+        config["response_cache"] = {"enable": True}
     if signature.streams:
         config["model_transaction_policy"] = {"decoupled": True}
     if batching.on:

@@ -66,7 +66,7 @@ class ModelSettings:
     `model_file` "": one of the usual names. `labels`: output name -> one label per index. `inputs`, `outputs`: name -> declaration.
     `parameters` are the model's own. `python`: how its interpreter is started. `max_streams`: requests with several answers under way at
     once, 0 for the server's default. `state`: input name -> which output it is the next time; `sequence`: limits of sequences. `steps`: of a pipeline, which
-    has no file of its own.
+    has no file of its own. `cache`: limits of the response cache, None for no cache.
     """
 
     public: bool = True
@@ -101,6 +101,7 @@ class ModelSettings:
     state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sequence: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[pipeline_steps.Step, ...] = ()
+    cache: Mapping[str, Any] | None = None
 
     def providers(self, server: Sequence[str]) -> tuple[str, ...]:
         """Of the server's execution providers those that this model may use; the CPU's own where none would be left."""
@@ -183,6 +184,9 @@ def _check_together(settings: ModelSettings) -> None:
     for key in ("state", "onnxruntime", "python", "model_file"):
         if settings.steps and getattr(settings, key):
             raise InvalidModelSettings(f"{key} and steps do not go together: a pipeline has no model of its own")
+    for key in ("state", "steps"):
+        if settings.cache is not None and getattr(settings, key):
+            raise InvalidModelSettings(f"cache and {key} do not go together: the same question may have another answer the next time")
     version_labels.checked(settings.version_labels, settings.canary_percent)
 
 
@@ -222,6 +226,10 @@ def _sequence(key: str, value: Any, folder: Path) -> dict[str, Any]:
     return table(key, value, SEQUENCE_READERS, folder)
 
 
+def _cache(key: str, value: Any, folder: Path) -> dict[str, Any]:
+    return table(key, value, CACHE_READERS, folder)
+
+
 def _sizes(key: str, value: Any, folder: Path) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(is_whole(item, 1, 2**40) for item in value):
         raise bad(key, value, "a list of sizes")
@@ -254,6 +262,9 @@ STATE_READERS: dict[str, Reader] = {"output": text, "batch_axis": whole(0, 31), 
 
 SEQUENCE_READERS: dict[str, Reader] = {"idle_timeout_s": _seconds, "max_sequences": whole(1, 1_000_000)}
 """Keys of `[sequence]`."""
+
+CACHE_READERS: dict[str, Reader] = {"entries": whole(1, 100_000_000), "bytes": byte_size, "ttl_s": _seconds}
+"""Keys of `[cache]`."""
 
 PYTHON_READERS: dict[str, Reader] = {"flags": _flags, "sandbox": one_of("auto", "required", "off")}
 """Keys of `[python]`."""
@@ -298,6 +309,7 @@ READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "state": _state,
     "sequence": _sequence,
     "steps": pipeline_steps.reader,
+    "cache": _cache,
     "max_streams": whole(1, 65536),
 }
 """Key of `model.toml` -> what reads it."""

@@ -184,6 +184,8 @@ def _given(config: Any) -> Iterator[tuple[str, Any]]:
     """Keys of `model.toml` and their values, as that file would have them."""
     if config.HasField("version_policy"):
         yield "version_policy", _version_policy(config.version_policy)
+    if config.response_cache.enable:
+        yield "cache", {}
     if config.default_model_filename:
         yield "model_file", config.default_model_filename
     yield from _batching(config)
@@ -321,7 +323,7 @@ def _own(text: str, folder: Path) -> dict[str, Any]:
 
 def _unused(config: Any) -> Iterator[str]:
     """Names of what is set and changes nothing here."""
-    for name in ("runtime", "cc_model_filenames", "metric_tags", "response_cache", "model_metrics"):
+    for name in ("runtime", "cc_model_filenames", "metric_tags", "model_metrics"):
         if any(field.name == name for field, _ in config.ListFields()):
             yield name
     yield from (f"optimization.{field.name}" for field, _ in config.optimization.ListFields() if field.name != "graph")

@@ -31,6 +31,8 @@ def load(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
         os.sched_setaffinity(0, asked["cores"])
     kind = asked.get("backend", "onnx")
     model = _sequenced(_MADE_BY[kind](asked), asked)
+    if asked.get("cache") is not None and model.signature.streams:
+        raise errors.invalid_model(asked["name"], "it has a cache and gives several answers for a request, which are not kept")
     if named := asked.get("named"):
         input_declarations.check(asked["name"], named["inputs"], model.signature)
         label_files.check(asked["name"], named["labels"], model.signature)

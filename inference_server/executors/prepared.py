@@ -12,7 +12,8 @@ from inference_server.request_checks import check
 from inference_server.types import Signature
 
 _MOST_KEPT = 1024
-_SCHEDULING = frozenset({"priority", "timeout"})
+SCHEDULING = frozenset({"priority", "timeout"})
+"""Parameters that say when a request is run, and nothing to the model."""
 _LONGEST_TIMEOUT_US = 10**12
 
 
@@ -98,7 +99,7 @@ class Preparer:
         if self._sequences:  # the model itself puts them together
             most = max((tensor.shape[0] for tensor in head.tensors if tensor.shape), default=1)
             return (wanted, tuple((t.name, t.datatype, t.shape) for t in head.tensors)), max(1, most)
-        if not _SCHEDULING.issuperset(head.parameters):
+        if not SCHEDULING.issuperset(head.parameters):
             return None, 1
         rows = {tensor.shape[0] for tensor in head.tensors}
         if len(rows) != 1 or 0 in rows:

@@ -22,7 +22,7 @@ class Waiting:
     """One request. `window`: how many answers may be on their way to a caller that takes several, 0 for one that wants one; `taken`: those
     that it has taken. `body` is its connection's own memory, which holds until the answer is sent. `deadline_ns`: when its caller gives up;
     `expires_ns`: until when it may wait in the queue; 0 for never. `begun`: it is inside the model, or was. `gone`: nobody waits for it
-    any more.
+    any more. `cache_key`: under which its answer is kept, empty where it is not.
     """
 
     connection: Connection
@@ -36,3 +36,4 @@ class Waiting:
     gone: bool = False
     window: int = 0
     taken: int = 0
+    cache_key: bytes = b""

@@ -67,6 +67,8 @@ class Runs:
         self._waits = waits
         self._refuse, self._stop_batching = refuse, stop_batching
         self._wary = 0
+        self.keep: Callable[[bytes, Encoded], None] = _not_kept
+        """What keeps an answer for the same question, where the model's owner wants that."""
         self._heads: Heads = {}
         self._datatypes = {spec.name: spec.datatype for spec in model.signature.outputs}
         self._answering: Callable[[dict[str, Array], list[str], Mapping[str, Any]], Answer] | None = getattr(model, "answer", None)
@@ -206,6 +208,8 @@ class Runs:
         """An answer that was computed at `computed`: sent and counted, or refused where it is too large or too late."""
         head, parts, size = encoded
         limit = self._door.memory_limit
+        if request.cache_key and size <= limit:
+            self.keep(request.cache_key, encoded)
         if size > limit:
             self._refuse(request, errors.too_large(f"the answer has {size} bytes, at most {limit} are sent"))
         elif request.deadline_ns and computed > request.deadline_ns and not request.gone:
@@ -231,6 +235,10 @@ class Runs:
         else:
             self._counts.succeeded(request, times, now, -1)
             self._counts.gone(request, now)
+
+
+def _not_kept(key: bytes, answer: Encoded) -> None:
+    pass
 
 
 def _unusable(error: Exception) -> ServingError:

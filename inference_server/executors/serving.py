@@ -22,6 +22,7 @@ from inference_server.executors.door import Door, Doorkeeper
 from inference_server.executors.express import Express
 from inference_server.executors.prepared import Preparer
 from inference_server.executors.requests import Connection, Waiting
+from inference_server.executors.response_cache import BYTES, ENTRIES, ResponseCache
 from inference_server.executors.running import Backend, Runs
 from inference_server.executors.side_by_side import MOST, SideBySide
 from inference_server.executors.streams import Stream, Streams
@@ -66,6 +67,7 @@ class Executor:
         self._leaving = False
         self._runs: Runs | None = None
         self._express: Express | None = None
+        self._cache: ResponseCache | None = None
         self._streams: Streams | SideBySide | None = None
         """Where the model gives several answers for a request, or answers several requests side by side."""
 
@@ -140,11 +142,36 @@ class Executor:
         request = Waiting(connection, frame.sequence, frame.body, prepared, now, deadline, expires)
         if isinstance(self._streams, Streams):  # its connection's memory is used again before the last answer
             request.body, request.window = memoryview(bytes(frame.body)), frame.numbers[2]
+        if self._cache is not None and self._answered_before(self._cache, request, frame.head):
+            return
         if not self._batcher.add(request):
             self._refuse_frame(connection, frame, self._overloaded())
             return
         connection.request = request
         self._board.cells[boards.ACCEPTED] += 1
+
+    def _answered_before(self, cache: ResponseCache, request: Waiting, head: bytes) -> bool:
+        """Gives a kept answer. Else False, and the request's own one will be kept: of exactly the bytes that were looked up, whatever its
+        caller does to its memory meanwhile.
+        """
+        if request.deadline_ns and request.arrived_ns > request.deadline_ns:
+            return False
+        request.body = memoryview(bytes(request.body))
+        request.cache_key = cache.key(head, request.prepared, request.body)
+        answer = cache.find(request.cache_key)
+        looked_ns = time.monotonic_ns() - request.arrived_ns
+        if answer is None:
+            cache.missed(looked_ns)
+            return False
+        request.cache_key = b""  # it is there
+        cells = self._board.cells
+        cells[boards.ACCEPTED] += 1
+        cells[boards.RUNNING] += 1  # the end of a request takes it back
+        request.begun = True
+        assert self._runs is not None
+        cache.hit(looked_ns)  # before it is sent: who has the answer finds it in the statistics
+        self._runs.hand_out(request, answer, Times(request.arrived_ns, 0, 0, looked_ns), time.monotonic_ns())
+        return True
 
     def _overloaded(self) -> ServingError:
         waiting = self._batcher.size
@@ -245,6 +272,16 @@ class Executor:
             self._streams = self._made_streams(model, asked.get("max_streams") or DEFAULT_STREAMS)
         elif concurrent is not None:
             self._streams = SideBySide(self._door, self._board, concurrent, most=MOST, refuse=self._refuse, hand_out=self._runs.hand_out)
+        elif (cache := asked.get("cache")) is not None:
+            self._cache = ResponseCache(
+                asked["name"],
+                asked["version"],
+                self._board,
+                entries=cache.get("entries", ENTRIES),
+                size=cache.get("bytes", BYTES),
+                ttl_ns=int(1e9 * cache.get("ttl_s", 0)),
+            )
+            self._runs.keep = self._cache.keep
         elif not hasattr(model, "answer"):
             self._express = self._made_express(model, self._runs)
         self._board.cells[boards.STATE] = boards.READY

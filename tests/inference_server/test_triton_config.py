@@ -89,6 +89,7 @@ def test_everything_in_a_configuration_becomes_a_setting_or_is_named(tmp_path: P
     assert found.settings == ModelSettings(
         public=False,
         description="a net",
+        cache={},
         max_batch_size=16,
         preferred_batch_sizes=(4, 8),
         max_queue_delay_us=100,
@@ -118,7 +119,6 @@ def test_everything_in_a_configuration_becomes_a_setting_or_is_named(tmp_path: P
         "instance_group.rate_limiter",
         "optimization.input_pinned_memory",
         "parameters.tokenizer",
-        "response_cache",
     )
     assert found.parameters["tokenizer"] == "bpe" and "outboard" not in found.parameters
 
@@ -369,9 +369,9 @@ def test_every_field_of_the_message_is_either_used_or_named_or_refused() -> None
     """A field that is added to the message must be decided upon."""
     used = {
         *("name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "instance_group", "dynamic_batching"),
-        *("default_model_filename", "parameters", "model_warmup", "optimization"),
+        *("default_model_filename", "parameters", "model_warmup", "optimization", "response_cache"),
     }
-    named = {"runtime", "cc_model_filenames", "metric_tags", "response_cache", "model_metrics"}
+    named = {"runtime", "cc_model_filenames", "metric_tags", "model_metrics"}
     refused = {
         *("sequence_batching", "ensemble_scheduling", "model_transaction_policy", "batch_input", "batch_output"),
         *("model_operations", "model_repository_agents"),
