@@ -176,6 +176,8 @@ class Snapshot:
     executions: int
     batches: dict[int, int]
     restarts: int
+    cache: tuple[int, int]
+    """Of the response cache: answers out of it, looks that found nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +195,6 @@ class VersionGauges:
 
 
 @dataclass(frozen=True, slots=True)
-    cache: tuple[int, int]
-    """Of the response cache: answers out of it, looks that found nothing."""
 class Gauges:
     """What is asked of the engine at the moment of a scrape. `versions`: by (model, version)."""
 
@@ -307,15 +307,16 @@ def _runs(snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
     runs = CounterMetricFamily("outboard_executions", "Runs of the model; one may answer several requests", labels=("model", "version"))
     restarts = CounterMetricFamily("outboard_executor_restarts", "Executor processes started after a death", labels=("model", "version"))
     batches = CounterMetricFamily("outboard_batches", "Runs by rows in the batch", labels=("model", "version", "rows"))
+    looks = CounterMetricFamily("outboard_cache_lookups", "Looks into the response cache by result", labels=("model", "version", "result"))
     for snapshot in snapshots:
+        for result, count in zip(("hit", "miss"), snapshot.cache, strict=True):
+            if any(snapshot.cache):
+                looks.add_metric((snapshot.name, snapshot.version, result), count)
         runs.add_metric((snapshot.name, snapshot.version), snapshot.executions)
         restarts.add_metric((snapshot.name, snapshot.version), snapshot.restarts)
         for rows, count in snapshot.batches.items():
             batches.add_metric((snapshot.name, snapshot.version, str(rows)), count)
     yield runs
     yield restarts
-    yield batches
-        for result, count in zip(("hit", "miss"), snapshot.cache, strict=True):
-            if any(snapshot.cache):
-                looks.add_metric((snapshot.name, snapshot.version, result), count)
     yield looks
+    yield batches
