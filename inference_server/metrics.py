@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from idl import board as boards
 from idl.board import BUCKETS_S, KINDS, Board
 from idl.codes import Code
-from idl.messages import Duration, ModelStatistics
+from idl.messages import BatchStatistics, Duration, ModelStatistics
 from inference_server.gpus import Gpus
 
 _BOUNDS = (*map(str, BUCKETS_S), "+Inf")
@@ -141,7 +141,24 @@ class ModelStats:
         now = self.tally()
         success, fail, queue, taken, compute, given = (now.duration(kind) for kind in KINDS)
         return ModelStatistics(
-            self.name, self.version, now.last_inference_ms, success.count, now.executions, success, fail, queue, taken, compute, given
+            self.name,
+            self.version,
+            now.last_inference_ms,
+            success.count,
+            now.executions,
+            success,
+            fail,
+            queue,
+            taken,
+            compute,
+            given,
+            cancel=Duration(now.cancelled, now.cancelled_ns),
+            cache_hit=Duration(*now.cache[:2]),
+            cache_miss=Duration(*now.cache[2:]),
+            batches=tuple(
+                BatchStatistics(rows, Duration(count, taken_ns), Duration(count, ns), Duration(count, given_ns))
+                for rows, (count, taken_ns, ns, given_ns) in sorted(now.batches.items())
+            ),
         )
 
     def snapshot(self) -> "Snapshot":
