@@ -169,7 +169,7 @@ def test_every_key_of_model_toml_is_documented() -> None:
 
 
 UNNAMED = (
-    *("cc_model_filenames", "metric_tags", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache"),
+    *("cc_model_filenames", "metric_tags", "model_operations", "model_transaction_policy", "model_repository_agents"),
     *("runtime", "model_metrics"),
 )
 """Fields of Triton's configuration that the page names by what they do, or that only the log names."""
