@@ -4,7 +4,8 @@ Both are made from what was decided, not from what was asked for: a client that 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -13,12 +14,13 @@ from idl import config_json
 from idl.generated import inference_pb2 as pb
 from idl.messages import TensorSpec
 from inference_server.declared import Declared, DeclaredTensor
-from inference_server.model_settings import VersionPolicy
+from inference_server.model_settings import ModelSettings, VersionPolicy
 from inference_server.pipeline_steps import Step
 from inference_server.repository_model import RepositoryModel
 from inference_server.triton_config import ANSWERED, BACKEND, OWN_PARAMETER
-from inference_server.types import Batching, Signature
+from inference_server.types import MOST_SEQUENCES, SEQUENCE_IDLE_S, Batching, Signature
 from inference_server.version_labels import Labels, described
+from inference_server.warmup_samples import Sample, SampleInput
 
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider", "MIGraphXExecutionProvider")
 
@@ -56,7 +58,12 @@ def model_config(
         config["response_cache"] = {"enable": True}
     if signature.streams:
         config["model_transaction_policy"] = {"decoupled": True}
-    if batching.on:
+    if settings.warmup:
+        specs = {spec.name: spec for spec in signature.inputs}
+        config["model_warmup"] = [_warmup(f"warmup {index}", sample, specs) for index, sample in enumerate(settings.warmup)]
+    if settings.state:  # of a choice: the answer's parameters say whether requests share runs as well
+        config["sequence_batching"] = _sequence_batching(settings)
+    elif batching.on and not settings.steps:
         config["dynamic_batching"] = _dynamic_batching(batching)
     return config_json.to_json(ParseDict(config, pb.ModelConfig()))
 
@@ -103,6 +110,37 @@ def _step(step: Step) -> dict[str, Any]:
     version = int(step.version) if step.version.isdigit() else -1
     maps = {"input_map": dict(step.inputs or {}), "output_map": dict(step.outputs or {})}
     return {"model_name": step.model, "model_version": version, **maps}
+
+
+def _sequence_batching(settings: ModelSettings) -> dict[str, Any]:
+    """Without types and dims of the states: what callers see of the model has those tensors no more."""
+    said = settings.sequence
+    return {
+        "max_sequence_idle_microseconds": round(said.get("idle_timeout_s", SEQUENCE_IDLE_S) * 1e6),
+        "oldest": {"max_candidate_sequences": said.get("max_sequences", MOST_SEQUENCES)},
+        "state": [{"input_name": name, "output_name": state["output"]} for name, state in settings.state.items()],
+    }
+
+
+def _warmup(name: str, sample: Sample, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    inputs = {key: _warmup_input(content, specs.get(key)) for key, content in sample.inputs.items()}
+    return {"name": name, "batch_size": sample.batch or 0, "count": sample.count, "inputs": inputs}
+
+
+def _warmup_input(content: SampleInput, spec: TensorSpec | None) -> dict[str, Any]:
+    """The message has no word for a value other than zero: such an input says its type and dims only."""
+    datatype = content.datatype or (spec.datatype if spec else "")
+    shape = content.shape if content.shape is not None or spec is None else tuple(max(size, 1) for size in spec.shape)
+    made: dict[str, Any] = {"dims": list(shape or ())}
+    if datatype:
+        made["data_type"] = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+    if content.file:
+        made["input_data_file"] = PurePosixPath(content.file).name
+    elif content.random:
+        made["random_data"] = True
+    elif not content.value:
+        made["zero_data"] = True
+    return made
 
 
 def _dynamic_batching(batching: Batching) -> dict[str, Any]:

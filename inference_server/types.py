@@ -7,6 +7,9 @@ from typing import Any, NamedTuple, Protocol
 from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, TensorSpec
 from idl.tensors import Array
 
+SEQUENCE_IDLE_S, MOST_SEQUENCES = 300.0, 4096
+"""How long a sequence that is not continued is kept, and how many at once, where the model's owner says nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:

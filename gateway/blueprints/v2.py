@@ -12,7 +12,7 @@ from gateway.operations import generate, inference, tensor_json, v2_inference
 from gateway.operations.v2_inference import Heads
 from gateway.operations.v2_messages import HEADER_LENGTH
 from idl.codes import Code, ServingError
-from idl.messages import Duration, ModelStatistics, TensorSpec
+from idl.messages import BatchStatistics, Duration, ModelStatistics, TensorSpec
 from idl.tensors import invalid
 
 blueprint = Blueprint("v2", __name__)
@@ -99,7 +99,7 @@ def all_statistics() -> ResponseReturnValue:
 
 
 def _statistics(entry: ModelStatistics) -> dict[str, object]:
-    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss", "cancel")
     return {
         "name": entry.name,
         "version": entry.version,
@@ -107,8 +107,14 @@ def _statistics(entry: ModelStatistics) -> dict[str, object]:
         "inference_count": entry.inference_count,
         "execution_count": entry.execution_count,
         "inference_stats": {part: _duration(getattr(entry, part)) for part in parts},
-        "batch_stats": [],
+        "batch_stats": [_batch(batch) for batch in entry.batches],
+        "memory_usage": [{"type": used.kind, "id": used.id, "byte_size": used.byte_size} for used in entry.memory],
     }
+
+
+def _batch(batch: BatchStatistics) -> dict[str, object]:
+    parts = ("compute_input", "compute_infer", "compute_output")
+    return {"batch_size": batch.batch_size, **{part: _duration(getattr(batch, part)) for part in parts}}
 
 
 def _duration(duration: Duration) -> dict[str, int]:

@@ -16,7 +16,7 @@ from inference_server.declared import Declared
 from inference_server.executors.batcher import QueuePolicy
 from inference_server.executors.running import Backend
 from inference_server.executors.tuning import LEAST_QUEUE, Tuning, tune
-from inference_server.types import Signature
+from inference_server.types import MOST_SEQUENCES, SEQUENCE_IDLE_S, Signature
 from inference_server.warmup_samples import warmup_inputs
 
 
@@ -80,7 +80,7 @@ _GUESSED = frozenset({"onnx"})
 """Backends whose models may be run on inputs of the server's own making: an owner's code is only run on what somebody asked."""
 
 
-DEFAULT_IDLE_S, DEFAULT_SEQUENCES, DEFAULT_SHARING = 300.0, 4096, 16
+DEFAULT_SHARING = 16
 
 
 def _sequenced(model: Backend, asked: Mapping[str, Any]) -> Backend:
@@ -91,8 +91,8 @@ def _sequenced(model: Backend, asked: Mapping[str, Any]) -> Backend:
         model,
         asked["name"],
         asked["state"],
-        idle_s=said.get("idle_timeout_s", DEFAULT_IDLE_S),
-        most=said.get("max_sequences", DEFAULT_SEQUENCES),
+        idle_s=said.get("idle_timeout_s", SEQUENCE_IDLE_S),
+        most=said.get("max_sequences", MOST_SEQUENCES),
     )
 
 
