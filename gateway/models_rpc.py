@@ -28,8 +28,8 @@ Connect = Callable[[Sequence[str]], "Client"]
 class Answers(Protocol):
     """Several answers to one request; not thread-safe."""
 
-    def next(self) -> InferResponse | None:
-        """The next one, None after the last. Raises ServingError."""
+    def next(self, until: float | None = None) -> InferResponse | None:
+        """The next one, None after the last. Raises ServingError; TimeoutError where none has come by `until` (monotonic seconds)."""
         ...
 
     def close(self) -> None:
@@ -65,6 +65,11 @@ class Models:
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
         """Names, types and shapes; up to CACHE_S old."""
         return self._metadata.get((name, version), lambda: self._client().model_metadata(name, version))
+
+    def recall_metadata(self, name: str, version: str = "") -> ModelMetadata | None:
+        """What is remembered of it; asks nobody."""
+        known = self._metadata.recall((name, version))
+        return known[0] if known is not None else None
 
     def config(self, name: str, version: str = "") -> Mapping[str, Any]:
         """The model configuration in protobuf's JSON mapping; up to CACHE_S old."""

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 from idl import affinity
 from idl.codes import ServingError
 from idl.event_loop import Loop
-from idl.lane import Frame, LaneError
+from idl.lane import PART, Frame, LaneError
 from idl.lane_calls import ExecutorGone, LaneConnection, LanePool, Moved
 from idl.lane_routes import Route
 
+_PARTS_AT_ONCE = 64
+"""Of one stream, before the others have their turn."""
 Failure = ServingError | Moved | ExecutorGone | LaneError
 
 
@@ -22,10 +24,20 @@ class Waiting(Protocol):
     def failed(self, error: Failure) -> None: ...
 
 
+class Streaming(Waiting, Protocol):
+    """Who waits for several answers. `answered` is called with the END, or with the only one."""
+
+    def part(self, lane: "Lane", frame: Frame) -> None:
+        """One of them; its bytes hold until this returns."""
+
+    def paused(self, lane: "Lane") -> None:
+        """There are no more for now: what was given can be passed on, and `lane.taken` be told."""
+
+
 class Lane:
     """One connection to an executor; lent to one request at a time."""
 
-    __slots__ = ("_connection", "_group", "_loop", "descriptor", "waiting")
+    __slots__ = ("_connection", "_group", "_loop", "_window", "descriptor", "waiting")
 
     def __init__(self, group: "Group", loop: Loop) -> None:
         """Raises as LaneConnection does."""
@@ -35,13 +47,15 @@ class Lane:
         self.descriptor = self._connection.fileno()
         os.set_blocking(self.descriptor, False)  # an event may be of an earlier owner of the number
         self.waiting: Waiting | None = None
+        self._window = 0
         loop.add(self.descriptor, self._readable)
 
-    def ask(self, waiting: Waiting, deadline: float, head: bytes, parts: Sequence[tuple[int, Any]], size: int) -> None:
-        """`waiting` will be told. Raises as LaneConnection.send_packed does; the lane is then as good as before, or closed."""
+    def ask(self, waiting: Any, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int, window: int = 0) -> None:
+        """`waiting` will be told; with a `window`, as one that is Streaming. Raises as LaneConnection.send_packed does; the lane is then as good as before, or closed."""
         self.waiting = waiting
+        self._window = window
         try:
-            self._connection.send_packed(deadline, head, parts, size)
+            self._connection.send_packed(deadline, head, parts, size, window)
         except ServingError:
             self.waiting = None
             self.give_back()
@@ -50,14 +64,42 @@ class Lane:
             self.close()
             raise
 
+    def taken(self, parts: int) -> None:
+        """Of a stream: so many were passed on in all."""
+        try:
+            self._connection.taken(parts)
+        except ExecutorGone:
+            return  # what it last sent can still be read, and then its end
+
+    def _parts(self, waiting: Streaming) -> None:
+        """Reads a stream's answers. Raises as `receive_part`."""
+        for _ in range(_PARTS_AT_ONCE):
+            try:
+                frame = self._connection.receive_part()
+            except BlockingIOError:
+                break
+            if frame is None:
+                continue
+            if frame.kind != PART:
+                self._window, self.waiting = 0, None
+                waiting.answered(self, frame)
+                return
+            waiting.part(self, frame)
+            if self.waiting is not waiting:  # given up meanwhile
+                return
+        waiting.paused(self)
+
     def _readable(self, events: int) -> None:
         try:
+            if self._window and self.waiting is not None:
+                self._parts(self.waiting)  # type: ignore[arg-type]
+                return
             frame = self._connection.receive_frame()
         except BlockingIOError:
             return
         except (ServingError, Moved) as error:
             failure: Failure = error
-            waiting, self.waiting = self.waiting, None
+            waiting, self.waiting, self._window = self.waiting, None, 0
             self.give_back()
         except (ExecutorGone, LaneError) as error:
             failure = error

@@ -71,10 +71,11 @@ class Requests:
 class Request(ABC):
     """Satisfies `lane_loop.Waiting`. One of `_answer`, `_end` and `_decline` is called, once, unless it is cancelled."""
 
-    __slots__ = ("_lane", "_left", "_packed", "_requests", "_route", "_tries", "deadline")
+    __slots__ = ("_lane", "_left", "_packed", "_requests", "_route", "_tries", "_window", "deadline")
 
-    def __init__(self, requests: Requests, packed: Packed, deadline: float) -> None:
-        """`deadline`: monotonic seconds."""
+    def __init__(self, requests: Requests, packed: Packed, deadline: float, window: int = 0) -> None:
+        """`deadline`: monotonic seconds. `window`: see `lane.INFER`; with one it is a `lane_loop.Streaming` as well."""
+        self._window = window
         self.deadline = deadline
         self._requests = requests
         self._packed = packed
@@ -104,7 +105,7 @@ class Request(ABC):
                 break
             try:
                 lane = requests.lanes.take(route, packed.sequence)
-                lane.ask(self, self.deadline, packed.head, packed.parts, packed.size)
+                lane.ask(self, self.deadline, packed.head, packed.parts, packed.size, self._window)
             except ExecutorGone:
                 continue  # it has just gone: the routes know, or will
             except (ServingError, LaneError, OSError):

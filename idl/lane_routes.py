@@ -265,14 +265,14 @@ class RoutedStream:
         self._version = ""
         self._tries = 0
 
-    def next(self) -> InferResponse | None:
-        """The next answer, None after the last. Raises ServingError."""
+    def next(self, until: float | None = None) -> InferResponse | None:
+        """The next answer, None after the last. Raises ServingError; TimeoutError where none has come by `until` (monotonic seconds)."""
         model = self._request.model_name
         while self._tries < _TRIES:
             try:
                 if self._stream is None:
                     self._version, self._stream = self._lane.open_stream(self._request, self._watch)
-                answer = self._stream.next()
+                answer = self._stream.next(until)
             except Moved:
                 pass
             except ExecutorGone as gone:

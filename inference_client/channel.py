@@ -153,8 +153,10 @@ SET_LABELS: Verb[LabelsOrder, None] = Verb("SetLabels", changes=True)
 class RawAnswers(Protocol):
     """As a channel gives them; not thread-safe."""
 
-    def next(self) -> InferResponse | None:
-        """The next one, None after the last. Raises ServingError."""
+    def next(self, until: float | None = None) -> InferResponse | None:
+        """The next one, None after the last. Raises ServingError. `until` (monotonic seconds): raises TimeoutError where none has come by
+        then, or where that cannot be known.
+        """
         ...
 
     def close(self) -> None:

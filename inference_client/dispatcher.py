@@ -25,9 +25,9 @@ class _Begun:
             raise
         self._given = False
 
-    def next(self) -> InferResponse | None:
+    def next(self, until: float | None = None) -> InferResponse | None:
         if self._given:
-            return self._raw.next()
+            return self._raw.next(until)
         self._given = True
         return self._first
 

@@ -23,9 +23,11 @@ class GrpcAnswers:
         self._ended = ended
         self._over = False
 
-    def next(self) -> InferResponse | None:
+    def next(self, until: float | None = None) -> InferResponse | None:
         if self._over:
             return None
+        if until is not None:  # grpcio does not say whether there is one
+            raise TimeoutError
         try:
             reply = pb.ModelStreamInferResponse.FromString(next(self._call))
             if reply.error_message:

@@ -32,7 +32,9 @@ class CursorAnswers:
         self._done = False
         self._opened = False
 
-    def next(self) -> InferResponse | None:
+    def next(self, until: float | None = None) -> InferResponse | None:
+        if until is not None and not self._ready and not self._done:  # asking takes a while
+            raise TimeoutError
         while not self._ready and not self._done:
             begun = time.monotonic()
             chunk = self._turn()

@@ -10,6 +10,7 @@ from gateway.context import Services
 from gateway.errors import STATUS, internal, problem
 from gateway.front import heads
 from gateway.front.errands import Errands
+from gateway.front.events import LaneEvents
 from gateway.front.heads import DECLINED, Head
 from gateway.front.known import Known
 from gateway.front.streaming import Streaming
@@ -42,6 +43,9 @@ class Exchanges(Requests):
 
     def __init__(self, services: Services, routes: Routes, lanes: Lanes, errands: Errands, loop: Loop) -> None:
         super().__init__(routes, lanes)
+        self.loop = loop
+        self.events: set[LaneEvents] = set()
+        """Streams whose first answer has come."""
         self.services = services
         self.errands = errands
         self.streaming = Streaming(services, services.settings.max_streams)
@@ -55,8 +59,7 @@ class Exchanges(Requests):
         started = time.perf_counter()
         target = head.target
         if target is not None and target.endpoint in STREAMS:
-            self._begin_stream(caller, head, target, started, body)
-            return None
+            return self._begin_stream(caller, head, target, started, bytes(body))
         if target is None or target.endpoint is PREDICTIONS or not _is_plain(head):
             caller.reply((DECLINED,))
             return None
@@ -83,7 +86,27 @@ class Exchanges(Requests):
         exchange = Exchange(self, caller, head, target, started, asked, packed, deadline)
         return exchange if exchange.ask() else None
 
-    def _begin_stream(self, caller: Connection, head: Head, target: Target, started: float, body: Buffer) -> None:
+    def _begin_stream(self, caller: Connection, head: Head, target: Target, started: float, body: bytes) -> LaneEvents | None:
+        """In the loop where everything about it is known, else by a thread."""
+        try:
+            metadata = self.services.models.recall_metadata(target.model, target.version)
+            if metadata is None or head.fields.content_encoding or not self._is_allowed(head, target):
+                self.stream_by_thread(caller, head, target, started, body)
+                return None
+            deadline = time.monotonic() + self.services.settings.stream_timeout_s
+            call = Call(None, head.request_id, deadline, head.fields.traceparent)
+            stream = LaneEvents(
+                self, caller, head, target, started, deadline, generate.from_body(metadata, call, target.model, target.version, body), body
+            )
+        except Exception as error:  # noqa: BLE001 - a request must not end the front
+            self.services.metrics.begin()
+            self.refuse(caller, head, target, started, error)
+            return None
+        self.services.metrics.begin()
+        return stream if stream.ask() else None
+
+    def stream_by_thread(self, caller: Connection, head: Head, target: Target, started: float, body: bytes) -> None:
+        """Refuses where too many are there."""
         try:
             self.streaming.begin(caller, head, target, body)
         except ServingError as error:

@@ -29,7 +29,7 @@ class Front:
         self._lanes = Lanes(self._loop, memory_limit)
         self._folder = lanes_folder
         self._place = lane_channel.place(lanes_folder)
-        self._exchanges = Exchanges(services, Routes(lanes_folder), self._lanes, self._errands)
+        self._exchanges = Exchanges(services, Routes(lanes_folder), self._lanes, self._errands, self._loop)
         self._path = path
         self._door = Door(_listen(path), self._loop, self._exchanges)
         self._chores_at = 0.0
@@ -67,9 +67,11 @@ class Front:
         if self._path.exists():
             self._door.close()
             self._path.unlink()
-        streaming = self._exchanges.streaming
-        if at_once or not (streaming.running or any(connection.busy for connection in self._door.connections)):
+        streaming, events = self._exchanges.streaming, self._exchanges.events
+        if at_once or not (streaming.running or events or any(connection.busy for connection in self._door.connections)):
             streaming.close(0.0)
+            for stream in list(events):
+                stream.cancel()
             for connection in list(self._door.connections):
                 connection.close()
             self._lanes.trim(float("inf"))

@@ -16,6 +16,8 @@ from idl.messages import InferRequest, InferResponse, ModelMetadata, Tensor, Ten
 from idl.tensors import invalid
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+_TOGETHER = 32
+"""Events that are sent in one piece."""
 _TIMES = frozenset({"queue_us", "compute_us"})
 _spell = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -39,14 +41,26 @@ class Events:
         self._first = first
 
     def __iter__(self) -> Iterator[bytes]:
+        """Events, several at a time where their answers are there."""
         answer = self._first
         try:
             while answer is not None:
-                yield b"data: " + _written(answer) + b"\n\n"
-                answer = self._answers.next()
+                events, failure = [event(answer)], None
+                try:
+                    while len(events) < _TOGETHER and (answer := self._answers.next(0.0)) is not None:
+                        events.append(event(answer))
+                except TimeoutError:
+                    pass  # there are no more yet
+                except ServingError as error:
+                    failure = error
+                yield b"".join(events)
+                if failure is not None:
+                    raise failure
+                if answer is not None:
+                    answer = self._answers.next()
         except ServingError as error:
             if error.code is not Code.CANCELLED:  # else nobody reads it
-                yield b"data: " + _spell({"error": error.message, "code": error.code.value}).encode() + b"\n\n"
+                yield failure_event(error)
         finally:
             self.close()
 
@@ -59,8 +73,24 @@ def _asked(models: Models, call: Call, model: str, version: str, body: bytes) ->
     inference.require_callable(models, call, model, version)
     given = tensor_json.parse(body)
     if not isinstance(given, dict):
-        raise invalid("the body is not a JSON object")
-    metadata = models.metadata(model, version)
+        raise _no_object()
+    return asked(models.metadata(model, version), call, model, version, given)
+
+
+def from_body(metadata: ModelMetadata, call: Call, model: str, version: str, body: bytes) -> InferRequest:
+    """For whoever knows already that the caller may call the model. Raises invalid_input, too_large."""
+    given = tensor_json.parse(body)
+    if not isinstance(given, dict):
+        raise _no_object()
+    return asked(metadata, call, model, version, given)
+
+
+def _no_object() -> ServingError:
+    return invalid("the body is not a JSON object")
+
+
+def asked(metadata: ModelMetadata, call: Call, model: str, version: str, given: dict[str, Any]) -> InferRequest:
+    """The request that a JSON object means; `given` is used up."""
     parameters = _parameters(given.pop("parameters", {}))
     tensors = _tensors(metadata, given)
     request_id = given.pop("id", call.request_id)
@@ -97,6 +127,15 @@ def _parameters(given: Any) -> dict[str, Any]:
         if not isinstance(value, (str, int, float, bool)):
             raise invalid(f"{name[:80]!r} is neither an input of the model nor a text, a number, or true or false")
     return dict(given)
+
+
+def event(answer: InferResponse) -> bytes:
+    return b"data: " + _written(answer) + b"\n\n"
+
+
+def failure_event(error: ServingError) -> bytes:
+    """The last one of a stream that does not come to its end."""
+    return b"data: " + _spell({"error": error.message, "code": error.code.value}).encode() + b"\n\n"
 
 
 def _written(answer: InferResponse) -> bytes:
