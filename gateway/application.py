@@ -16,13 +16,17 @@ from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
 from gateway.storage import Storage
+from idl.trace_export import make_tracer, version
+from idl.traces import Tracer
 from inference_client import Client
 
 _LEAST_MESSAGE_BYTES = 64 << 20
 """What a picture becomes, and what a model answers, may be larger than the body that it came in."""
 
 
-def build_services(settings: Settings, models: Models, metrics: Metrics | None = None, now: clock.Clock = clock.now) -> Services:
+def build_services(
+    settings: Settings, models: Models, metrics: Metrics | None = None, now: clock.Clock = clock.now, tracer: Tracer | None = None
+) -> Services:
     """What one process owns; whoever builds it closes it."""
     storage = Storage(settings.state_dir)
     users = Users(storage, settings, now)
@@ -34,12 +38,16 @@ def build_services(settings: Settings, models: Models, metrics: Metrics | None =
         Tokens(storage, users, settings, now),
         metrics or Metrics(),
         BoundedSemaphore(max(1, settings.threads // 2)),
+        tracer=tracer,
     )
 
 
 def default_services(settings: Settings, metrics: Metrics | None = None) -> Services:
     """The same with a way to the model hosts that the settings name."""
-    return build_services(settings, Models(settings.model_hosts, partial(_connect, settings)), metrics)
+    tracer = make_tracer(
+        settings.trace_endpoint, settings.trace_rate, "outboard-gateway", version(), metrics.spans_path if metrics else None
+    )
+    return build_services(settings, Models(settings.model_hosts, partial(_connect, settings, tracer)), metrics, tracer=tracer)
 
 
 def message_limit(settings: Settings) -> int:
@@ -47,9 +55,9 @@ def message_limit(settings: Settings) -> int:
     return max(settings.max_body_bytes, _LEAST_MESSAGE_BYTES)
 
 
-def _connect(settings: Settings, addresses: Sequence[str]) -> Client:
+def _connect(settings: Settings, tracer: Tracer | None, addresses: Sequence[str]) -> Client:
     limit = message_limit(settings)
-    return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s, max_message_bytes=limit)
+    return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s, max_message_bytes=limit, tracer=tracer)
 
 
 def create_app(settings: Settings, *, services: Services | None = None, hot: bool = True) -> Flask:

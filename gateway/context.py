@@ -16,6 +16,7 @@ from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
+from idl.traces import Tracer
 
 __all__ = [
     "Models",
@@ -49,9 +50,12 @@ class Services:
     metrics: Metrics
     streams: BoundedSemaphore
     connection: Callable[[], int] = _no_connection
+    tracer: Tracer | None = None
 
     def close(self) -> None:
         self.models.close()
+        if self.tracer is not None:
+            self.tracer.close()
         self.storage.close()
 
 

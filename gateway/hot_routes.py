@@ -89,15 +89,18 @@ class HotRoutes:
         owned, path, status = self._services, environ["PATH_INFO"], 500
         started = observation.begin(owned.metrics)
         request_id = wsgi_request.request_id(environ)
+        trace = None if owned.tracer is None else owned.tracer.begin(environ.get("HTTP_TRACEPARENT", ""))
+        code = ""
         try:
             try:
                 caller = wsgi_request.principal(environ, owned.tokens)
-                timeout_s, traceparent = owned.settings.request_timeout_s, environ.get("HTTP_TRACEPARENT", "")
+                timeout_s = owned.settings.request_timeout_s
+                traceparent = trace.header if trace else environ.get("HTTP_TRACEPARENT", "")
                 call = wsgi_request.call(caller, request_id, timeout_s, traceparent, owned.connection())
                 answer = run(environ, target, call)
                 status = 200
             except ServingError as error:
-                response = problem(error, path, request_id)
+                response, code = problem(error, path, request_id), error.code.value
             except Exception as error:  # noqa: BLE001 - the caller is owed an answer
                 response = internal(error, "POST", path, request_id)
             if status == 200:
@@ -109,6 +112,8 @@ class HotRoutes:
             return response(environ, start_response)
         finally:
             observation.end(owned.metrics, started, request_id, target.endpoint, "POST", path, status)
+            if owned.tracer is not None and trace is not None:
+                observation.tell(owned.tracer, trace, started, request_id, target.endpoint, "POST", path, status, code)
 
     def _infer(self, environ: "WSGIEnvironment", target: Target, call: Call) -> Answer:
         heads = Heads(environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"), environ.get("HTTP_ACCEPT_ENCODING", ""))

@@ -22,6 +22,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from idl.trace_export import SUFFIX, counted
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OTHER = "other"
 """The label for methods that are none of HTTP's, and for every endpoint once a file has no room for another row."""
@@ -57,6 +59,7 @@ class Metrics:
     def __init__(self, directory: Path | None = None, worker: int = 0) -> None:
         """Counts as worker number `worker` of `directory`; what a dead predecessor of that number had in flight is forgotten."""
         self._directory = directory
+        self.spans_path = None if directory is None else directory / f"worker-{worker}{SUFFIX}"
         self._lock = threading.Lock()
         self._map = _mapped(None if directory is None else directory / f"worker-{worker}.cells")
         self._cells = memoryview(self._map).cast("q")
@@ -104,7 +107,7 @@ class Metrics:
     def render(self) -> bytes:
         """Everything, in Prometheus's text format."""
         registry = CollectorRegistry()
-        registry.register(_Total(self._read_all()))
+        registry.register(_Total(self._read_all(), counted(self._directory) if self._directory is not None else (0, 0)))
         return generate_latest(registry)
 
     def _read_all(self) -> Iterator[Counted]:
@@ -119,7 +122,8 @@ class Metrics:
 class _Total(Collector):
     """The sum of what processes counted, as prometheus_client writes it."""
 
-    def __init__(self, counted: Iterable[Counted]) -> None:
+    def __init__(self, counted: Iterable[Counted], spans: tuple[int, int]) -> None:
+        self._spans = spans
         self._in_flight = 0
         self._requests: dict[Labels, int] = defaultdict(int)
         self._times: dict[tuple[str, str], list[int]] = {}
@@ -141,6 +145,10 @@ class _Total(Collector):
         for pair, (ns, *counts) in self._times.items():
             seconds.add_metric(pair, _cumulated(counts), ns / 1e9)
         yield seconds
+        spans = CounterMetricFamily("outboard_gateway_trace_spans", "Spans of traces by what became of them.", labels=["result"])
+        for result, count in zip(("exported", "dropped"), self._spans, strict=True):
+            spans.add_metric([result], count)
+        yield spans
         yield GaugeMetricFamily("outboard_gateway_requests_in_flight", "Requests that workers are answering now.", self._in_flight)
 
 

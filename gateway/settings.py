@@ -6,6 +6,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from idl.trace_export import Endpoint
+
 PREFIX = "OUTBOARD_GATEWAY_"
 MAX_SOCKET_PATH = 107
 """Bytes in a unix socket's path: `sun_path` has 108 with its closing NUL."""
@@ -54,6 +56,8 @@ class Settings:
     sign_in_failures: int = _setting(5, "failed sign-ins at once for one user from one address", low=1)
     sign_in_failure_interval_s: float = _setting(30.0, "after which one more failed sign-in is allowed", low=0.001)
     registration: str = _setting("open", "closed: new accounts need a sign-up token", choices=("open", "closed"))
+    trace_endpoint: str = _setting("", "where traces are sent over OTLP/HTTP, such as http://127.0.0.1:4318; empty: nowhere")
+    trace_rate: float = _setting(1.0, "share of the requests without a traceparent that begin a trace", low=0.0, high=1)
     log_level: str = _setting("info", "debug adds one line a request", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
@@ -61,6 +65,11 @@ class Settings:
             _check(spec, getattr(self, spec.name))
         if self.socket and max(len(str(path).encode()) for path in (self.socket_path, *self.hot_sockets)) > MAX_SOCKET_PATH:
             raise SettingsError(f"{PREFIX}SOCKET is longer than the {MAX_SOCKET_PATH} bytes that a unix socket's path may have")
+        if self.trace_endpoint:
+            try:
+                Endpoint.parse(self.trace_endpoint)
+            except ValueError as error:
+                raise SettingsError(f"{PREFIX}TRACE_ENDPOINT: {error}") from None
         if self.secret_key and len(self.secret_key) < 32:
             raise SettingsError(f"{PREFIX}SECRET_KEY has {len(self.secret_key)} characters, at least 32 are needed")
 

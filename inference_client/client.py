@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from idl.codes import ServingError
 from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion
+from idl.traces import Tracer
 from inference_client import channel as verbs
 from inference_client.addresses import Address, parse
 from inference_client.channel import (
@@ -63,9 +64,11 @@ class Client:
         max_connections: int = 32,
         max_message_bytes: int = _MAX_MESSAGE_BYTES,
         local_lane: bool = True,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_connections` is per host, and for Thrift: gRPC has one. `local_lane` False: RPC also where a unix socket's server has one.
+        `tracer`: who is told of requests with a `traceparent` that take the local lane, where no server does it; its owner closes it.
 
         Raises ValueError for an address or a limit that cannot be.
         """
@@ -80,6 +83,7 @@ class Client:
         self._max_connections = max_connections
         self._max_message_bytes = max_message_bytes
         self._local_lane = local_lane
+        self._tracer = tracer
         self._clock = clock
         self._closed = False
         self._dispatchers = {os.getpid(): self._make_dispatcher()}
@@ -313,7 +317,7 @@ class Client:
         rpc = self._make_rpc(address)
         if not (address.path and self._local_lane):
             return rpc
-        return LaneChannel(address.path, rpc, self._max_message_bytes, self._clock)
+        return LaneChannel(address.path, rpc, self._max_message_bytes, self._clock, self._tracer)
 
     def _make_rpc(self, address: Address) -> Channel:
         # imported here: a Thrift client does not pay for grpcio, nor a gRPC client for thriftpy2

@@ -6,17 +6,21 @@ it: RPC. What became of a request that the lane took is always known, so nothing
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from idl.codes import ServingError
 from idl.lane_routes import LocalLane
-from idl.messages import InferRequest
+from idl.messages import InferRequest, InferResponse
+from idl.traces import INTERNAL, Asked, Tracer
 from inference_client.channel import Channel, RawAnswers, Verb, closed
 from inference_client.deadline import Clock, Deadline
 from inference_client.lane_arrays import LaneArrays
 from inference_client.result import InferResult
+from inference_client.traced_answers import TracedAnswers
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -31,7 +35,7 @@ Place = tuple[int, int]
 class LaneChannel:
     """Thread-safe. `max_message_bytes` bounds an answer's tensors; the server says what bounds a request's. Owns `rpc`."""
 
-    def __init__(self, socket_path: str, rpc: Channel, max_message_bytes: int, clock: Clock) -> None:
+    def __init__(self, socket_path: str, rpc: Channel, max_message_bytes: int, clock: Clock, tracer: Tracer | None = None) -> None:
         self._folder = f"{socket_path}.lane"
         self._rpc = rpc
         self._max_bytes = max_message_bytes
@@ -42,6 +46,7 @@ class LaneChannel:
         self._next_look = float("-inf")
         self._closed = False
         self._arrays = LaneArrays()
+        self._tracer = tracer
 
     def infer_arrays(
         self, model: str, version: str, inputs: Mapping[str, Any], outputs: Sequence[str], request_id: str, at: float
@@ -59,16 +64,35 @@ class LaneChannel:
             if lane is not None:
                 asked = request if request.deadline == deadline.at else replace(request, deadline=deadline.at)
                 deadline.left()
-                answer = lane.infer(asked, deadline.watch)
+                answer = (
+                    lane.infer(asked, deadline.watch) if self._tracer is None else self._traced(self._tracer, lane, asked, deadline.watch)
+                )
                 if answer is not None:
                     return answer  # type: ignore[return-value]
         return self._rpc.call(verb, request, deadline)
+
+    def _traced(self, tracer: Tracer, lane: LocalLane, request: InferRequest, watch: int) -> InferResponse | None:
+        """Tells of the model's queue and run: no server does, where the lane is taken."""
+        begun = time.monotonic_ns()
+        try:
+            answer = lane.infer(request, watch)
+        except ServingError as error:
+            asked = Asked(request.model_name, request.model_version, request.id)
+            tracer.inference(request.traceparent, asked, time.monotonic_ns() - begun, (), error.code.value, INTERNAL)
+            raise
+        if answer is not None:
+            asked = Asked(request.model_name, answer.model_version, request.id)
+            times = (answer.parameters["queue_us"] * 1000, 0, answer.parameters["compute_us"] * 1000, 0)
+            tracer.inference(request.traceparent, asked, time.monotonic_ns() - begun, times, kind=INTERNAL)
+        return answer
 
     def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
         lane = self._lane if self._clock() < self._next_look else self._look()
         asked = request if deadline.at == float("inf") else replace(request, deadline=deadline.at)
         found = lane.stream(asked, deadline.watch) if lane is not None else None
-        return found if found is not None else self._rpc.stream(request, deadline)
+        if found is None:
+            return self._rpc.stream(request, deadline)
+        return found if self._tracer is None else TracedAnswers(self._tracer, found, asked)
 
     def _look(self) -> LocalLane | None:
         """Follows the link anew, and closes what has been idle for long."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 
 from idl import last_words
-from inference_server import host, logs, run_folders, unix_sockets
+from inference_server import host, logs, run_folders, tracing, unix_sockets
 from inference_server.engine import Engine
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.executors.process import Watcher, Zygote
@@ -164,6 +164,10 @@ class Server:
             self._library, served, self.metrics, self._routes, self._reservations, version=_version(), run_time=self._run_time
         )
         self._closers.callback(self.engine.close)
+        self.engine.tracer = tracer = tracing.tracer(self._run_dir, "server", settings.trace_endpoint, settings.trace_rate)
+        if tracer is not None:
+            self._closers.callback(tracer.close)
+        self.metrics.spans = tracing.counts(self._run_dir)
         lanes = Configuration(
             run_dir=str(self._run_dir),
             token=settings.token,
@@ -171,6 +175,8 @@ class Server:
             max_message_bytes=settings.max_message_bytes,
             default_timeout_s=settings.request_timeout_s,
             log_level=settings.log_level,
+            trace_endpoint=settings.trace_endpoint,
+            trace_rate=settings.trace_rate,
         )
         self._grpc = GrpcFront(
             settings.grpc_front,
@@ -179,6 +185,7 @@ class Server:
             addresses=self._grpc_addresses(),
             processes=settings.grpc_front_processes,
             drain_timeout_s=settings.drain_timeout_s,
+            tracer=tracer,
         )
         self._thrift = ThriftServer(
             self.engine,
@@ -190,7 +197,7 @@ class Server:
             default_timeout_s=settings.request_timeout_s,
             idle_timeout_s=settings.thrift_idle_timeout_s,
             max_connections=settings.max_connections,
-            shortcut=partial(ThriftLane, lanes),
+            shortcut=partial(ThriftLane, lanes, tracer=tracer),
             run_time=self._run_time,
         )
 

@@ -3,12 +3,12 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from idl.board import RUNNING, SEQUENCES
-from idl.codes import ServingError
+from idl.codes import Code, ServingError
 from idl.lane_calls import Answered, LaneAnswer
 from idl.lane_routes import response
 from idl.messages import (
@@ -22,6 +22,7 @@ from idl.messages import (
     ModelStatistics,
     ServerMetadata,
 )
+from idl.traces import Asked, Tracer
 from inference_server import errors, host
 from inference_server.library import Library
 from inference_server.metrics import Gauges, Metrics, VersionGauges
@@ -79,6 +80,8 @@ class Engine:
         self._run_time = run_time or RunTime()
         self._started = False
         self._draining = False
+        self.tracer: Tracer | None = None
+        """Who is told of requests; None: nobody."""
         metrics.gauges = self._gauges
 
     @property
@@ -135,6 +138,8 @@ class Engine:
             error.request_id = error.request_id or request.id
             self._count_failure(request, served, error, time.monotonic_ns() - begun)
             raise
+        if self.tracer is not None:
+            self.trace(request, served.stats.version, begun, (answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns))
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request", extra={"fields": _request_fields(request, served.stats.version, "ok", time.monotonic_ns() - begun)})
         return response(request, served.stats.version, answer)
@@ -152,6 +157,12 @@ class Engine:
             except Closing:
                 continue
 
+    def trace(self, request: InferRequest, version: str, begun_ns: int, times: Sequence[int] = (), error: str = "") -> None:
+        """Tells of a request that has just ended; `begun_ns` as in `count_failure`, the rest as in `Tracer.inference`."""
+        if self.tracer is not None:
+            asked = Asked(request.model_name, version, request.id)
+            self.tracer.inference(request.traceparent, asked, time.monotonic_ns() - begun_ns, times, error)
+
     def _check_taken(self, request: InferRequest) -> None:
         if self._draining:
             raise errors.not_ready("the server is draining")
@@ -164,6 +175,7 @@ class Engine:
         self._count_failure(request, served, error, time.monotonic_ns() - begun_ns)
 
     def _count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, total_ns: int) -> None:
+        self.trace(request, served.stats.version if served else request.model_version, time.monotonic_ns() - total_ns, (), error.code.value)
         if served is None:
             model = self._served.get(request.model_name)
             served = model.choose(request.model_version) if model is not None else None
@@ -304,6 +316,7 @@ class Stream:
         self._begun = time.monotonic_ns()
         self._stream: ServedStream | None = None
         self._over = False
+        self._times = [0, 0, 0, 0]
 
     def next(self, until: float | None = None) -> InferResponse | None:
         if self._over:
@@ -314,12 +327,16 @@ class Stream:
             raise
         except ServingError as error:
             served = self._stream.served if self._stream is not None else None
+            self._over = True
             self._engine.count_failure(self._request, served, error, self._begun)
             self.close()
             raise
         if answer is None:
+            self._over = True
+            self._engine.trace(self._request, stream.served.stats.version, self._begun, self._times)
             self.close()
             return None
+        self._add(answer)
         return response(self._request, stream.served.stats.version, answer)
 
     def _next(self, until: float | None) -> tuple[ServedStream, LaneAnswer | None]:
@@ -332,8 +349,15 @@ class Stream:
                 self._stream.close()
                 self._stream = None
 
+    def _add(self, answer: LaneAnswer) -> None:
+        """All answers of a stream are one inference."""
+        of = (answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns)
+        self._times = [sum(pair) for pair in zip(self._times, of, strict=True)]
+
     def close(self) -> None:
         """Idempotent."""
+        if not self._over and self._stream is not None:
+            self._engine.trace(self._request, self._stream.served.stats.version, self._begun, self._times, Code.CANCELLED.value)
         self._over = True
         if self._stream is not None:
             self._stream.close()

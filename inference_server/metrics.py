@@ -229,6 +229,8 @@ class Metrics:
         self._deaths: dict[str, int] = {}
         self._refused: dict[str, int] = {}
         self.gauges: Callable[[], Gauges] = lambda: Gauges({}, False)
+        self.spans: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Spans of traces: (exported, dropped)."""
         self.others: list[Callable[[], Iterable[Metric]]] = [Gpus().collect]
         """What other parts count: each gives its families at a scrape."""
 
@@ -273,6 +275,7 @@ class Metrics:
             yield family
         yield from _runs(snapshots)
         yield from _of_versions(self.gauges())
+        yield _spans(*self.spans())
         for other in self.others:
             yield from other()
 
@@ -297,6 +300,13 @@ class Metrics:
         for name, count in deaths.items():
             family.add_metric((name,), count)
         yield family
+
+
+def _spans(exported: int, dropped: int) -> Metric:
+    family = CounterMetricFamily("outboard_trace_spans", "Spans of traces by what became of them", labels=("result",))
+    family.add_metric(("exported",), exported)
+    family.add_metric(("dropped",), dropped)
+    return family
 
 
 def _of_versions(now: Gauges) -> Iterator[Metric]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from idl.trace_export import Endpoint
+
 PREFIX = "OUTBOARD_SERVER_"
 
 
@@ -54,6 +56,8 @@ class Settings:
     poll_interval_s: float = 5.0
     shared_memory: bool = False
     log_level: str = "info"
+    trace_endpoint: str = ""
+    trace_rate: float = 1.0
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> "Settings":
@@ -93,6 +97,7 @@ class Settings:
             raise InvalidSettings(f"{PREFIX}GRPC_FRONT = {self.grpc_front!r} is none of auto, nginx, grpcio")
         if not 0 <= self.grpc_front_processes <= 64:
             raise InvalidSettings(f"{PREFIX}GRPC_FRONT_PROCESSES = {self.grpc_front_processes} is not from 0 to 64")
+        self._check_traces()
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSettings(f"{PREFIX}LOG_LEVEL = {self.log_level!r} is none of debug, info, warning, error")
         self._check_access()
@@ -105,6 +110,15 @@ class Settings:
                 f"host {self.host} can be reached from other machines and nobody has to say who they are: set {PREFIX}TOKEN "
                 f"or {PREFIX}TOKEN_FILE, or say --insecure to serve everybody"
             )
+
+    def _check_traces(self) -> None:
+        if not 0 <= self.trace_rate <= 1:
+            raise InvalidSettings(f"{PREFIX}TRACE_RATE = {self.trace_rate} is not from 0 to 1")
+        if self.trace_endpoint:
+            try:
+                Endpoint.parse(self.trace_endpoint)
+            except ValueError as error:
+                raise InvalidSettings(f"{PREFIX}TRACE_ENDPOINT: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,6 @@
 """What the inference faces take from a request before anything looks at it: who calls, until when, and the whole body."""
 
-from flask import request
+from flask import g, request
 
 from gateway import wsgi_request
 from gateway.context import principal, request_id, services
@@ -10,6 +10,10 @@ from gateway.operations.inference import Call
 def current_call(timeout_s: float = 0.0) -> Call:
     """This request's call; `timeout_s` 0: what a quick one has. Raises unauthenticated for a token that is not valid."""
     owned, traceparent = services(), request.headers.get("Traceparent", "")
+    if owned.tracer is not None:
+        if "trace" not in g:
+            g.trace = owned.tracer.begin(traceparent)
+        traceparent = g.trace.header
     return wsgi_request.call(principal(), request_id(), timeout_s or owned.settings.request_timeout_s, traceparent, owned.connection())
 
 

@@ -1,6 +1,6 @@
 """Turns whatever a request ended in into an answer, and lists the codes at `GET /v1/errors`."""
 
-from flask import Blueprint, Flask, request
+from flask import Blueprint, Flask, g, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
@@ -22,6 +22,7 @@ def handle(app: Flask) -> None:
 
 
 def _serving_error(error: ServingError) -> Response:
+    g.error_code = error.code.value
     return problem(error, request.path, request_id())
 
 

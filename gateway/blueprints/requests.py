@@ -34,4 +34,8 @@ def _end(_error: BaseException | None) -> None:
     if "started" not in g:
         return
     endpoint = request.url_rule.rule if request.url_rule else UNMATCHED
-    observation.end(services().metrics, g.started, request_id(), endpoint, request.method, request.path, g.status)
+    owned = services()
+    observation.end(owned.metrics, g.started, request_id(), endpoint, request.method, request.path, g.status)
+    if owned.tracer is not None and "trace" in g:
+        code = g.get("error_code", "")
+        observation.tell(owned.tracer, g.trace, g.started, request_id(), endpoint, request.method, request.path, g.status, code)

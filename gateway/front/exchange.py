@@ -29,6 +29,7 @@ from idl.lane_requests import Packed, Request, Requests
 from idl.lane_routes import Routes, timed
 from idl.messages import Tensor
 from idl.nginx_http import Buffer, Connection
+from idl.traces import INTERNAL, Asked, Trace, Tracer
 
 MOST_BYTES = 64 * 1024
 """Of a body: what takes longer to read would keep the others waiting. nginx is told, and takes larger ones to the workers."""
@@ -124,17 +125,28 @@ class Exchanges(Requests):
         inference.require_public(declaration, target.model)
         return True
 
-    def refuse(self, caller: Connection, head: Head, target: Target, started: float, error: Exception) -> None:
+    def refuse(self, caller: Connection, head: Head, target: Target, started: float, error: Exception, trace: Trace | None = None) -> None:
         """Answers with an error; the request counts among those that have begun."""
         if isinstance(error, ServingError):
             answer = problem(error, head.path, head.request_id)
         else:
             answer = internal(error, "POST", head.path, head.request_id)
         self.note(head, target, started, answer.status_code)
+        if self.services.tracer is not None and trace is None:
+            self.tell(self.services.tracer.begin(head.fields.traceparent), head, target, started, answer.status_code, code_of(error))
         caller.reply((heads.failure(answer, head.request_id),))
 
     def note(self, head: Head, target: Target, started: float, status: int) -> None:
         observation.end(self.services.metrics, started, head.request_id, target.endpoint, "POST", head.path, status)
+
+    def tell(self, trace: Trace, head: Head, target: Target, started: float, status: int, code: str) -> None:
+        """The request's span."""
+        if self.services.tracer is not None:
+            observation.tell(self.services.tracer, trace, started, head.request_id, target.endpoint, "POST", head.path, status, code)
+
+
+def code_of(error: Exception) -> str:
+    return error.code.value if isinstance(error, ServingError) else Code.INTERNAL.value
 
 
 def _is_plain(head: Head) -> bool:
@@ -146,7 +158,7 @@ def _is_plain(head: Head) -> bool:
 class Exchange(Request):
     """One request on its way. Satisfies `nginx_http.Call`."""
 
-    __slots__ = ("_asked", "_caller", "_front", "_head", "_over", "_started", "_target")
+    __slots__ = ("_asked", "_caller", "_front", "_head", "_over", "_started", "_target", "_traced")
 
     def __init__(
         self,
@@ -166,6 +178,8 @@ class Exchange(Request):
         self._target = target
         self._started = started
         self._asked = asked
+        self._traced: Trace | None = None
+        """Once the inference was told of."""
         self._over = False
         """Answered, or given up."""
 
@@ -178,6 +192,8 @@ class Exchange(Request):
             self.failed(error)
             return
         lane.give_back()
+        if self._front.services.tracer is not None:
+            self._trace(self._front.services.tracer, frame.numbers)
         parameters = timed(head.parameters, frame.numbers[0], frame.numbers[2])
         if frame.body.nbytes > _LARGE_ANSWER:
             self._front.errands.run(lambda: self._written(outputs, parameters), self._finish)
@@ -197,13 +213,30 @@ class Exchange(Request):
             return
         if isinstance(result, Answer):
             self._note(200)
+            if self._traced is not None:
+                self._front.tell(self._traced, self._head, self._target, self._started, 200, "")
             self._caller.reply((heads.success(result, self._head.request_id),))
         else:
             self._end(result if isinstance(result, Exception) else TypeError(type(result)))
 
     def _end(self, error: Exception) -> None:
         self._over = True
-        self._front.refuse(self._caller, self._head, self._target, self._started, error)
+        tracer = self._front.services.tracer
+        if tracer is not None and self._traced is None:
+            self._trace(tracer, (), code_of(error))
+        self._front.refuse(self._caller, self._head, self._target, self._started, error, self._traced)
+        if self._traced is not None:
+            status = STATUS.get(error.code, 500) if isinstance(error, ServingError) else 500
+            self._front.tell(self._traced, self._head, self._target, self._started, status, code_of(error))
+
+    def _trace(self, tracer: Tracer, times: Sequence[int], error: str = "") -> None:
+        """Tells of the inference; the request's own span comes when that is over."""
+        self._traced = tracer.begin(self._head.fields.traceparent)
+        asked = Asked(
+            self._target.model, self._route.version if self._route else self._target.version, self._asked.id or self._head.request_id
+        )
+        ns = int((time.perf_counter() - self._started) * 1e9)
+        tracer.inference(self._traced.header, asked, ns, times, error, INTERNAL)
 
     def _decline(self) -> None:
         self._over = True
@@ -214,6 +247,11 @@ class Exchange(Request):
         """The caller has gone: what still waits is not run."""
         self.leave()
         self._note(STATUS[Code.CANCELLED])
+        if self._front.services.tracer is not None:
+            if self._traced is None:
+                self._trace(self._front.services.tracer, (), Code.CANCELLED.value)
+            assert self._traced is not None
+            self._front.tell(self._traced, self._head, self._target, self._started, STATUS[Code.CANCELLED], Code.CANCELLED.value)
 
     def _note(self, status: int) -> None:
         self._over = True

@@ -56,23 +56,28 @@ class Streaming:
         metrics = self._services.metrics
         started = observation.begin(metrics)
         status = 500
+        tracer = self._services.tracer
+        trace = None if tracer is None else tracer.begin(head.fields.traceparent)
         try:
             sock.setblocking(True)
-            status = self._answer(sock, head, target, body)
+            status = self._answer(sock, head, target, body, trace.header if trace else head.fields.traceparent)
         except OSError:  # nginx, and so the caller, has gone
             status = STATUS[Code.CANCELLED]
         except Exception:  # noqa: BLE001 - the next stream is still to be served
             _log.exception("stream_failed")
         finally:
             observation.end(metrics, started, head.request_id, target.endpoint, "POST", head.path, status)
+            if tracer is not None and trace is not None:
+                code = Code.CANCELLED.value if status == STATUS[Code.CANCELLED] else ""
+                observation.tell(tracer, trace, started, head.request_id, target.endpoint, "POST", head.path, status, code)
             with self._lock:
                 self._running.discard(sock)
             sock.close()
 
-    def _answer(self, sock: socket.socket, head: Head, target: Target, body: bytes) -> int:
+    def _answer(self, sock: socket.socket, head: Head, target: Target, body: bytes, traceparent: str) -> int:
         """The status. Raises OSError where the caller goes."""
         try:
-            events = self._events(sock, head, target, body)
+            events = self._events(sock, head, target, body, traceparent)
         except ServingError as error:
             return _refuse(sock, head, problem(error, head.path, head.request_id))
         except Exception as error:  # noqa: BLE001 - the caller is owed an answer
@@ -85,10 +90,10 @@ class Streaming:
             events.close()
         return 200
 
-    def _events(self, sock: socket.socket, head: Head, target: Target, body: bytes) -> Events:
+    def _events(self, sock: socket.socket, head: Head, target: Target, body: bytes, traceparent: str) -> Events:
         owned, fields = self._services, head.fields
         caller = None if fields.authorization is None else owned.tokens.authenticate(wsgi_request.bearer_token(fields.authorization))
-        call: Call = wsgi_request.call(caller, head.request_id, owned.settings.stream_timeout_s, fields.traceparent, sock.fileno())
+        call: Call = wsgi_request.call(caller, head.request_id, owned.settings.stream_timeout_s, traceparent, sock.fileno())
         if fields.content_encoding:
             body = decompress(body, fields.content_encoding, owned.settings.max_body_bytes)
         return Events(owned.models, call, target.model, target.version, body)

@@ -16,7 +16,7 @@ from idl.event_loop import Loop
 from idl.lane_loop import Lanes
 from idl.lane_routes import Routes
 from idl.nginx_http import Door
-from inference_server import logs
+from inference_server import logs, tracing
 from inference_server.front.callers import Callers
 from inference_server.front.calls import Calls
 from inference_server.front.configuration import Configuration
@@ -44,6 +44,9 @@ class Front:
         )
         self._log_level = logs.Follower(Path(configuration.run_dir))
         path = Path(configuration.socket)
+        self._calls.tracer = self._tracer = tracing.tracer(
+            Path(configuration.run_dir), path.name, configuration.trace_endpoint, configuration.trace_rate
+        )
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path.unlink(missing_ok=True)  # of one that was killed: whoever holds the run folder starts one front at a time on a path
         self._listener.bind(str(path))
@@ -58,6 +61,12 @@ class Front:
         gc.collect()
         gc.freeze()
         self._loop.run()
+        if self._tracer is not None:
+            self._tracer.close()
+
+    def stop(self) -> None:
+        """For a signal's handler: tells what is left of traces, and ends."""
+        self._loop.stop()
 
     def _asked(self, events: int) -> None:
         try:
@@ -86,7 +95,9 @@ def main() -> int:
     configuration = Configuration.from_json(text)
     logs.configure(configuration.log_level)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server has gone
-        Front(configuration, server).serve()
+        front = Front(configuration, server)
+        signal.signal(signal.SIGTERM, lambda *_: front.stop())
+        front.serve()
     return 0
 
 

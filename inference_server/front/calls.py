@@ -3,6 +3,7 @@
 import logging
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from idl.lane import Frame
 from idl.lane_loop import Lane, Lanes
 from idl.lane_requests import Packed, Request, Requests
 from idl.lane_routes import Routes
+from idl.traces import Asked, Tracer
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_infer
 from inference_server.transports.grpc_infer import Buffer, Described
@@ -61,6 +63,9 @@ class Message(Packed):
 
 class Calls(Requests):
     """Begins calls, and ends those whose time is up. `default_timeout_s` is for callers that set none; sizes are bytes."""
+
+    tracer: Tracer | None = None
+    """Who is told of calls; None: nobody."""
 
     def __init__(self, routes: Routes, lanes: Lanes, token: Token, *, default_timeout_s: float, max_message_bytes: int) -> None:
         super().__init__(routes, lanes)
@@ -122,6 +127,8 @@ class Call(Request):
             return
         if self._calls.logging:
             self._log("ok")
+        if self._calls.tracer is not None:
+            self._trace(self._calls.tracer, frame.numbers)
         self._caller.succeed(parts, size, lane)
 
     def _written(self, frame: Frame) -> tuple[list[Buffer], int]:
@@ -138,6 +145,8 @@ class Call(Request):
     def cancel(self) -> None:
         """The caller has gone."""
         self.leave()
+        if self._calls.tracer is not None:
+            self._trace(self._calls.tracer, (), Code.CANCELLED.value)
 
     def _decline(self) -> None:
         self._caller.decline()
@@ -145,7 +154,14 @@ class Call(Request):
     def _end(self, error: ServingError) -> None:
         if self._calls.logging:
             self._log(error.code.value)
+        if self._calls.tracer is not None:
+            self._trace(self._calls.tracer, (), error.code.value)
         self._caller.fail(error)
+
+    def _trace(self, tracer: Tracer, times: Sequence[int], error: str = "") -> None:
+        message, head, route = self._message, self._head, self._route
+        asked = Asked(message.model, route.version if route else message.version, message.id or head.request_id)
+        tracer.inference(head.traceparent, asked, int((time.monotonic() - self._begun) * 1e9), times, error)
 
     def _log(self, code: str) -> None:
         message = self._message

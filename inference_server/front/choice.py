@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from idl.traces import Tracer
 from inference_server.front import nginx
 from inference_server.front.configuration import Configuration
 from inference_server.front.direct import Direct
@@ -39,8 +40,10 @@ class GrpcFront:
         processes: int,
         drain_timeout_s: float,
         folder: Path | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._kind = kind
+        self._tracer = tracer
         self._plain = plain
         self._configuration = configuration
         self._addresses = tuple(addresses)
@@ -80,7 +83,7 @@ class GrpcFront:
             self._start_plain(str(error.strerror))
 
     def _start_plain(self, reason: str) -> None:
-        self._serving = plain = self._plain(self._addresses, partial(Direct, self._configuration))
+        self._serving = plain = self._plain(self._addresses, partial(Direct, self._configuration, tracer=self._tracer))
         try:
             plain.start()
         except BaseException:

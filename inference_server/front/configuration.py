@@ -15,6 +15,8 @@ class Configuration:
     log_level: str
     token_file: str = ""
     socket: str = ""
+    trace_endpoint: str = ""
+    trace_rate: float = 1.0
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()

@@ -18,6 +18,7 @@ from idl.codes import ServingError
 from idl.event_loop import Loop
 from idl.lane_loop import Lane, Lanes
 from idl.lane_routes import Routes
+from idl.traces import Tracer
 from inference_server.errors import invalid_input
 from inference_server.front.calls import Call, Calls, Head
 from inference_server.front.configuration import Configuration
@@ -49,7 +50,7 @@ _NO_TIMEOUT_S = 1e9
 class Direct:
     """Satisfies `grpc_server.Shortcut`. `general` answers, in `workers`, what the lane has no answer to."""
 
-    def __init__(self, configuration: Configuration, general: General, workers: Workers) -> None:
+    def __init__(self, configuration: Configuration, general: General, workers: Workers, *, tracer: Tracer | None = None) -> None:
         self.general = general
         self.workers = workers
         self.lock = threading.Lock()
@@ -63,6 +64,7 @@ class Direct:
             default_timeout_s=configuration.default_timeout_s,
             max_message_bytes=configuration.max_message_bytes,
         )
+        self.calls.tracer = tracer
         self.receiving: dict[CoreCaller, float] = {}
         """Who has not sent its message yet, since when."""
         self.patience_s = configuration.default_timeout_s

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from signal import SIGQUIT
+from signal import SIGQUIT, SIGTERM
 
+from idl.trace_export import FLUSH_S
 from inference_server import unix_sockets
 from inference_server.front import nginx
 from inference_server.front.configuration import Configuration
@@ -28,6 +29,7 @@ START_TIMEOUT_S = 20.0
 _MOST_FAILURES = 3
 _MARGIN_S = 2.0
 """What nginx gets beyond its own time-out for calls in flight."""
+_FLUSH_MARGIN_S = 1.0
 _BACKLOG = 4096
 _LONGEST_SOCKET_PATH = 107
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
@@ -154,6 +156,9 @@ class FrontedServer:
             if not self._keeper.stop(NGINX, SIGQUIT, min(grace_s, self._drain_timeout_s) + _MARGIN_S if grace_s else 0.0):
                 log.warning("gRPC calls cut off", extra={"fields": {"grace_s": grace_s}})
             behind.join()
+            if self._configuration.trace_endpoint:
+                for name in self._fronts:
+                    self._keeper.stop(name, SIGTERM, FLUSH_S + _FLUSH_MARGIN_S)  # it tells what is left of traces
             self._keeper.close()
             self._closers.close()
             shutil.rmtree(self._folder, ignore_errors=True)

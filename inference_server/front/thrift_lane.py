@@ -14,6 +14,7 @@ from idl.lane_loop import Lane, Lanes
 from idl.lane_routes import Routes
 from idl.thrift_binary import REPLY, message
 from idl.thrift_schema import Inference
+from idl.traces import Tracer
 from inference_server.front import calls
 from inference_server.front.calls import Calls, Head, Message
 from inference_server.front.configuration import Configuration
@@ -36,7 +37,7 @@ _JOINED = 32 * 1024
 class ThriftLane:
     """Satisfies `framed_server.Shortcut`."""
 
-    def __init__(self, configuration: Configuration, loop: Loop) -> None:
+    def __init__(self, configuration: Configuration, loop: Loop, *, tracer: Tracer | None = None) -> None:
         self._lanes = Lanes(loop, configuration.max_message_bytes)
         self._token = Token(configuration.token, configuration.token_file)
         self._default_timeout_s = configuration.default_timeout_s
@@ -48,6 +49,7 @@ class ThriftLane:
             default_timeout_s=configuration.default_timeout_s,
             max_message_bytes=configuration.max_message_bytes,
         )
+        self._calls.tracer = tracer
         self._trim_at = 0.0
 
     def begin(self, connection: Connection, frame: Buffer, otherwise: Callable[[], None]) -> calls.Call | None:

@@ -1,0 +1,91 @@
+"""A collector of traces on loopback: takes OTLP/HTTP with JSON, keeps the spans, and can be told to refuse."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Got:
+    """A span as it came; ids in hexadecimal, times in ns."""
+
+    service: str
+    trace: str
+    id: str
+    parent: str
+    name: str
+    kind: int
+    start: int
+    end: int
+    error: str
+    said: dict[str, Any]
+
+
+@dataclass
+class Collector:
+    """`answers`: statuses for the next requests, then 200; `body`: of a 200."""
+
+    address: str
+    spans: list[Got] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    body: dict[str, Any] = field(default_factory=dict)
+    requests: int = 0
+
+    def of(self, trace: str) -> dict[str, Got]:
+        """The spans of a trace, by name."""
+        return {span.name: span for span in list(self.spans) if span.trace == trace}
+
+
+@contextmanager
+def collector(port: int = 0) -> Iterator[Collector]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            assert self.path == "/v1/traces" and self.headers["Content-Type"] == "application/json"
+            status = made.answers.pop(0) if made.answers else 200
+            if status == 200:
+                made.spans += read(json.loads(body))
+            made.requests += 1
+            answer = json.dumps(made.body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = False
+    made = Collector(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def read(said: dict[str, Any]) -> list[Got]:
+    found = []
+    for resource in said["resourceSpans"]:
+        service = attributes(resource["resource"]["attributes"])["service.name"]
+        for scope in resource["scopeSpans"]:
+            for span in scope["spans"]:
+                about = attributes(span["attributes"])
+                start, end = int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])
+                error = span["status"].get("message", "")
+                assert (span["status"].get("code") == 2) == bool(error) == ("error.type" in about), span
+                ids = (span["traceId"], span["spanId"], span.get("parentSpanId", ""))
+                found.append(Got(service, *ids, span["name"], span["kind"], start, end, error, about))
+    return found
+
+
+def attributes(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {pair["key"]: pair["value"].get("stringValue", pair["value"].get("intValue")) for pair in pairs}
