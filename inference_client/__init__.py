@@ -13,7 +13,8 @@ from inference_client.channel import RawAnswers
 from inference_client.client import Client
 from inference_client.result import InferResult
 from inference_client.streams import Answers
+from inference_client.tls import Tls
 
-__all__ = ["Answers", "Client", "Code", "InferRequest", "InferResponse", "InferResult", "RawAnswers", "ServingError", "Tensor"]
+__all__ = ["Answers", "Client", "Code", "InferRequest", "InferResponse", "InferResult", "RawAnswers", "ServingError", "Tensor", "Tls"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library: who wants to see its log configures one

@@ -5,23 +5,25 @@ from typing import Literal
 
 Protocol = Literal["thrift", "grpc"]
 _PROTOCOLS: dict[str, Protocol] = {"thrift": "thrift", "grpc": "grpc"}
+_SECURE = {"thrifts": "thrift", "grpcs": "grpc"}
 _MAX_UNIX_PATH = 107
 """Bytes of a unix socket's path that fit in `sockaddr_un`, its final NUL not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`path` is that of a unix socket; where it is empty, `host` and `port` are a TCP address."""
+    """`path` is that of a unix socket; where it is empty, `host` and `port` are a TCP address, with TLS where `secure`."""
 
     protocol: Protocol
     host: str = ""
     port: int = 0
     path: str = ""
+    secure: bool = False
 
     def __str__(self) -> str:
         if self.path:
             return f"{self.protocol}+unix://{self.path}"
-        return f"{self.protocol}://{self.authority}"
+        return f"{self.protocol}{'s' if self.secure else ''}://{self.authority}"
 
     @property
     def authority(self) -> str:
@@ -30,7 +32,8 @@ class Address:
 
 
 def parse(text: str) -> Address:
-    """Reads `thrift://host:port`, `thrift+unix:///path`, the same two with `grpc`, and `host:port`, which means gRPC.
+    """Reads `thrift://host:port`, `thrift+unix:///path`, the same two with `grpc`, `thrifts://` and `grpcs://host:port` for TLS, and
+    `host:port`, which means gRPC.
 
     Raises ValueError.
     """
@@ -38,9 +41,10 @@ def parse(text: str) -> Address:
     if not separator:
         scheme, rest = "grpc", text
     name, unix = (scheme[:-5], True) if scheme.endswith("+unix") else (scheme, False)
-    protocol = _PROTOCOLS.get(name)
+    secure = name in _SECURE and not unix
+    protocol = _PROTOCOLS.get(_SECURE[name] if secure else name)
     if protocol is None:
-        raise ValueError(f"address {text!r} begins with none of thrift://, thrift+unix://, grpc://, grpc+unix://")
+        raise ValueError(f"address {text!r} begins with none of thrift://, thrift+unix://, thrifts://, grpc://, grpc+unix://, grpcs://")
     if unix:
         return _unix(protocol, text, rest)
     host, separator, port = rest.rpartition(":")
@@ -50,7 +54,7 @@ def parse(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"address {text!r}: an IPv6 host stands in brackets")
-    return Address(protocol, host, int(port))
+    return Address(protocol, host, int(port), secure=secure)
 
 
 def _unix(protocol: Protocol, text: str, path: str) -> Address:

@@ -34,6 +34,7 @@ from inference_client.files import sha256_of
 from inference_client.lane_channel import LaneChannel
 from inference_client.result import InferResult, to_result, to_tensors
 from inference_client.streams import Answers
+from inference_client.tls import Credentials, Tls
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -46,8 +47,8 @@ _SLOWEST_COPY = 1024 * 1024
 class Client:
     """Calls one model host, or the hosts of one service in turn. Thread-safe; connects at the first call; usable in a forked child.
 
-    `addresses`: one or several of `thrift://host:port`, `thrift+unix:///path`, `grpc://host:port`, `grpc+unix:///path`, or `host:port`
-    for gRPC; all of one protocol. Every method raises `ServingError` and nothing else of its own. `timeout_s`, of the client or of one
+    `addresses`: one or several of `thrift://host:port`, `thrift+unix:///path`, `grpc://host:port`, `grpc+unix:///path`, `host:port`
+    for gRPC, or with TLS `thrifts://host:port` and `grpcs://host:port`; all of one protocol. Every method raises `ServingError` and nothing else of its own. `timeout_s`, of the client or of one
     call, is for the whole call: connecting, waiting for a free connection, and every retry. With several hosts one that cannot be
     reached is set aside for a while, and a request that provably did not run goes to the next. Where the server of a unix socket lets us,
     inference goes to the model's process directly, over the local lane; then no token is asked for. In a child that was forked while another
@@ -65,18 +66,24 @@ class Client:
         max_message_bytes: int = _MAX_MESSAGE_BYTES,
         local_lane: bool = True,
         tracer: Tracer | None = None,
+        tls: Tls | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_connections` is per host, and for Thrift: gRPC has one. `local_lane` False: RPC also where a unix socket's server has one.
         `tracer`: who is told of requests with a `traceparent` that take the local lane, where no server does it; its owner closes it.
+        `tls`: for addresses with TLS; None: the system's authorities, and no certificate of the client's own.
 
-        Raises ValueError for an address or a limit that cannot be.
+        Raises ValueError for an address, a limit, or a file of `tls` that cannot be.
         """
         self._addresses = tuple(parse(text) for text in ([addresses] if isinstance(addresses, str) else addresses))
         if len({address.protocol for address in self._addresses}) != 1:
             raise ValueError("a client needs at least one address, and all of one protocol")
         if not (timeout_s > 0 and connect_timeout_s > 0 and max_connections > 0 and 0 < max_message_bytes < 2**31):
             raise ValueError("time-outs and limits must be above 0, and a message below 2 GiB")
+        secure = any(address.secure for address in self._addresses)
+        if tls is not None and not secure:
+            raise ValueError("tls is for addresses that begin with thrifts:// or grpcs://")
+        self._credentials = Credentials(tls or Tls()) if secure else None
         self._token = token
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -330,7 +337,14 @@ class Client:
                 connect_timeout_s=self._connect_timeout_s,
                 max_connections=self._max_connections,
                 max_message_bytes=self._max_message_bytes,
+                credentials=self._credentials if address.secure else None,
             )
         from inference_client.grpc_channel import GrpcChannel
 
-        return GrpcChannel(address, token=self._token, connect_timeout_s=self._connect_timeout_s, max_message_bytes=self._max_message_bytes)
+        return GrpcChannel(
+            address,
+            token=self._token,
+            connect_timeout_s=self._connect_timeout_s,
+            max_message_bytes=self._max_message_bytes,
+            credentials=self._credentials if address.secure else None,
+        )

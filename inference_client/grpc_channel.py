@@ -13,8 +13,9 @@ from inference_client.addresses import Address
 from inference_client.channel import PUT_FILE, Lost, RawAnswers, Unreachable, Verb, closed, too_large
 from inference_client.deadline import Deadline, passed
 from inference_client.grpc_codec import CODECS, Codec, FileMessages
-from inference_client.grpc_status import failure
+from inference_client.grpc_status import NO_CONNECTION, failure
 from inference_client.grpc_streams import PATH, GrpcAnswers
+from inference_client.tls import Credentials
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -28,8 +29,8 @@ class _Line:
 
     __slots__ = ("calls", "channel", "methods", "retired")
 
-    def __init__(self, target: str, options: list[tuple[str, Any]]) -> None:
-        self.channel = grpc.insecure_channel(target, options)
+    def __init__(self, target: str, options: list[tuple[str, Any]], credentials: Credentials | None) -> None:
+        self.channel = grpc.insecure_channel(target, options) if credentials is None else _secure(target, options, credentials)
         self.methods: dict[str, Any] = {}
         self.calls = 0
         self.retired = False
@@ -44,7 +45,10 @@ class _Line:
 class GrpcChannel:
     """Thread-safe. `max_message_bytes` bounds a request's and a reply's message."""
 
-    def __init__(self, address: Address, *, token: str, connect_timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self, address: Address, *, token: str, connect_timeout_s: float, max_message_bytes: int, credentials: Credentials | None = None
+    ) -> None:
+        self._credentials = credentials
         connect_ms = max(1, int(connect_timeout_s * 1000))
         self._target = f"unix:{address.path}" if address.path else f"dns:///{address.authority}"
         self._options: list[tuple[str, Any]] = [
@@ -113,6 +117,8 @@ class GrpcChannel:
 
     def _failed(self, line: _Line, error: Any, request_id: str) -> ServingError:
         meant = failure(error, request_id)
+        if isinstance(meant, Unreachable) and meant.reason == NO_CONNECTION and self._credentials is not None:
+            meant = Unreachable(f"{NO_CONNECTION}: perhaps it does not trust this client's certificate, or is not given one")
         if isinstance(meant, Unreachable):
             # grpc's core would back off by itself before it connects again; when to try again is decided by the dispatcher
             with self._lock:
@@ -128,7 +134,7 @@ class GrpcChannel:
             if self._closed:
                 raise closed()
             if self._line is None:
-                self._line = _Line(self._target, self._options)
+                self._line = _Line(self._target, self._options, self._credentials)
             self._line.calls += 1
             return self._line
 
@@ -152,6 +158,15 @@ class GrpcChannel:
 
     def abandon(self) -> None:
         _ABANDONED.append(self._line)
+
+
+def _secure(target: str, options: list[tuple[str, Any]], credentials: Credentials) -> grpc.Channel:
+    try:
+        found = credentials.pems()
+    except OSError as error:
+        raise Unreachable(f"the client's TLS files cannot be read: {(error.strerror or 'no reason given').lower()}") from None
+    made = grpc.ssl_channel_credentials(found.ca, found.key, found.certificate)
+    return grpc.secure_channel(target, made, options)
 
 
 def _call(line: _Line, path: str, payload: bytes | FileMessages, deadline: Deadline, metadata: tuple[tuple[str, str], ...]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from idl.codes import Code, ServingError
+from inference_client import tls
 from inference_client.channel import Lost, Unreachable
 
 CODES: dict[grpc.StatusCode, Code] = {
@@ -39,6 +40,8 @@ _REASONS = {
     "timeout": "no answer to the connection",
     "resol": "the name is not known",
 }
+NO_CONNECTION = "no connection"
+"""Where grpc's core gives no reason: as where a host ends a TLS handshake, over 1.3 after the client's part of it."""
 _ADDRESS = re.compile(r"\b(?:ipv4|ipv6|unix|dns):\S+")
 
 
@@ -73,5 +76,7 @@ def _number(text: str | bytes | None) -> int:
 
 def _reason(details: str) -> str:
     """In few words and without the address: this may go on to somebody who must not see it."""
+    if (meaning := tls.reason(details)) is not None:
+        return meaning
     lowered = details.lower()
-    return next((reason for sign, reason in _REASONS.items() if sign in lowered), "no connection")
+    return next((reason for sign, reason in _REASONS.items() if sign in lowered), NO_CONNECTION)

@@ -19,6 +19,7 @@ from inference_client.thrift_codec import ARGUMENTS, CODECS, RESULTS, Codec, dec
 from inference_client.thrift_connection import Connection, NothingSent
 from inference_client.thrift_pool import Pool
 from inference_client.thrift_streams import CursorAnswers
+from inference_client.tls import Credentials
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -39,8 +40,17 @@ class _ApplicationError:
 class ThriftChannel:
     """Thread-safe. `max_message_bytes` bounds a request's and a reply's frame."""
 
-    def __init__(self, address: Address, *, token: str, connect_timeout_s: float, max_connections: int, max_message_bytes: int) -> None:
-        self._pool = Pool(address, connect_timeout_s, max_connections)
+    def __init__(
+        self,
+        address: Address,
+        *,
+        token: str,
+        connect_timeout_s: float,
+        max_connections: int,
+        max_message_bytes: int,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._pool = Pool(address, connect_timeout_s, max_connections, credentials)
         self._token = token
         self._max_bytes = max_message_bytes
         self._replies = thrift_infer.Replies()

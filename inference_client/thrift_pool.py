@@ -6,14 +6,17 @@ from inference_client.addresses import Address
 from inference_client.channel import closed
 from inference_client.deadline import Deadline, passed
 from inference_client.thrift_connection import Connection
+from inference_client.thrift_tls import TlsConnection
+from inference_client.tls import Credentials
 
 
 class Pool:
     """At most `max_connections`, opened when they are needed, the one used last lent first. Thread-safe."""
 
-    def __init__(self, address: Address, connect_timeout_s: float, max_connections: int) -> None:
+    def __init__(self, address: Address, connect_timeout_s: float, max_connections: int, credentials: Credentials | None = None) -> None:
         self._address = address
         self._connect_timeout_s = connect_timeout_s
+        self._credentials = credentials
         self._free = max_connections
         """How many more may be lent."""
         self._idle: list[Connection] = []
@@ -31,12 +34,17 @@ class Pool:
             connection.close()
             connection = self._next_idle()
         try:
-            connection = connection or Connection(self._address, self._connect_timeout_s, deadline)
+            connection = connection or self._open(deadline)
         except BaseException:
             self._release()
             raise
         self._lent.add(connection)
         return connection
+
+    def _open(self, deadline: Deadline) -> Connection:
+        if self._credentials is None:
+            return Connection(self._address, self._connect_timeout_s, deadline)
+        return TlsConnection(self._address, self._connect_timeout_s, deadline, self._credentials)
 
     def give_back(self, connection: Connection, *, healthy: bool) -> None:
         """`healthy`: its last reply was read whole and was the right one; any other is closed."""

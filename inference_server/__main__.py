@@ -45,6 +45,8 @@ from inference_server.served_models import ServedModels
 from inference_server.settings import InvalidSettings, Settings
 from inference_server.shared_memory import SharedMemory
 from inference_server.spool import Spool
+from inference_server.tls import Certificates, TlsFiles
+from inference_server.transports.framed_tls import TlsSocket
 from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 from inference_server.transports.thrift_server import ThriftServer
 
@@ -127,6 +129,7 @@ class Server:
         self._stopping = threading.Event()
         self._sockets: dict[Path, unix_sockets.Identity | None] = {}
         self._closers = contextlib.ExitStack()
+        self._certificates = _certificates(settings)
         try:
             self._listeners = self._listen()
             self.metrics = Metrics()
@@ -186,6 +189,7 @@ class Server:
             processes=settings.grpc_front_processes,
             drain_timeout_s=settings.drain_timeout_s,
             tracer=tracer,
+            certificates=self._certificates,
         )
         self._thrift = ThriftServer(
             self.engine,
@@ -199,6 +203,7 @@ class Server:
             max_connections=settings.max_connections,
             shortcut=partial(ThriftLane, lanes, tracer=tracer),
             run_time=self._run_time,
+            tls=None if (known := self._certificates) is None else lambda: known.current.context,
         )
 
     def _grpc_server(self, addresses: Sequence[str], shortcut: MakeShortcut | None) -> GrpcServer:
@@ -214,6 +219,7 @@ class Server:
             default_timeout_s=settings.request_timeout_s,
             shortcut=shortcut,
             run_time=self._run_time,
+            certificates=self._certificates,
         )
 
     def _grpc_addresses(self) -> list[str]:
@@ -251,6 +257,8 @@ class Server:
             turns = 0
             while not self._stopping.wait(HANG_WATCH_S):
                 self._launcher.end_hung(time.monotonic_ns())
+                if self._certificates is not None:
+                    self._certificates.look()
                 turns += 1
                 if turns % TRIM_TURNS == 0:
                     self.engine.trim()
@@ -322,6 +330,12 @@ class Server:
     def _thrift_address(self) -> str:
         tcp = [sock for sock in self._listeners if sock.family != socket.AF_UNIX]
         return f"{_bracketed(self._settings.host)}:{tcp[0].getsockname()[1]}" if tcp else ""
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(TlsFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca), TlsSocket)
 
 
 def _text(path: Path | None) -> str:

@@ -21,6 +21,7 @@ class InvalidSettings(ValueError):
 class Settings:
     """Ports: 0 takes a free one, -1 opens none. Sizes are bytes, times seconds. Empty socket paths open none.
 
+    `tls_certificate`, `tls_key`, `tls_client_ca`: PEM files; with the last, callers must have a certificate of that authority.
     `models`: repository roots, the first one wins where two hold the same model. `push_dir`: where pushed models go that no root has;
     empty means the first root. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files. `memory_limits`:
     "auto" (control groups where they can be used, else watching) or "watch". `shared_memory`: callers may register POSIX shared memory. `kept_memory_bytes` cannot be reserved by models.
@@ -37,6 +38,9 @@ class Settings:
     thrift_socket: Path | None = None
     token: str = dataclasses.field(default="", repr=False)
     token_file: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     insecure: bool = False
     max_message_bytes: int = 64 * 2**20
     grpc_front: str = "auto"
@@ -105,10 +109,14 @@ class Settings:
     def _check_access(self) -> None:
         if len(parts := self.token.split(",")) > 2 or (self.token and not all(part.strip() for part in parts)):
             raise InvalidSettings(f"{PREFIX}TOKEN holds {len(parts)} tokens between commas, or an empty one: one is taken, or two")
-        if not (is_loopback(self.host) or self.token or self.token_file or self.insecure):
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise InvalidSettings(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY go together")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise InvalidSettings(f"{PREFIX}TLS_CLIENT_CA needs {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY")
+        if not (is_loopback(self.host) or self.token or self.token_file or self.tls_client_ca or self.insecure):
             raise InvalidSettings(
-                f"host {self.host} can be reached from other machines and nobody has to say who they are: set {PREFIX}TOKEN "
-                f"or {PREFIX}TOKEN_FILE, or say --insecure to serve everybody"
+                f"host {self.host} can be reached from other machines and nobody has to say who they are: set {PREFIX}TOKEN, "
+                f"{PREFIX}TOKEN_FILE or {PREFIX}TLS_CLIENT_CA, or say --insecure to serve everybody"
             )
 
     def _check_traces(self) -> None:

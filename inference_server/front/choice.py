@@ -11,6 +11,7 @@ from inference_server.front import nginx
 from inference_server.front.configuration import Configuration
 from inference_server.front.direct import Direct
 from inference_server.front.server import CannotStart, FrontedServer
+from inference_server.tls import Certificates
 from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 
 log = logging.getLogger("outboard.server")
@@ -41,6 +42,7 @@ class GrpcFront:
         drain_timeout_s: float,
         folder: Path | None = None,
         tracer: Tracer | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         self._kind = kind
         self._tracer = tracer
@@ -49,6 +51,7 @@ class GrpcFront:
         self._addresses = tuple(addresses)
         self._processes = processes or default_processes()
         self._drain_timeout_s = drain_timeout_s
+        self._certificates = certificates
         self._folder = folder or Path(configuration.run_dir) / "grpc-front"
         self._serving: GrpcServer | FrontedServer | None = None
 
@@ -73,6 +76,7 @@ class GrpcFront:
             addresses=self._addresses,
             processes=self._processes,
             drain_timeout_s=self._drain_timeout_s,
+            certificates=self._certificates,
         )
         try:
             fronted.start()

@@ -111,6 +111,17 @@ class Keeper:
         os.eventfd_write(self._wake, 1)
         return part.ended.wait(timeout_s)
 
+    def send(self, name: str, number: signal.Signals) -> None:
+        """A signal to a process, where it runs."""
+        part = self._parts[name]
+
+        def send() -> None:
+            if part.running is not None:
+                part.running.process.send_signal(number)
+
+        self._requests.append(send)
+        os.eventfd_write(self._wake, 1)
+
     def close(self) -> None:
         """Kills what still runs. Idempotent."""
         if self._closed:

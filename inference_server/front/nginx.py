@@ -21,11 +21,13 @@ _LARGEST_BUFFER, _SMALL_BUFFER = 30 * 2**20, 2**20
 """Just below what glibc's allocator gives back to the kernel after each use; and where the kernel counts memory before it is touched."""
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 _FRAME_BYTES = 5
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What the template leaves open. `listeners` are the sockets that nginx inherits; paths are sockets, but `folder` takes files."""
+    """What the template leaves open. `listeners` are the sockets that nginx inherits; paths are sockets, but `folder` takes files.
+    `tls`: a PEM file of key and certificate for the TCP listeners, read for each handshake; `client_ca`: of the authorities of callers."""
 
     folder: Path
     listeners: Sequence[socket.socket]
@@ -36,6 +38,8 @@ class Values:
     max_message_bytes: int
     request_timeout_s: float
     drain_timeout_s: float
+    tls: Path | None = None
+    client_ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class _Answer:
 def _answers(values: Values) -> tuple[_Answer, ...]:
     return (
         _Answer((400, 404, 405, 411, 414, 417, 494), ServingError(Code.INVALID_INPUT, "this is no gRPC request")),
+        _Answer((495, 496), ServingError(Code.UNAUTHENTICATED, "a client certificate that is valid here is needed")),
         _Answer((413,), ServingError(Code.TOO_LARGE, f"the message has more than {values.max_message_bytes} bytes")),
         _Answer((500, 502, 503, 504), ServingError(Code.UNAVAILABLE, "the connection to the model server broke", retry_after_ms=1000)),
     )
@@ -83,13 +88,29 @@ def render(values: Values) -> str:
         "fronts": "\n".join(f"        server {_socket(path)} max_fails=0;" for path in values.fronts),
         "absent": _socket(values.absent),
         "grpcio": _socket(values.grpcio),
-        "listens": "\n".join(f"        listen {address(listener)} http2;" for listener in values.listeners if listener is not None),
+        "listens": "\n".join(f"        listen {address(listener)}{_secure(listener, values)} http2;" for listener in values.listeners),
+        "tls": _tls(values),
+        "tls_pair": _quoted(values.tls) if values.tls else '""',
         "server_error_pages": _error_pages(answers, 8),
         "error_pages": _error_pages(answers, 12),
         "refusals": "\n\n".join(_location(answer.error) for answer in answers),
     }
     filled["to_grpcio"] = _template("grpc-pass", filled)
     return _template("grpc-front", filled)
+
+
+def _secure(listener: socket.socket, values: Values) -> str:
+    return " ssl" if values.tls and listener.family != socket.AF_UNIX else ""
+
+
+def _tls(values: Values) -> str:
+    lines = []
+    if values.tls:
+        lines += ["ssl_certificate $tls_pair;", "ssl_certificate_key $tls_pair;", "ssl_protocols TLSv1.2 TLSv1.3;"]
+        lines += [f"ssl_ciphers {_CIPHERS};", "ssl_session_tickets off;", "ssl_session_cache off;"]
+    if values.client_ca:
+        lines += [f"ssl_client_certificate {_quoted(values.client_ca)};", "ssl_verify_client on;", "ssl_verify_depth 9;"]
+    return "\n".join(f"        {line}" for line in lines)
 
 
 def _body_buffer(longest: int) -> int:

@@ -6,25 +6,28 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from signal import SIGQUIT, SIGTERM
+from signal import SIGHUP, SIGQUIT, SIGTERM
 
 from idl.trace_export import FLUSH_S
-from inference_server import unix_sockets
+from inference_server import unix_sockets, whole_files
 from inference_server.front import nginx
 from inference_server.front.configuration import Configuration
 from inference_server.front.keeper import Keeper, Start, only_ours
 from inference_server.front.processes import FrontProcess, NginxProcess
+from inference_server.tls import Certificates, Pems
 from inference_server.transports.grpc_server import GrpcServer
 
 log = logging.getLogger("outboard.server")
 
 NGINX = "nginx"
+_TLS, _CLIENT_CA = "tls.pem", "client-ca.pem"
 START_TIMEOUT_S = 20.0
 _MOST_FAILURES = 3
 _MARGIN_S = 2.0
@@ -58,6 +61,7 @@ class FrontedServer:
         addresses: Sequence[str],
         processes: int,
         drain_timeout_s: float,
+        certificates: Certificates | None = None,
     ) -> None:
         self._folder = folder.absolute()
         self._behind = behind((f"unix:{self._path('grpcio')}",))
@@ -66,6 +70,8 @@ class FrontedServer:
         self._addresses = tuple(addresses)
         self._fronts = tuple(f"front-{number}" for number in range(1, processes + 1))
         self._drain_timeout_s = drain_timeout_s
+        self._certificates = certificates
+        self._client_ca: bytes | None = None
         self._closers = contextlib.ExitStack()
         self._public: list[socket.socket] = []
         self._inherited: list[int] = []
@@ -102,6 +108,9 @@ class FrontedServer:
         absent = self._closers.enter_context(listen(f"unix:{self._path('absent')}"))
         self._listeners = (*self._public, absent)
         self._inherited = [lock, *(sock.fileno() for sock in self._listeners)]
+        if self._certificates is not None:
+            self._write_pems(self._certificates.current)
+            self._certificates.follow(self._renew)
         self._write_configuration()
         self._path("grpcio").unlink(missing_ok=True)
         self._behind.start()
@@ -119,12 +128,31 @@ class FrontedServer:
             max_message_bytes=self._configuration.max_message_bytes,
             request_timeout_s=self._configuration.default_timeout_s,
             drain_timeout_s=self._drain_timeout_s,
+            tls=self._folder / _TLS if self._certificates else None,
+            client_ca=self._folder / _CLIENT_CA if self._client_ca else None,
         )
         try:
             text = nginx.render(values)
         except ValueError as error:
             raise CannotStart(errno.EINVAL, str(error)) from error
         (self._folder / "nginx.conf").write_text(text)
+
+    def _write_pems(self, pems: Pems) -> None:
+        """Key and certificate in one file that is replaced as a whole: nginx never has one without the other."""
+        _write_private(self._folder / _TLS, pems.key + b"\n" + pems.certificate)
+        if pems.client_ca is not None:
+            _write_private(self._folder / _CLIENT_CA, pems.client_ca)
+        self._client_ca = pems.client_ca
+
+    def _renew(self, pems: Pems) -> None:
+        before = self._client_ca
+        try:
+            self._write_pems(pems)
+        except OSError as error:
+            log.warning("the renewed TLS files cannot be written", extra={"fields": {"reason": error.strerror}})
+            return
+        if pems.client_ca != before:  # nginx reads the authorities with its configuration only
+            self._keeper.send(NGINX, SIGHUP)
 
     def _start_nginx(self) -> NginxProcess:
         command = nginx.command(self._binary, self._folder / "nginx.conf")
@@ -140,7 +168,7 @@ class FrontedServer:
             for name in tuple(waiting):
                 if self._keeper.failures(name) >= _MOST_FAILURES or time.monotonic() > until:
                     raise CannotStart(errno.ECHILD, f"{name} does not start: {self._keeper.last_words(name) or 'no reason given'}")
-                if _settings_come(self._public[0]) if name == NGINX else self._keeper.ready(name):
+                if _settings_come(self._public[0], self._certificates is not None) if name == NGINX else self._keeper.ready(name):
                     waiting.remove(name)
             self._keeper.wait_for_change(0.05)
 
@@ -179,8 +207,17 @@ def listen(address: str) -> socket.socket:
         raise OSError(error.errno, f"gRPC cannot listen on {address}: {error.strerror}") from error
 
 
-def _settings_come(listener: socket.socket) -> bool:
-    """Whether somebody speaks HTTP/2 on it."""
+def _write_private(path: Path, data: bytes) -> None:
+    """Replaces `path` by a file that only this user may read."""
+    part = whole_files.part_of(path)
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+    part.replace(path)
+
+
+def _settings_come(listener: socket.socket, secure: bool) -> bool:
+    """Whether somebody speaks HTTP/2 on it, or TLS where it is `secure` and TCP: a caller without a certificate hears no more than that."""
     name = listener.getsockname()
     if listener.family != socket.AF_UNIX:
         name = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0]), name[1])
@@ -188,7 +225,19 @@ def _settings_come(listener: socket.socket) -> bool:
         probe.settimeout(0.2)
         try:
             probe.connect(name)
+            if secure and listener.family != socket.AF_UNIX:
+                return _shakes(probe)
             probe.sendall(_HELLO)
             return probe.recv(9)[3:4] == b"\4"
         except OSError:
             return False
+
+
+def _shakes(probe: socket.socket) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is asked whether somebody is there, not who
+    try:
+        context.wrap_socket(probe).close()
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    return True

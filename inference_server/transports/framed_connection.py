@@ -77,6 +77,11 @@ class Connection:
         self._events = READ | HUNG_UP
         loop.add(sock.fileno(), self.ready, self._events)
 
+    @property
+    def opening(self) -> bool:
+        """Whether it is not yet ready for a frame."""
+        return False
+
     def ready(self, events: int) -> None:
         """The socket can be read or written, or the peer has gone; 0: a look, whether something is there."""
         self._guarded(self._turn, events)

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from idl.event_loop import READ, Loop
 from inference_server.transports.framed_connection import Connection, Running
+from inference_server.transports.framed_tls import HANDSHAKE_S, CurrentContext, TlsConnection
 from inference_server.transports.framing import Buffer, Frame, Lost
 
 log = logging.getLogger("outboard.server")
@@ -62,6 +63,7 @@ MakeShortcut = Callable[[Loop], Shortcut]
 class FramedServer:
     """Serves `listeners`, bound stream sockets that it closes in `stop`, with `threads` workers.
 
+    `tls`: what new TCP connections are made with, whose context makes TlsSockets; None, and on unix sockets: plain ones.
     Closes a connection that has been idle for `idle_timeout_s`, and one whose peer takes nothing of its reply for `send_timeout_s`.
     """
 
@@ -76,11 +78,13 @@ class FramedServer:
         send_timeout_s: float,
         max_connections: int,
         shortcut: MakeShortcut | None = None,
+        tls: CurrentContext | None = None,
     ) -> None:
         self._handler = handler
         self._max_frame_bytes = max_frame_bytes
         self._idle_timeout_s, self._send_timeout_s = idle_timeout_s, send_timeout_s
         self._max_connections = max_connections
+        self._tls = tls
         self._lock = threading.Lock()
         self._loop = Loop(min(TICK_S, idle_timeout_s / 4, send_timeout_s / 4), self._tick, self._lock)
         self._shortcut = shortcut(self._loop) if shortcut is not None else None
@@ -169,11 +173,28 @@ class FramedServer:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            connection = Connection(sock, self._loop, self._ask, self._ended, limit=self._max_frame_bytes, start=self._handler.start)
+            connection = self._connect(sock)
         except OSError:  # no more watches for this user
             sock.close()
             raise
-        self._connections[sock.fileno()] = connection
+        if connection is not None:
+            self._connections[connection.sock.fileno()] = connection
+
+    def _connect(self, sock: socket.socket) -> Connection | None:
+        """None where the peer has gone already."""
+        kind: type[Connection] = Connection
+        if self._tls is not None and sock.family != socket.AF_UNIX:
+            try:
+                sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                sock.close()
+                return None
+            kind = TlsConnection
+        try:
+            return kind(sock, self._loop, self._ask, self._ended, limit=self._max_frame_bytes, start=self._handler.start)
+        except OSError:
+            sock.close()
+            raise
 
     def _ended(self, connection: Connection) -> None:
         self._connections.pop(connection.sock.fileno(), None)
@@ -203,7 +224,8 @@ class FramedServer:
             sending = not connection.outbox.empty
             if connection.busy and not sending:
                 continue
-            if now - connection.touched > (self._send_timeout_s if sending else self._idle_timeout_s):
+            patience = self._send_timeout_s if sending else self._idle_timeout_s
+            if now - connection.touched > (min(HANDSHAKE_S, patience) if connection.opening else patience):
                 connection.close()
         while self._resting:
             self._loop.watch(self._resting.pop(), READ)

@@ -16,6 +16,7 @@ from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
 from inference_server import unix_sockets
 from inference_server.run_time import RunTime
+from inference_server.tls import Certificates, Pems
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports.grpc_calls import Call, Handlers, Receiving, Workers, serialized
 from inference_server.transports.grpc_probes import OWN, Probes
@@ -122,7 +123,7 @@ class GrpcServer:
     `waiting` those that wait for one: more are refused with overloaded. A stream of inferences has a thread of its own while it is open:
     at most `max_streams`, and none whose client says nothing for `stream_idle_timeout_s`.
 
-    A call without a deadline gets `default_timeout_s`, and so does the wait for a call's message. A message of more than
+    `certificates`: those of the TCP addresses, which speak TLS then. A call without a deadline gets `default_timeout_s`, and so does the wait for a call's message. A message of more than
     `max_message_bytes` is refused by gRPC's core itself (RESOURCE_EXHAUSTED, without our metadata).
     """
 
@@ -142,6 +143,7 @@ class GrpcServer:
         stream_idle_timeout_s: float = 600.0,
         shortcut: MakeShortcut | None = None,
         run_time: RunTime | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         run_time = run_time or RunTime()
         tensors = TensorExtensions(inference, run_time.memory, max_message_bytes)
@@ -167,6 +169,7 @@ class GrpcServer:
         if self._shortcut is not None and not self._shortcut.attach(self._server):
             log.warning("this release of grpcio has no fast way for ModelInfer", extra={"fields": {"grpcio": grpc.__version__}})
             self._shortcut = None
+        self._certificates = certificates
         self._ports: tuple[int, ...] = ()
         self._ending = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="grpc-sweep", daemon=True)
@@ -198,7 +201,7 @@ class GrpcServer:
         for address in self._addresses:
             _check_free(address)
         try:
-            bound = [(address, self._server.add_insecure_port(address)) for address in self._addresses]
+            bound = [(address, self._bind(address)) for address in self._addresses]
         except RuntimeError as error:
             self.stop(0)
             raise OSError(errno.EADDRINUSE, f"gRPC cannot listen: {error}") from error
@@ -208,6 +211,11 @@ class GrpcServer:
             self._shortcut.start()
         self._sweeper.start()
         self._started = True
+
+    def _bind(self, address: str) -> int:
+        if self._certificates is None or address.startswith("unix:"):
+            return int(self._server.add_insecure_port(address))
+        return int(self._server.add_secure_port(address, _credentials(self._certificates)))
 
     def stop(self, grace_s: float) -> None:
         """Accepts nothing more, lets calls in flight finish for `grace_s` seconds, then cancels them. A second call waits for the first."""
@@ -239,6 +247,25 @@ def _verb(verbs: Sequence[Verbs | RunTimeVerbs], method: str) -> Callable[[Any, 
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
     verb: Callable[[Any, Call], Any] = getattr(next(each for each in verbs if hasattr(each, name)), name)
     return verb
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """For each handshake what is in force then."""
+
+    def made(pems: Pems) -> Any:
+        return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], root_certificates=pems.client_ca)
+
+    known = certificates.current
+
+    def renewed() -> Any:
+        nonlocal known
+        current = certificates.current
+        if current is known:
+            return None
+        known = current
+        return made(current)
+
+    return grpc.dynamic_ssl_server_credentials(made(known), renewed, require_client_authentication=known.client_ca is not None)
 
 
 def _options(max_message_bytes: int) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ from inference_server.run_time import RunTime
 from inference_server.transports import thrift_codec as codec
 from inference_server.transports.cursors import Cursors
 from inference_server.transports.framed_server import FramedServer, MakeShortcut
+from inference_server.transports.framed_tls import CurrentContext
 from inference_server.transports.thrift_calls import Dispatcher, Verb
 from inference_server.transports.thrift_run_time import RunTimeVerbs
 from inference_server.transports.tokens import Token
@@ -106,6 +107,7 @@ class ThriftServer:
         send_timeout_s: float = SEND_TIMEOUT_S,
         shortcut: MakeShortcut | None = None,
         run_time: RunTime | None = None,
+        tls: CurrentContext | None = None,
     ) -> None:
         self._cursors = Cursors(inference, waiting=max(1, threads // 2))
         verbs = (Verbs(inference, self._cursors, default_timeout_s), RunTimeVerbs(inference, run_time or RunTime()))
@@ -119,6 +121,7 @@ class ThriftServer:
             send_timeout_s=send_timeout_s,
             max_connections=max_connections,
             shortcut=shortcut,
+            tls=tls,
         )
 
     @property

@@ -43,6 +43,10 @@ def test_every_kind_of_setting_is_read() -> None:
         ({**BASE, "OUTBOARD_SERVER_HANG_GRACE_S": "-1"}, "HANG_GRACE_S"),
         ({**BASE, "OUTBOARD_SERVER_HOST": "0.0.0.0"}, "OUTBOARD_SERVER_TOKEN"),
         ({**BASE, "OUTBOARD_SERVER_HOST": "models.example"}, "OUTBOARD_SERVER_TOKEN"),
+        ({**BASE, "OUTBOARD_SERVER_TOKEN": "a,b,c"}, "3 tokens"),
+        ({**BASE, "OUTBOARD_SERVER_TOKEN": "a, "}, "an empty one"),
+        ({**BASE, "OUTBOARD_SERVER_TLS_KEY": "k"}, "TLS_CERTIFICATE"),
+        ({**BASE, "OUTBOARD_SERVER_TLS_CLIENT_CA": "a"}, "TLS_CERTIFICATE"),
     ],
 )
 def test_what_cannot_be_used_is_named(environ: dict[str, str], names: str) -> None:
@@ -54,6 +58,15 @@ def test_other_machines_need_a_token_or_the_word() -> None:
     assert Settings.from_env({**BASE, "OUTBOARD_SERVER_HOST": "0.0.0.0", "OUTBOARD_SERVER_TOKEN": "t"}).host == "0.0.0.0"
     assert Settings.from_env({**BASE, "OUTBOARD_SERVER_HOST": "::", "OUTBOARD_SERVER_INSECURE": "1"}).insecure
     assert is_loopback("127.0.0.9") and is_loopback("::1") and is_loopback("localhost") and not is_loopback("10.0.0.1")
+
+
+def test_a_client_authority_or_a_token_file_is_enough_for_other_machines() -> None:
+    tls = {"OUTBOARD_SERVER_TLS_CERTIFICATE": "c", "OUTBOARD_SERVER_TLS_KEY": "k"}
+    open_door = {**BASE, "OUTBOARD_SERVER_HOST": "0.0.0.0"}
+    assert Settings.from_env({**open_door, **tls, "OUTBOARD_SERVER_TLS_CLIENT_CA": "a"}).tls_client_ca == Path("a")
+    assert Settings.from_env({**open_door, "OUTBOARD_SERVER_TOKEN_FILE": "t"}).token_file == Path("t")
+    with pytest.raises(InvalidSettings, match="TLS_CLIENT_CA"):  # it says who the host is, not who calls
+        Settings.from_env({**open_door, **tls})
 
 
 def test_the_token_is_not_shown() -> None:
