@@ -1,11 +1,14 @@
 """The `outboard` command. Each verb imports what it needs, so that `outboard models` works where no server is installed."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+
+from outboard.secret_files import FOLDER, InvalidSecret, with_secrets
 
 Verb = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
 
@@ -30,6 +33,20 @@ def _up(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     return run
 
 
+def _web(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    web = import_module("outboard.web")
+    web.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = web.run
+    return run
+
+
+def _health(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    health = import_module("outboard.health")
+    health.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = health.run
+    return run
+
+
 def _models(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     models = import_module("outboard.models")
     models.register(parser.add_subparsers(dest="models_verb", required=True, metavar="VERB"))
@@ -50,6 +67,8 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "up": (_up, "everything on this machine: model server, gateway, web server, demo model"),
     "serve": (_serve, "the inference server alone"),
     "gateway": (_gateway, "the web gateway alone"),
+    "web": (_web, "the web gateway with nginx in front"),
+    "health": (_health, "asks a model host or a gateway once: is it alive, is it ready"),
     "models": (_models, "push, reload, roll back, list and test the models of a host"),
 }
 
@@ -71,6 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
     parsed = parser.parse_args(given)
     assert run is not None  # argparse has refused every other verb
+    try:
+        secrets = with_secrets(os.environ)
+    except InvalidSecret as error:
+        print(f"outboard {parsed.verb}: {error}", file=sys.stderr)
+        return 2
+    os.environ.pop(FOLDER, None)
+    os.environ.update(secrets)
     return run(parsed)
 
 

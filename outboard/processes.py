@@ -47,7 +47,8 @@ class Child:
 class Children:
     """Everything that was started, in order. Start from the main thread: the parent-death signal follows the thread."""
 
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path | None) -> None:
+        """`log_dir` None: everything they print goes where this process's standard error goes."""
         self._log_dir = log_dir
         self._children: list[Child] = []
 
@@ -66,9 +67,9 @@ class Children:
         With `on_message`, lines of standard error that are no log lines (JSON objects) go there, and not to the log: what a person at
         the terminal is to read, and perhaps nobody else. In a session of its own: a Ctrl-C reaches only us, and the parts stop in order.
         """
-        log = self._log_dir / f"{name}.log"
-        with log.open("ab") as output:
-            log_start = output.tell()
+        log = self._log_dir / f"{name}.log" if self._log_dir else Path(os.devnull)
+        with log.open("ab") if self._log_dir else open(2, "wb", closefd=False) as output:
+            log_start = output.tell() if self._log_dir else 0
             process = subprocess.Popen(
                 command,
                 env=dict(environ),
