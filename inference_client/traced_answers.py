@@ -18,9 +18,9 @@ class TracedAnswers:
         self._queue_ns = self._compute_ns = 0
         self._over = False
 
-    def next(self) -> InferResponse | None:
+    def next(self, until: float | None = None) -> InferResponse | None:
         try:
-            answer = self._answers.next()
+            answer = self._answers.next(until)
         except ServingError as error:
             self._tell(error.code.value)
             raise

@@ -91,7 +91,8 @@ class Exchanges(Requests):
         """In the loop where everything about it is known, else by a thread."""
         try:
             metadata = self.services.models.recall_metadata(target.model, target.version)
-            if metadata is None or head.fields.content_encoding or not self._is_allowed(head, target):
+            unknown = metadata is None or head.fields.content_encoding or not self._is_allowed(head, target)
+            if metadata is None or unknown or self.services.tracer is not None:  # the thread tells of traces
                 self.stream_by_thread(caller, head, target, started, body)
                 return None
             deadline = time.monotonic() + self.services.settings.stream_timeout_s
