@@ -22,7 +22,7 @@ from inference_server.executors.thread import ThreadExecutor
 from inference_server.executors.tuning import Tuning
 from inference_server.instance import Executor
 from inference_server.metrics import Metrics
-from inference_server.model_settings import ModelSettings
+from inference_server.model_settings import ModelSettings, on_gpu
 from inference_server.repository_model import PIPELINE, RepositoryModel
 from inference_server.reservations import Reservation, Reservations
 from inference_server.served import ServedVersion
@@ -32,6 +32,8 @@ from inference_server.warmup_samples import warmup_samples
 
 log = logging.getLogger("outboard.server")
 
+_OWN_PROCESS = frozenset({"pmml", "pytorch"})
+"""Backends that cannot be in the server: their files are code, or bring a Java machine."""
 _MEASURED = "measured"
 _MOST_MEASURED = 4096
 
@@ -97,7 +99,9 @@ class Launcher:
             "backend": backend,
             "path": str(path),
             "threads": model.settings.threads or berth.threads,
+            "memory": model.settings.memory,
             "providers": model.settings.providers(self._settings.execution_providers),
+            "device_id": model.settings.device_id,
             "session": dict(model.settings.onnxruntime),
             "state": {name: dict(said) for name, said in model.settings.state.items()},
             "sequence": dict(model.settings.sequence),
@@ -119,21 +123,25 @@ class Launcher:
         wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
+            if backend in _OWN_PROCESS:
+                raise errors.unsupported(f"model {model.name!r}: a {path.suffix} file is loaded in a process of its own: take executor out")
             made: Executor = ThreadExecutor(self._zygote.run_dir, wanted, limit)
         else:
-            made = process = ProcessExecutor(self._starter(model, path, backend, asked["threads"]), self._watcher, wanted, limit)
+            made = process = ProcessExecutor(self._starter(model, path, backend, asked), self._watcher, wanted, limit)
             self._living[process.pid] = process
         if known is None and model.settings.max_batch_size is None:
             self._measured.keep(key, made.loaded.tuning)
         return made
 
-    def _starter(self, model: RepositoryModel, path: Path, backend: str, threads: int) -> Any:
-        """What starts its processes: the zygote, except for what runs an owner's code."""
+    def _starter(self, model: RepositoryModel, path: Path, backend: str, asked: Mapping[str, Any]) -> Any:
+        """What starts its processes: the zygote, except for what runs an owner's code, or needs libraries of its own."""
         if backend in ("onnx", PIPELINE):
             return self._zygote
         said = model.settings.python
         boxed = _boxed(model.name, said.get("sandbox", "auto"))
-        return self._fresh.starter(Surroundings(said.get("flags", ()), boxed, (path.parent.resolve(),), threads))
+        readable = (path.parent.resolve(), *(Path("/etc").glob("java-*") if backend == "pmml" else ()))
+        devices = tuple(Path("/dev").glob("nvidia*")) if backend == "pytorch" and on_gpu(asked["providers"]) else ()
+        return self._fresh.starter(Surroundings(said.get("flags", ()), boxed, readable, asked["threads"], devices))
 
     def close(self) -> None:
         """When no executor is left. Idempotent."""

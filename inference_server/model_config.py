@@ -17,7 +17,7 @@ from inference_server.declared import Declared, DeclaredTensor
 from inference_server.model_settings import ModelSettings, VersionPolicy
 from inference_server.pipeline_steps import Step
 from inference_server.repository_model import RepositoryModel
-from inference_server.triton_config import ANSWERED, BACKEND, OWN_PARAMETER
+from inference_server.triton_config import ANSWERED, BACKEND, NOTE, OWN_PARAMETER
 from inference_server.types import MOST_SEQUENCES, SEQUENCE_IDLE_S, Batching, Signature
 from inference_server.version_labels import Labels, described
 from inference_server.warmup_samples import Sample, SampleInput
@@ -48,6 +48,7 @@ def model_config(
         "default_model_filename": "" if model.settings.steps else file.name,
         "parameters": {
             **{key: {"string_value": value} for key, value in model.parameters.items()},
+            **{f"{NOTE}{name}": {"string_value": text} for name, text in signature.notes.items()},
             OWN_PARAMETER: {"string_value": json.dumps(settings.published(), ensure_ascii=False)},
             **{key: {"string_value": value} for key, value in zip(ANSWERED, (verdict(batching), ",".join(providers)), strict=True)},
         },

@@ -31,9 +31,9 @@ from inference_server.setting_checks import (
 
 FILE = "model.toml"
 MODEL_FILE = "model.onnx"
-BACKENDS = {".onnx": "onnx", ".py": "python"}
+BACKENDS = {".onnx": "onnx", ".py": "python", ".pmml": "pmml", ".pt2": "pytorch", ".pt": "pytorch"}
 """How a model file's name ends -> what runs it."""
-MODEL_FILES = (MODEL_FILE, "model.py")
+MODEL_FILES = tuple(f"model{suffix}" for suffix in BACKENDS)
 """The usual names, the first that is there counts."""
 _MAX_BYTES = 2**20
 _FLAG = re.compile(r"-[bBdEIOsSuvqx]{1,8}|-[WX]?[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}|-[WX]|[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}")
@@ -60,7 +60,7 @@ class VersionPolicy:
 class ModelSettings:
     """`memory` is in bytes, 0 for no limit; `threads` of one run, 0 for what `cpus` or the server says.
 
-    `max_batch_size`, `max_queue_delay_us` and `max_queue_size` None: found out at load, or the server's default. `batching` False: never.
+    `device_id`: which GPU, from 0. `max_batch_size`, `max_queue_delay_us` and `max_queue_size` None: found out at load, or the server's default. `batching` False: never.
     `preferred_batch_sizes`: rows. Priorities are 1, the highest, to `priority_levels`, 0 for none; `default_priority` 0: the middle one.
     `default_timeout_us`: longest wait in the queue of a request that says none, 0 for ever. `device` "": what the server has.
     `model_file` "": one of the usual names. `labels`: output name -> one label per index. `inputs`, `outputs`: name -> declaration.
@@ -82,6 +82,7 @@ class ModelSettings:
     instances: int = 1
     executor: str = "process"
     device: str = ""
+    device_id: int = 0
     cpus: float = 0.0
     threads: int = 0
     memory: int = 0
@@ -111,7 +112,7 @@ class ModelSettings:
 
     def unmet(self, providers: Sequence[str]) -> tuple[str, ...]:
         """Keys that ask for what the providers, those that a loaded model got, do not have."""
-        return ("device",) if self.device == "gpu" and _CPU_PROVIDERS.issuperset(providers) else ()
+        return ("device",) if self.device == "gpu" and not on_gpu(providers) else ()
 
     def published(self) -> dict[str, Any]:
         """What callers and the gateway are told, as JSON values."""
@@ -122,6 +123,11 @@ class ModelSettings:
             "top_k": self.top_k,
             "inputs": {name: input_declarations.published(value) for name, value in self.inputs.items()},
         }
+
+
+def on_gpu(providers: Sequence[str]) -> bool:
+    """Whether one of onnxruntime's providers `providers` needs a GPU."""
+    return not _CPU_PROVIDERS.issuperset(providers)
 
 
 def read(folder: Path) -> ModelSettings:
@@ -292,6 +298,7 @@ READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "instances": whole(1, 1024),
     "executor": one_of("process", "thread"),
     "device": one_of("cpu", "gpu"),
+    "device_id": whole(0, 1023),
     "cpus": cores,
     "threads": whole(0, 1024),
     "memory": byte_size,

@@ -12,10 +12,11 @@ from pathlib import Path
 from inference_server.declared import CONFIG
 from inference_server.load_order import MODEL_NAME, VERSION
 from inference_server.model_folders import is_model
-from inference_server.model_settings import FILE, MODEL_FILE
+from inference_server.model_settings import BACKENDS, FILE, MODEL_FILE, MODEL_FILES
 
-_ONNX = ".onnx"
-_OTHERS = (".pt", ".pth", ".pb", ".h5", ".keras", ".tflite", ".safetensors", ".pkl", ".joblib", ".plan", ".engine", ".ckpt", ".gguf")
+_SERVED = tuple(suffix for suffix in BACKENDS if suffix != ".py")
+"""Files that are surely models. A Python file may be anything, except in a version's folder."""
+_OTHERS = (".pth", ".pb", ".h5", ".keras", ".tflite", ".safetensors", ".pkl", ".joblib", ".plan", ".engine", ".ckpt", ".gguf")
 """Files of models that this server cannot load."""
 _NAME_RULE = "a model's name has letters, digits, '_', '-' and '.', a letter or digit first, 128 at most"
 
@@ -70,10 +71,10 @@ def _of_root(root: Path) -> Iterator[NearModel]:
     if _is_own_folder(root, contents):
         yield NearModel(name, "it is the folder of one model; the repository, the folder that this one lies in, is wanted")
         return
-    if file := contents.of(_ONNX):
+    if file := contents.of(*_SERVED):
         stem = Path(file).stem
         model = stem if stem != Path(MODEL_FILE).stem and MODEL_NAME.fullmatch(stem) else "NAME"
-        yield NearModel(name, f"{file} lies in the repository itself; {name}/{model}/1/{MODEL_FILE} is wanted")
+        yield NearModel(name, f"{file} lies in the repository itself; {name}/{model}/1/{_usual(file)} is wanted")
     for folder in contents.folders:
         with suppress(OSError):
             if why := _why(root / folder, f"{name}/{folder}"):
@@ -82,7 +83,7 @@ def _of_root(root: Path) -> Iterator[NearModel]:
 
 def _is_own_folder(root: Path, contents: _Contents) -> bool:
     """Versions, or settings, lie directly in it, and no model does."""
-    has_version = any((root / name / MODEL_FILE).is_file() for name in contents.folders if VERSION.fullmatch(name))
+    has_version = any((root / name / file).is_file() for name in contents.folders if VERSION.fullmatch(name) for file in MODEL_FILES)
     has_settings = FILE in contents.files or CONFIG in contents.files
     return (has_version or has_settings) and not any(is_model(root / name) for name in contents.folders)
 
@@ -95,8 +96,8 @@ def _why(folder: Path, where: str) -> str:
     contents = _contents(folder)
     if contents.is_written:
         return ""
-    file = contents.of(_ONNX)
-    why = f"{file} lies beside the version folders; {where}/1/{MODEL_FILE} is wanted" if file else _of_versions(folder, where, contents)
+    file = contents.of(*_SERVED)
+    why = f"{file} lies beside the version folders; {where}/1/{_usual(file)} is wanted" if file else _of_versions(folder, where, contents)
     return f"{why}; {_NAME_RULE}" if why and not name_is_right else why
 
 
@@ -106,22 +107,28 @@ def _of_versions(folder: Path, where: str, contents: _Contents) -> str:
         inner = _contents(folder / name)
         if inner.is_written:
             return ""
-        onnx, other = inner.of(_ONNX), inner.of(*_OTHERS)
         if VERSION.fullmatch(name):
-            return _of_version(f"{where}/{name}", onnx, other)
-        if onnx:
-            return f"its folder {name!r} is no version, which is a whole number from 1, without zeros before it; {where}/1/{MODEL_FILE} is wanted"
+            return _of_version(f"{where}/{name}", inner.of(*_SERVED) or inner.of(".py"), inner.of(*_OTHERS))
+        if file := inner.of(*_SERVED):
+            return f"its folder {name!r} is no version, which is a whole number from 1, without zeros before it; {where}/1/{_usual(file)} is wanted"
         if is_model(folder / name):
             return f"it holds models of its own, such as {where}/{name}, and is a repository itself"
     return ""
 
 
-def _of_version(where: str, onnx: str, other: str) -> str:
-    if onnx:
-        return f"{where} has {onnx} and no {MODEL_FILE}: rename it, or say in {FILE}: model_file = {onnx!r}"
+def _of_version(where: str, served: str, other: str) -> str:
+    if served:
+        return f"{where} has {served} and no {_usual(served)}: rename it, or say in {FILE}: model_file = {served!r}"
+    kinds = f"{', '.join(MODEL_FILES[:-1])} or {MODEL_FILES[-1]}"
     if other:
-        return f"{where} has {other}, and only ONNX models are served; {where}/{MODEL_FILE} is wanted"
-    return f"{where} has no {MODEL_FILE}"
+        hint = "; outboard models convert makes ONNX of it" if other.endswith((".pkl", ".joblib")) else ""
+        return f"{where} has {other}, which is not served{hint}: {kinds} is wanted"
+    return f"{where} has none of {kinds}"
+
+
+def _usual(file: str) -> str:
+    """The name that a model file of this kind has where nothing is said."""
+    return f"model{Path(file).suffix.lower()}"
 
 
 def _contents(folder: Path) -> _Contents:

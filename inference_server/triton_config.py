@@ -20,10 +20,13 @@ from inference_server.setting_checks import InvalidModelSettings, bad, plain_nam
 from inference_server.warmup_samples import FOLDER, MOST_RUNS, MOST_SAMPLES, Sample, SampleInput
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
+TORCHSCRIPT, PYTORCH = "pytorch_libtorch", "pytorch"
 OWN_PARAMETER = "outboard"
 """The parameter that holds keys of `model.toml` as JSON: what a Triton configuration has no field for."""
 ANSWERED = ("batching", "execution_providers")
 """Parameters that this server adds to its answers, so that an answer can be sent back as it is."""
+NOTE = "field."
+"""Begins the names of parameters that this server answers with: what a model's file says of a tensor in words."""
 MAX_BYTES = 2**20
 _LONGEST_ERROR = 300
 
@@ -111,10 +114,10 @@ def translated(config: Any, name: str, folder: Path, source: str) -> TritonConfi
 def _check_servable(config: Any, name: str) -> None:
     if config.name and config.name != name:
         raise InvalidModelSettings(f"name is {shown(config.name)}, and the model's folder is {name!r}")
-    if config.platform not in ("", PLATFORM):
-        raise InvalidModelSettings(f"platform {shown(config.platform)} is not served here, only {PLATFORM}")
-    if config.backend not in ("", BACKEND):
-        raise InvalidModelSettings(f"backend {shown(config.backend)} is not served here, only {BACKEND}")
+    if config.platform not in ("", PLATFORM, TORCHSCRIPT):
+        raise InvalidModelSettings(f"platform {shown(config.platform)} is not served here, only {PLATFORM} and {TORCHSCRIPT}")
+    if config.backend not in ("", BACKEND, PYTORCH):
+        raise InvalidModelSettings(f"backend {shown(config.backend)} is not served here, only {BACKEND} and {PYTORCH}")
     scheduling = config.WhichOneof("scheduling_choice")
     for what, is_set in (
         ("sequence_batching", scheduling == "sequence_batching"),
@@ -262,8 +265,8 @@ def _parameters(config: Any, values: dict[str, Any], folder: Path) -> tuple[dict
     """(fields of ModelSettings, all but our own parameter, names of those that are not acted on)."""
     parameters = {name: entry.string_value for name, entry in config.parameters.items()}
     own = _own(parameters.pop(OWN_PARAMETER, ""), folder)
-    for name in ANSWERED:
-        parameters.pop(name, None)
+    for name in [name for name in parameters if name in ANSWERED or name.startswith(NOTE)]:
+        del parameters[name]
     session = dict(values.get("onnxruntime", {}))
     unused = []
     for name, text in parameters.items():

@@ -1,7 +1,7 @@
 """Values that cross the server's rooms, and the Protocol that transports are written against."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, TensorSpec
@@ -15,7 +15,7 @@ SEQUENCE_IDLE_S, MOST_SEQUENCES = 300.0, 4096
 class Signature:
     """What a model file itself says. `batch_axis` is 0 where the first dimension of every input and output is dynamic, else None.
 
-    `streams`: it gives several answers for one request.
+    `streams`: it gives several answers for one request. `notes`: what the file says of a tensor besides, in words.
     """
 
     platform: str
@@ -23,6 +23,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     batch_axis: int | None
     streams: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         def specs(many: tuple[TensorSpec, ...]) -> list[list[Any]]:
@@ -34,6 +35,7 @@ class Signature:
             "outputs": specs(self.outputs),
             "batch_axis": self.batch_axis,
             "streams": self.streams,
+            "notes": dict(self.notes),
         }
 
     @classmethod
@@ -41,7 +43,7 @@ class Signature:
         def specs(many: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
             return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in many)
 
-        return cls(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"], said["streams"])
+        return cls(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"], said["streams"], said["notes"])
 
 
 class Answer(NamedTuple):

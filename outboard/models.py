@@ -15,13 +15,14 @@ from typing import Any
 
 from idl.codes import Code, ServingError
 from inference_client import Client
+from inference_server.model_settings import MODEL_FILES
 from outboard import models_convert, models_serving
 from outboard.models_copy import Meter, over_rpc, over_ssh
 from outboard.models_host import Host, Refused, Tested, Version
 from outboard.models_serving import version_number
 from outboard.models_table import print_table
 
-MODEL_FILE, SETTINGS_FILE = "model.onnx", "model.toml"
+MODEL_FILE, SETTINGS_FILE = MODEL_FILES[0], "model.toml"
 DEFAULT_HOST = "127.0.0.1:8001"
 _INTERRUPTED = 130
 _CANNOT_SERVE = frozenset({Code.INVALID_MODEL, Code.MODEL_FAILED})
@@ -33,7 +34,7 @@ Verb = Callable[[Host, argparse.Namespace], int]
 def register(subparsers: Any) -> None:
     """Adds the verbs; each parser sets `run`, a function of the parsed arguments that returns the exit status."""
     push = _add(subparsers, "push", _push, "copy a model file to the host, load it and test it with a real request", name=True)
-    push.add_argument("file", metavar="FILE", type=Path, help="the model, ONNX")
+    push.add_argument("file", metavar="FILE", type=Path, help="the model; how it ends says its kind, ONNX without an ending that is known")
     push.add_argument("--version", type=version_number, help="a whole number from 1; default: the highest there is, and 1")
     push.add_argument("--model-toml", metavar="FILE", type=Path, help="settings to put beside the model's versions")
     push.add_argument("--no-load", action="store_true", help="copy only; what serves stays as it is")
@@ -114,7 +115,7 @@ def _files(model: Path, settings: Path | None, version: int, *, is_new: bool) ->
 
     Settings that differ from those of a model that is there are refused, so they go first; a new model's are not left without a model.
     """
-    files = [(model, version, MODEL_FILE)]
+    files = [(model, version, f"model{model.suffix}" if f"model{model.suffix}" in MODEL_FILES else MODEL_FILE)]
     if settings is not None:
         files.insert(len(files) if is_new else 0, (settings, 0, SETTINGS_FILE))
     return files

@@ -159,6 +159,13 @@ def test_every_key_of_model_toml_is_documented() -> None:
     top, _, inner = first.partition("| key of an input |")
     assert set(rows(top, r"\w+")) == keys
     assert set(rows(inner, r"\w+")) == set(input_declarations.INPUT_CHECKS)
+    inner_keys = {
+        "python": model_settings.PYTHON_READERS,
+        "state.NAME": model_settings.STATE_READERS,
+        "sequence": model_settings.SEQUENCE_READERS,
+    }
+    inner_keys["outputs.NAME"] = input_declarations.TENSOR_CHECKS
+    assert [f"{table}.{key}" for table, keys in inner_keys.items() for key in keys if f"`{table}.{key}`" not in top] == []
     for kind in input_declarations.INPUT_KINDS:
         assert f'`"{kind}"`' in inner
     for key in model_settings.ONNXRUNTIME_READERS:

@@ -21,7 +21,7 @@ from sklearn.svm import LinearSVC
 from idl import tensors
 from idl.messages import InferRequest, Tensor
 from inference_server.executors.process import Watcher, Zygote
-from outboard import models_convert
+from outboard import models, models_convert
 from outboard.__main__ import main
 from tests.engines import LIMIT, engine_over
 
@@ -158,6 +158,13 @@ def test_files_that_hold_no_estimator_are_refused(tmp_path: Path, capsys: pytest
         assert reason in capsys.readouterr().err, name
     assert convert(tmp_path / "absent.pkl") == 1
     assert "absent.pkl is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("a.pmml", "model.pmml"), ("a.pt2", "model.pt2"), ("net.py", "model.py"), ("a.bin", "model.onnx")]
+)
+def test_push_gives_a_file_the_usual_name_of_its_kind(file: str, name: str) -> None:
+    assert list(models._files(Path(file), None, 3, is_new=True)) == [(Path(file), 3, name)]
 
 
 def test_a_model_that_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,12 +27,15 @@ _MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inference_server.
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Of one process: `flags` of its interpreter; `readable`: folders that a boxed one sees besides the interpreter's own."""
+    """Of one process: `flags` of its interpreter; `readable`: folders that a boxed one sees besides the interpreter's own; `devices`: files
+    below /dev that it may use.
+    """
 
     flags: tuple[str, ...] = ()
     boxed: bool = False
     readable: tuple[Path, ...] = ()
     threads: int = 0
+    devices: tuple[Path, ...] = ()
 
 
 class FreshProcesses:
@@ -73,7 +76,7 @@ class FreshProcesses:
                 command = self._command(name, descriptors, surroundings)
                 if surroundings.boxed:
                     filtered = closing.enter_context(sandbox.seccomp_filter())
-                    command = [*sandbox.box((*_PACKAGES, *surroundings.readable), filtered), *command]
+                    command = [*sandbox.box((*_PACKAGES, *surroundings.readable), filtered, surroundings.devices), *command]
                     descriptors.append(filtered)
                 process = self._keeper.submit(self._start, command, descriptors, surroundings).result()
                 theirs.close()  # else its end would not be seen

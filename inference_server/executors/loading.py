@@ -23,9 +23,9 @@ from inference_server.warmup_samples import warmup_inputs
 def load(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     """Loads, warms up, tunes. Raises invalid_model; a model that does not take a generated warm-up input is loaded all the same.
 
-    `asked`: name, backend, path, threads, providers, session (see `OnnxOptions`), declared (see `Declared`, or None), parameters, named (what
-    its settings say of single tensors: the kinds of `inputs`, and which have `labels`), warmup (see `warmup_samples`), cores (empty: all),
-    queue (see `queue_policy`), tuning (what an earlier load found, or None).
+    `asked`: name, backend, path, threads, memory, providers, device_id, session (see `OnnxOptions`), declared (see `Declared`, or None),
+    parameters, named (what its settings say of single tensors: the kinds of `inputs`, and which have `labels`), warmup (see
+    `warmup_samples`), cores (empty: all), queue (see `queue_policy`), tuning (what an earlier load found, or None).
     """
     if asked.get("cores"):
         os.sched_setaffinity(0, asked["cores"])
@@ -62,6 +62,19 @@ def _python(asked: Mapping[str, Any]) -> Backend:
     return PythonModel(file, context, inputs, outputs, (asked["queue"].get("max_batch_size") or 0) > 1)
 
 
+def _pmml(asked: Mapping[str, Any]) -> Backend:
+    from inference_server.backends.pmml import PmmlModel
+
+    model: Backend = PmmlModel(Path(asked["path"]), asked["name"], asked.get("memory") or 0)
+    return presented(model, asked["name"], _declared(asked)) if asked.get("declared") else model
+
+
+def _pytorch(asked: Mapping[str, Any]) -> Backend:
+    from inference_server.backends.pytorch import loaded
+
+    return loaded(Path(asked["path"]), asked["name"], asked["threads"], asked["providers"], asked.get("device_id") or 0, _declared(asked))
+
+
 def _pipeline(asked: Mapping[str, Any]) -> Backend:
     from inference_server.backends.pipeline import PipelineModel
     from inference_server.backends.pipeline_plan import Plan
@@ -75,7 +88,13 @@ def _declared(asked: Mapping[str, Any]) -> Declared:
     return Declared.from_json(asked["declared"]) if asked.get("declared") else Declared()
 
 
-_MADE_BY: dict[str, Callable[[Mapping[str, Any]], Backend]] = {"onnx": _onnx, "python": _python, "pipeline": _pipeline}
+_MADE_BY: dict[str, Callable[[Mapping[str, Any]], Backend]] = {
+    "onnx": _onnx,
+    "python": _python,
+    "pmml": _pmml,
+    "pytorch": _pytorch,
+    "pipeline": _pipeline,
+}
 _GUESSED = frozenset({"onnx"})
 """Backends whose models may be run on inputs of the server's own making: an owner's code is only run on what somebody asked."""
 

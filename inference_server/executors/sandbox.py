@@ -53,8 +53,10 @@ def _unusable() -> str:
     return "" if tried.returncode == 0 else f"bubblewrap does not work here: {tried.stderr.strip()[:300]}"
 
 
-def box(readable: Sequence[Path], seccomp: int) -> list[str]:
-    """The command before the command. `seccomp`: a descriptor of `seccomp_filter`, to be passed on. `readable` are bound where they lie."""
+def box(readable: Sequence[Path], seccomp: int, devices: Sequence[Path] = ()) -> list[str]:
+    """The command before the command. `seccomp`: a descriptor of `seccomp_filter`, to be passed on. `readable` are bound where they lie,
+    `devices` as well, to be used.
+    """
     command = [PROGRAM, "--unshare-all", "--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY), "--cap-drop", "ALL"]
     command += ["--die-with-parent", "--new-session", "--seccomp", str(seccomp), "--hostname", "model", "--clearenv"]
     for path in map(Path, _SYSTEM):
@@ -65,6 +67,8 @@ def box(readable: Sequence[Path], seccomp: int) -> list[str]:
     for name in _SETTINGS:
         command += ["--ro-bind-try", name, name]
     command += ["--proc", "/proc", "--dev", "/dev", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]
+    for path in devices:
+        command += ["--dev-bind-try", str(path), str(path)]
     for path in _outermost([*_interpreter(), *readable]):
         command += ["--ro-bind", str(path), str(path)]
     command += ["--remount-ro", "/", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8", "--chdir", "/tmp", "--"]

@@ -155,7 +155,7 @@ def test_every_face_tells_the_same(served: Served, ours: Client) -> None:
 def test_what_is_not_served_is_in_the_index_and_in_the_log(served: Served, ours: Client) -> None:
     reasons = {entry.name: entry.reason for entry in ours.repository_index() if entry.state == "UNAVAILABLE"}
     assert reasons == {
-        "other": "config.pbtxt: backend 'python' is not served here, only onnxruntime",
+        "other": "config.pbtxt: backend 'python' is not served here, only onnxruntime and pytorch",
         "wrong": "input 'x' has shape [-1, 3] by config.pbtxt, and [-1, 2] in the model's file",
     }
     lines = [json.loads(line) for line in served.host.log.read_text().splitlines() if line.startswith("{")]
