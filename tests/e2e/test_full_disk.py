@@ -88,7 +88,10 @@ def answers(client: Client) -> bool:
 
 
 def comm(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # it has just ended
+        return ""
 
 
 def test_a_disk_that_is_full_from_the_start_does_not_keep_it_from_serving(small_disk: Path, tmp_path: Path) -> None:

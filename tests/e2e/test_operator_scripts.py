@@ -269,7 +269,15 @@ def test_ctrl_c_half_way_leaves_nothing(server: Process, repository: Path, tmp_p
         sparse.truncate(64 * 2**20)
     with half_way(server["grpc"], 16 * 2**20) as (address, stands_still):
         command = [sys.executable, "-m", "outboard", "models", "push", str(file), "--name", "interrupted", "--host", address]
-        push = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+        push = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born deaf to it
+        )
         assert stands_still.wait(30)
         assert list((repository / "interrupted").rglob("*.part")), "half of it is there"
         push.send_signal(signal.SIGINT)

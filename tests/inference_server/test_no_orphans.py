@@ -215,7 +215,7 @@ def test_a_parent_that_is_gone_before_its_child_can_be_told_of_it() -> None:
     """The signal of a parent's death comes once: who asks for it too late looks for the parent."""
     script = """
 import os, sys
-from inference_server.executors.loading import be_an_executor
+from inference_server.executors.becoming import be_an_executor
 be_an_executor("x", os.getppid() + int(sys.argv[1]))
 print("lives")
 """
