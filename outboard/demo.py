@@ -72,12 +72,12 @@ def prepare(target: Path) -> Path:
     folder = target / NAME
     model = folder / "1" / "model.onnx"
     model.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         for path, content in _small_files(folder).items():
             if not path.is_file() or path.read_bytes() != content:
-                _write(path, content)
-        if not model.is_file() or _sha256(model.read_bytes()) != MODEL_SHA256:
-            _write(model, _convert())
+                write(path, content)
+        if not model.is_file() or digest_of(model.read_bytes()) != MODEL_SHA256:
+            write(model, _convert())
     return folder
 
 
@@ -111,7 +111,7 @@ def _small_files(folder: Path) -> dict[Path, bytes]:
     )
     return {
         folder / "LICENSE.txt": licence.encode(),
-        folder / "labels.json": _read(labels, _LABELS_FILE, _LABELS_SHA256),
+        folder / "labels.json": read(labels, _LABELS_FILE, _LABELS_SHA256),
         folder / "model.toml": _MODEL_TOML.encode(),
     }
 
@@ -123,10 +123,10 @@ def _convert() -> bytes:
 
     package = _package(*_WEIGHTS_PACKAGE)
     try:
-        model = build_model(read_checkpoint(_read(package, _WEIGHTS_FILE, _WEIGHTS_SHA256)), f"{package.name} {package.version}")
+        model = build_model(read_checkpoint(read(package, _WEIGHTS_FILE, _WEIGHTS_SHA256)), f"{package.name} {package.version}")
     except (CheckpointError, WeightsError) as error:
         raise DemoError(f"{package.name} cannot be converted: {error}") from error
-    if _sha256(model) != MODEL_SHA256:
+    if digest_of(model) != MODEL_SHA256:
         raise DemoError("the converted demo model is not the one that was tested; the installed onnx or numpy computes something else")
     return model
 
@@ -141,12 +141,12 @@ def _package(name: str, version: str) -> Distribution:
     return package
 
 
-def _read(package: Distribution, name: str, sha256: str) -> bytes:
+def read(package: Distribution, name: str, sha256: str) -> bytes:
     try:
         content = Path(str(package.locate_file(name))).read_bytes()
     except FileNotFoundError:
         raise DemoError(f"the package {package.name} is installed without its file {name}: install it again") from None
-    if _sha256(content) != sha256:
+    if digest_of(content) != sha256:
         raise DemoError(f"the file {name} of the package {package.name} is not the published one: install the package again")
     return content
 
@@ -158,12 +158,12 @@ def _licence(package: Distribution) -> str:
     raise DemoError(f"the package {package.name} is installed without its licence: install it again")
 
 
-def _sha256(content: bytes) -> str:
+def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One process at a time; the lock is the folder's own, so nothing is left behind, and the kernel frees it with the process."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -173,7 +173,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Under the lock, so a part that is there was left by a process that was killed."""
     for left in path.parent.glob(f".{path.name}.*.part"):
         left.unlink()

@@ -206,6 +206,16 @@ class Up:
             demo.prepare(options.demo_models)
         except demo.DemoError as error:
             raise CannotStart(f"the demo model cannot be prepared: {error}; --no-demo goes without it") from error
+        self._prepare_dialogue()
+
+    def _prepare_dialogue(self) -> None:
+        """The other half of the demo, which is left out where its packages are not there."""
+        from outboard import demo, demo_dialogue
+
+        try:
+            demo_dialogue.prepare(self._options.demo_models)
+        except (demo.DemoError, OSError) as error:
+            print(f"outboard up: the dialogue is left out: {error}", file=sys.stderr)
 
     def _start_server(self) -> None:
         options = self._options

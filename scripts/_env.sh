@@ -31,7 +31,7 @@ ensure_venv() {
         "$python" -m venv "$dir"
         echo "$made_by" >"$dir/.python"
       fi
-      "$dir/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -r "$lock"
+      "$dir/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -r "$lock" || exit 1  # also where this is called with `||`
       if [ "$lock" = "$1" ]; then
         "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable "$root"
       fi

@@ -127,7 +127,7 @@ def test_no_demo_serves_none_of_an_earlier_start(models: Path, tmp_path: Path) -
     """Wherever the demo lies: in its own repository, or in that of what is pushed, where earlier releases had it."""
     data = tmp_path / "data"
     up = start_up(data)
-    assert served(up) == {"efficientnet-lite0"}
+    assert served(up) == {"efficientnet-lite0", "dialogue"}
     assert up.stop() == 0
     (data / "demo" / "efficientnet-lite0").rename(data / "models" / "efficientnet-lite0")
     times(data / "models" / "pushed" / "1" / "model.onnx", 2)
@@ -137,7 +137,7 @@ def test_no_demo_serves_none_of_an_earlier_start(models: Path, tmp_path: Path) -
     assert (data / "demo" / "efficientnet-lite0" / "1" / "model.onnx").is_file()
     assert [path.name for path in (data / "models").iterdir()] == ["pushed"]
     up = start_up(data, "--models", str(models))
-    assert served(up) == {"m", "pushed", "efficientnet-lite0"}
+    assert served(up) == {"m", "pushed", "efficientnet-lite0", "dialogue"}
     assert up.stop() == 0
     assert "preparing the demo" in (log := up.log.read_text()) and log.count("preparing the demo") == 1
 
