@@ -111,5 +111,6 @@ class Streaming:
 
 
 def _refuse(sock: socket.socket, head: Head, answer: Response) -> int:
+    answer.headers["Connection"] = "close"  # else nginx keeps it, and asks a closed one next
     sock.sendall(heads.failure(answer, head.request_id))
     return answer.status_code
