@@ -53,6 +53,20 @@ def _models(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     return lambda arguments: int(arguments.run(arguments))
 
 
+def _top(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    top = import_module("outboard.top")
+    top.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = top.run
+    return run
+
+
+def _doctor(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    doctor = import_module("outboard.doctor")
+    doctor.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = doctor.run
+    return run
+
+
 class _Parser(argparse.ArgumentParser):
     """Says the usage of the verb that was misused: argparse itself leaves words that a verb does not know to the whole command."""
 
@@ -70,6 +84,8 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "web": (_web, "the web gateway with nginx in front"),
     "health": (_health, "asks a model host or a gateway once: is it alive, is it ready"),
     "models": (_models, "push, reload, roll back, list and test the models of a host"),
+    "top": (_top, "what a model server does now: models, rates, times, memory, live in the terminal"),
+    "doctor": (_doctor, "is everything here that Outboard needs, and what to do where it is not"),
 }
 
 
