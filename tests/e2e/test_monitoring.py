@@ -16,7 +16,8 @@ from idl.codes import ServingError
 from inference_client import Client
 from inference_server.gpus import Gpus
 from inference_server.metrics import Metrics
-from tests.e2e.conftest import ROOT, start_up
+from outboard.__main__ import main
+from tests.e2e.conftest import ROOT, start_server, start_up
 from tests.eventually import eventually
 from tests.inference_server.test_metrics_page import nvml
 from tests.inference_server.test_sequences import STATE, summing
@@ -63,6 +64,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Labels:
     folder = tmp_path_factory.mktemp("monitoring")
     models = folder / "models"
     times(models / "m" / "1" / "model.onnx", 2)
+    (models / "m" / "model.toml").write_text("cache = {}\n")
     summing(models / "sums" / "1" / "model.onnx")
     (models / "sums" / "model.toml").write_text(STATE)
     python_model(models / "dying", DYING, TOKENS_TOML + '[python]\nsandbox = "off"\n')
@@ -165,3 +167,32 @@ def test_the_check_can_fail(published: Labels) -> None:
 def test_pages_name_the_files() -> None:
     text = Path(ROOT / "docs" / "monitoring.md").read_text()
     assert all(f"monitoring/{path.name}" in text for path in FOLDER.iterdir())
+
+
+def test_top_and_doctor_beside_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times(tmp_path / "models" / "m" / "1" / "model.onnx", 2)
+    (tmp_path / "models" / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "1" / "model.onnx").write_bytes(b"no model")
+    server = start_server(tmp_path / "models", tmp_path)
+    try:
+        with Client(f"grpc://{server['grpc']}") as client:
+            client.infer("m", {"x": np.float32([[1, 2]])})
+        assert main(["top", "--once", "--interval", "0.1", "--metrics", server["metrics"], "--host", server["grpc"]]) == 0
+        out = capsys.readouterr().out
+        assert re.search(r"^m +1 +ready +1 +0\.0 ", out, re.MULTILINE) and " memory available" in out
+        ports = [
+            word
+            for name in ("grpc", "thrift", "metrics")
+            for word in (f"--{name}-port", server[name].split("/metrics")[0].rpartition(":")[2])
+        ]
+        assert main(["doctor", "--data", str(tmp_path), "--http-port", "0", *ports]) == 0, capsys.readouterr().out
+        out = capsys.readouterr().out
+        for line in (
+            "grpc port: Outboard answers",
+            "thrift port: Outboard answers",
+            "metrics port: Outboard answers",
+            "server: broken version 1 is not served: ",
+        ):
+            assert line in out, out
+    finally:
+        assert server.stop() == 0

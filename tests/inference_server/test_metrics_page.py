@@ -32,6 +32,8 @@ LABELS = {
     "outboard_batches": PER_VERSION | {"rows"},
     "outboard_refused_requests": {"code"},
     "outboard_model_loads": {"model", "result"},
+    "outboard_cache_lookups": PER_VERSION | {"result"},
+    "outboard_trace_spans": {"result"},
     "outboard_executor_deaths": {"model"},
     "outboard_accepting": set(),
     "outboard_gpus": set(),
