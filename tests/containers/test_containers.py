@@ -54,8 +54,8 @@ def pair(machine: Callable[[str], Machine], tmp_path_factory: pytest.TempPathFac
     one.follow(secrets.text)
     host, gateway = one.start("model-host").wait(), one.start("gateway").wait()
     names = {
+        "/tmp/": f"{one.folder}/",  # before a path with it is put in
         "secrets/": f"{one.folder}/secrets/",
-        "/tmp/": f"{one.folder}/",
         "127.0.0.1:8001": f"127.0.0.1:{host.port}",
         "localhost:8080": f"127.0.0.1:{gateway.port}",
     }
