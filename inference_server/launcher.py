@@ -23,6 +23,7 @@ from inference_server.executors.tuning import Tuning
 from inference_server.instance import Executor
 from inference_server.metrics import Metrics
 from inference_server.model_settings import ModelSettings, on_gpu
+from inference_server.provider_options import not_used
 from inference_server.repository_model import PIPELINE, RepositoryModel
 from inference_server.reservations import Reservation, Reservations
 from inference_server.served import ServedVersion
@@ -129,6 +130,10 @@ class Launcher:
         else:
             made = process = ProcessExecutor(self._starter(model, path, backend, asked), self._watcher, wanted, limit)
             self._living[process.pid] = process
+        unused = not_used(asked["providers"], made.loaded.providers) if backend == "onnx" else ()
+        if unused:
+            told = {"model": model.name, "version": number, "wanted": unused, "used": made.loaded.providers}
+            log.warning("execution providers that run nothing of the model", extra={"fields": told})
         if known is None and model.settings.max_batch_size is None:
             self._measured.keep(key, made.loaded.tuning)
         return made

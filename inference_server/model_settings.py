@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from inference_server import input_declarations, label_files, pipeline_steps, version_labels, warmup_samples
+from inference_server import input_declarations, label_files, pipeline_steps, provider_options, version_labels, warmup_samples
 from inference_server.setting_checks import (
     InvalidModelSettings,
     Reader,
@@ -281,6 +281,7 @@ ONNXRUNTIME_READERS: dict[str, Reader] = {
     "graph_optimization": one_of("all", "extended", "basic", "none"),
     "memory_arena": boolean,
     "memory_pattern": boolean,
+    **provider_options.READERS,
 }
 """Keys of `[onnxruntime]`."""
 

@@ -23,7 +23,7 @@ from idl import tensors
 from idl.codes import Code
 from idl.generated import control_pb2, inference_pb2
 from inference_client import Client
-from inference_server import input_declarations, model_settings, warmup_samples
+from inference_server import input_declarations, model_settings, provider_options, warmup_samples
 from inference_server import metrics as server_metrics
 from inference_server import settings as server_settings
 from inference_server.transports.grpc_calls import STATUS as GRPC_STATUS
@@ -166,6 +166,11 @@ def test_every_key_of_model_toml_is_documented() -> None:
     }
     inner_keys["outputs.NAME"] = input_declarations.TENSOR_CHECKS
     assert [f"{table}.{key}" for table, keys in inner_keys.items() for key in keys if f"`{table}.{key}`" not in top] == []
+    providers = section("docs/configuration.md", "Execution providers")
+    for name in provider_options.READERS:
+        told = providers.partition(f"[onnxruntime.{name}]\n")[2].partition("[")[0]
+        keys = [key.partition(".")[2] for key in provider_options.KEYS if key.startswith(f"{name}.")]
+        assert [key for key in keys if not re.search(rf"^{key} = ", told, re.MULTILINE)] == [], name
     for kind in input_declarations.INPUT_KINDS:
         assert f'`"{kind}"`' in inner
     for key in model_settings.ONNXRUNTIME_READERS:

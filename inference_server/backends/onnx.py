@@ -11,7 +11,8 @@ import numpy as np
 
 from idl.messages import TensorSpec
 from idl.tensors import Array
-from inference_server import errors
+from inference_server import errors, provider_options
+from inference_server.backends.bound import BoundRuns
 from inference_server.backends.runtime import onnxruntime as ort
 from inference_server.types import Signature
 
@@ -38,11 +39,12 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 class OnnxOptions:
     """`threads`: of one model run, 0 for as many as there are cores. `providers`: onnxruntime's names, the preferred one first.
 
-    `session`: what `[onnxruntime]` of `model.toml` holds.
+    `device_id`: which GPU. `session`: what `[onnxruntime]` of `model.toml` holds.
     """
 
     threads: int = 0
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    device_id: int = 0
     session: Mapping[str, Any] = field(default_factory=dict)
 
     def session_options(self) -> Any:
@@ -57,7 +59,13 @@ class OnnxOptions:
         # idle worker threads that spin take the cores that the transports of this host need
         made.add_session_config_entry("session.intra_op.allow_spinning", "0")
         made.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if len(self.chosen()) > 1:
+            made.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return made
+
+    def chosen(self) -> list[tuple[str, dict[str, str]]]:
+        """The providers that this onnxruntime has, with their options."""
+        return provider_options.chosen(self.providers, ort.get_available_providers(), self.session, self.device_id)
 
 
 _EXECUTION = {"sequential": ort.ExecutionMode.ORT_SEQUENTIAL, "parallel": ort.ExecutionMode.ORT_PARALLEL}
@@ -74,16 +82,17 @@ class OnnxModel:
 
     def __init__(self, path: Path, name: str, options: OnnxOptions) -> None:
         try:
-            self._session = ort.InferenceSession(str(path), options.session_options(), providers=list(options.providers))
+            self._session = ort.InferenceSession(str(path), options.session_options(), providers=options.chosen())
         except Exception as error:
             raise errors.invalid_model(name, _why_not_loaded(error, path)) from error
-        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self.providers = _used(self._session)
         self.signature = _signature(self._session, name)
         self._datatypes = {spec.name: spec.datatype for spec in self.signature.inputs}
         self._outputs = {spec.name: spec.datatype for spec in self.signature.outputs}
         self._texts = frozenset(spec.name for spec in self.signature.inputs if spec.datatype == "BYTES")
         # what `InferenceSession.run` calls after it has looked for missing inputs, which our callers have done: half of a small run's time
         self._run = getattr(self._session, "_sess", self._session).run
+        self._bound = self._made_bound(options)
         self._bfloat = "BF16" in (*self._datatypes.values(), *self._outputs.values())
 
     def run(self, inputs: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
@@ -93,6 +102,8 @@ class OnnxModel:
         """
         feed = {name: self._as_text(name, value) for name, value in inputs.items()} if self._texts else inputs
         try:
+            if self._bound is not None:
+                return self._bound.run(wanted, feed)
             return self._run_bound(feed, wanted) if self._bfloat else self._run(wanted, feed, None)
         except ort.capi.onnxruntime_pybind11_state.InvalidArgument as error:
             raise errors.invalid_input(f"the model refuses its input: {_reason(error)}") from error
@@ -101,11 +112,22 @@ class OnnxModel:
         except Exception as error:
             raise errors.model_failed(f"the model failed: {_reason(error)}") from error
 
+    def _made_bound(self, options: OnnxOptions) -> BoundRuns | None:
+        """Where a part of it runs on an NVIDIA GPU, and every tensor has a type of numpy's."""
+        named = {*self._datatypes.values(), *self._outputs.values()}
+        if named & {"BYTES", "BF16"} or not {provider_options.CUDA, provider_options.TENSORRT}.intersection(self.providers):
+            return None
+        # a graph cannot hold what is left to the CPU (onnxruntime, "CUDA Execution Provider")
+        graphs = bool(options.session.get("cuda", {}).get("graph")) and self.providers == (provider_options.CUDA,)
+        return BoundRuns(self._session, "cuda", options.device_id, list(self._outputs), provider=provider_options.CUDA, graphs=graphs)
+
     def settle(self, inputs: Mapping[str, Array], wanted: Sequence[str]) -> None:
         """One run that gives back what larger ones before it took: onnxruntime's arena keeps all that it ever had. Raises nothing.
 
         Source: onnxruntime, "Arena memory shrinkage" (run option `memory.enable_memory_arena_shrinkage`).
         """
+        if self._bound is not None:
+            return
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         with suppress(Exception):
@@ -138,6 +160,15 @@ class OnnxModel:
         if self._datatypes[name] == "BF16":
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.asarray(array, order="C"), _BFLOAT16)
         return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _used(session: Any) -> tuple[str, ...]:
+    """The providers that nodes were given to, the preferred one first: one that is registered and got none is not what it runs on."""
+    registered = tuple(session.get_providers())
+    if len(registered) == 1:
+        return registered
+    got = {each.ep_name for each in session.get_provider_graph_assignment_info() if each.get_nodes()}
+    return tuple(name for name in registered if name in got) or registered[-1:]
 
 
 def _from_bfloat16(value: Any) -> Array:

@@ -137,7 +137,9 @@ def classification(o: Official) -> None:
     scores = np.float32([[0.25, 4, -1, np.nan], [7, 7, 8, -np.inf]])
     result = o.call("infer", "animals", [o.input("x", scores, "FP32")], outputs=[o.output("scores", classes=3)])
     texts = [[item.decode() for item in row] for row in result.as_numpy("scores")]
-    assert texts == [["4.000000:1:dog", "0.250000:0:cat", "-1.000000:2:bird"], ["8.000000:2:bird", "7.000000:0:cat", "7.000000:1:dog"]], texts
+    assert texts == [["4.000000:1:dog", "0.250000:0:cat", "-1.000000:2:bird"], ["8.000000:2:bird", "7.000000:0:cat", "7.000000:1:dog"]], (
+        texts
+    )
     few = o.call("infer", "animals", [o.input("x", scores[:, :2], "FP32")], outputs=[o.output("scores", classes=9)])
     assert few.as_numpy("scores").shape == (2, 2), "never more than there are"
     texts = np.array([["a", "b", "c", "d"]], object)
