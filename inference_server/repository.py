@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from idl.codes import Code, ServingError
-from inference_server import errors, model_folders, repository_model, whole_files
+from inference_server import errors, model_folders, model_links, repository_model, whole_files
 from inference_server.file_stamps import look
 from inference_server.load_order import MODEL_NAME, PIN_FILE, VERSION, LoadOrder
+from inference_server.model_settings import ModelSettings
 from inference_server.repository_model import RepositoryModel
 from inference_server.spool import Spooled
 from inference_server.types import FileHeader, StoredFile
@@ -68,7 +69,7 @@ class Repository:
     def read(self, name: str) -> RepositoryModel | None:
         """What the disk says of `name` now; None where no root has it."""
         folder = self._folder(name)
-        return None if folder is None else repository_model.read(name, folder)
+        return None if folder is None else self._read(name, folder)
 
     def peek(self, name: str) -> RepositoryModel | None:
         """What `read` gives, out of memory where the folder looks as it did the last time: for answers, not for loads."""
@@ -82,7 +83,7 @@ class Repository:
         with self._lock:
             known = self._known.get(name)
         if known is None or known[0] != seen:
-            known = (seen, repository_model.read(name, folder))
+            known = (seen, self._read(name, folder))
             with self._lock:
                 self._known[name] = known
         return known[1]
@@ -94,13 +95,19 @@ class Repository:
         """
         folder = self._folder(name)
         if spooled is None:
-            found = None if folder is None else repository_model.read(name, folder, order.config)
+            found = None if folder is None else self._read(name, folder, order.config)
         else:
             found = replace(repository_model.read(name, spooled.folder, order.config), spooled=spooled)
-            was_public = folder is None or repository_model.read(name, folder).settings.public
+            was_public = folder is None or self._read(name, folder).settings.public
             if not was_public:  # files in a request do not open a private model to everybody
                 found = replace(found, settings=replace(found.settings, public=False))
         return None if found is None else replace(found, pinned=order.version)
+
+    def _read(self, name: str, folder: Path, sent: str = "") -> RepositoryModel:
+        if link := model_links.leaving(folder, self._roots):
+            problem = f"{link} is a link that leads out of the model repositories; where it leads to may be named as one of them"
+            return RepositoryModel(name, folder, model_folders.versions(folder), ModelSettings(public=False), problem)
+        return repository_model.read(name, folder, sent)
 
     def _folder(self, name: str) -> Path | None:
         if not MODEL_NAME.fullmatch(name):

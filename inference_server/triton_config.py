@@ -125,12 +125,15 @@ def _check_servable(config: Any, name: str) -> None:
         ("model_transaction_policy.decoupled", config.model_transaction_policy.decoupled),
         ("batch_input", bool(config.batch_input)),
         ("batch_output", bool(config.batch_output)),
-        ("model_operations.op_library_filename", bool(config.model_operations.op_library_filename)),
         ("model_repository_agents", bool(config.model_repository_agents.agents)),
         ("is_shape_tensor", any(tensor.is_shape_tensor for tensor in (*config.input, *config.output))),
     ):
         if is_set:
             raise InvalidModelSettings(f"{what} is not supported, and without it the answers would be others")
+    if config.model_operations.op_library_filename:
+        raise InvalidModelSettings(
+            "model_operations.op_library_filename names code to be loaded into the server's processes, which is not done"
+        )
     if config.max_batch_size < 0:
         raise bad("max_batch_size", config.max_batch_size, "a whole number from 0")
 

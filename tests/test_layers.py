@@ -88,6 +88,7 @@ ROOMS = {
             "input_declarations",
             "declared",
         ],
+        ["model_links"],
         ["control_groups", "gpus", "setting_checks", "file_stamps", "whole_files", "load_states"],
         ["types"],
         ["errors"],

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from idl.codes import ServingError
 from idl.messages import TensorSpec
 from idl.tensors import Array
 from inference_server import errors, provider_options
+from inference_server.backends import onnx_files
 from inference_server.backends.bound import BoundRuns
 from inference_server.backends.runtime import onnxruntime as ort
 from inference_server.types import Signature
@@ -82,7 +84,10 @@ class OnnxModel:
 
     def __init__(self, path: Path, name: str, options: OnnxOptions) -> None:
         try:
+            onnx_files.check(path, name)
             self._session = ort.InferenceSession(str(path), options.session_options(), providers=options.chosen())
+        except ServingError:
+            raise
         except Exception as error:
             raise errors.invalid_model(name, _why_not_loaded(error, path)) from error
         self.providers = _used(self._session)
