@@ -32,7 +32,7 @@ def classify(tensor: Tensor, count: int, labels: Sequence[str]) -> Tensor:
     values = tensors.decode(tensor.name, tensor.datatype, tensor.shape, tensor.data)
     if tensor.datatype == "BF16":
         values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    rows = values.reshape(len(values), -1) if values.ndim > 1 and values.size else values.reshape(values.ndim <= 1, -1)
+    rows = values.reshape(values.shape[0], math.prod(values.shape[1:])) if values.ndim > 1 else values.reshape(1, values.size)
     best = min(count, rows.shape[1])
     texts = [_text(row, index, labels) for row in rows for index in _order(row)[:best].tolist()]
     shape = (len(rows), best) if values.ndim > 1 else (best,)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from idl.codes import Code, ServingError
 from idl.messages import SharedRegion
 from idl.tensors import invalid
@@ -61,11 +63,16 @@ class Region:
         if said.byte_size <= 0 or said.offset < 0:
             raise invalid(f"region {said.name!r} has {said.byte_size} bytes from {said.offset} on; it needs at least one, from 0 on")
         self._descriptor = _open(said.name, said.key)
-        self._check_there(said.byte_size)
+        try:
+            self._check_there(said.byte_size)
+        except ServingError:
+            self.__del__()  # the error holds this frame, and who knows how long that is kept
+            raise
 
     def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _check_there(self, size: int) -> None:
         have = os.fstat(self._descriptor).st_size - self.said.offset
@@ -80,11 +87,11 @@ class Region:
                 f" which has {self.said.byte_size} bytes"
             )
 
-    def read(self, tensor: str, place: Place, into: memoryview | None = None) -> memoryview:
-        """A copy of the contents, in `into` where that is given. Raises invalid_input, also where the memory has shrunk."""
+    def read(self, tensor: str, place: Place) -> memoryview:
+        """A copy of the contents. Raises invalid_input, also where the memory has shrunk."""
         self.check(tensor, place)
         self._check_there(place.offset + place.size)  # before a byte is reserved for it
-        copy = memoryview(bytearray(place.size)) if into is None else into[: place.size]
+        copy = np.empty(place.size, np.uint8).data  # which, other than a bytearray, is not filled with zeros first
         done = 0
         while done < place.size:
             count = os.preadv(self._descriptor, [copy[done:]], self.said.offset + place.offset + done)

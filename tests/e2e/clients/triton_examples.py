@@ -194,6 +194,14 @@ def shared_memory(o: Official) -> None:
         # one tensor there, the other in the message, both ways
         result = o.call("infer", "simple", [inputs[0], o.input("INPUT1", ONES, "INT32")], outputs=[o.output("OUTPUT1"), outputs[0]])
         assert (result.as_numpy("OUTPUT1") == TENS - ONES).all()
+        if o.grpc:
+            shm.set_shared_memory_region(taken, [ONES])
+            answers: queue.Queue[Any] = queue.Queue()
+            o.client.start_stream(lambda result, error: answers.put(error or result))
+            o.client.async_stream_infer("simple", inputs, outputs=outputs)
+            told = answers.get(timeout=30).get_output("OUTPUT0").parameters["shared_memory_byte_size"]
+            o.client.stop_stream()
+            assert told.int64_param == size and (shm.get_contents_as_numpy(taken, np.int32, [1, 16]) == TENS + ONES).all()
     assert status(o) == {}
 
 
