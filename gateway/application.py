@@ -18,7 +18,7 @@ from gateway.settings import Settings
 from gateway.storage import Storage
 from idl.trace_export import make_tracer, version
 from idl.traces import Tracer
-from inference_client import Client
+from inference_client import Client, Tls
 
 _LEAST_MESSAGE_BYTES = 64 << 20
 """What a picture becomes, and what a model answers, may be larger than the body that it came in."""
@@ -57,7 +57,11 @@ def message_limit(settings: Settings) -> int:
 
 def _connect(settings: Settings, tracer: Tracer | None, addresses: Sequence[str]) -> Client:
     limit = message_limit(settings)
-    return Client(addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s, max_message_bytes=limit, tracer=tracer)
+    files = (settings.model_host_ca, settings.model_host_certificate, settings.model_host_key)
+    tls = Tls(*(file or None for file in files)) if any(files) else None
+    return Client(
+        addresses, token=settings.model_host_token, timeout_s=settings.request_timeout_s, max_message_bytes=limit, tls=tls, tracer=tracer
+    )
 
 
 def create_app(settings: Settings, *, services: Services | None = None, hot: bool = True) -> Flask:

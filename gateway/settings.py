@@ -32,6 +32,9 @@ class Settings:
     data_dir: Path = _setting(Path("data"), "folder of the database, the secret and the run files")  # noqa: RUF009
     model_hosts: tuple[str, ...] = _setting(("thrift://127.0.0.1:9090",), "addresses of the model hosts, separated by commas")
     model_host_token: str = _setting("", "token sent to the model hosts", secret=True)
+    model_host_ca: str = _setting("", "PEM file of the authorities of model hosts with TLS; empty: the system's")
+    model_host_certificate: str = _setting("", "PEM file of the certificate shown to model hosts that ask for one")
+    model_host_key: str = _setting("", "PEM file of its private key")
     secret_key: str = _setting("", "signs access tokens; 32 characters or more; empty: made once, kept in the data folder", secret=True)
     admin_password: str = _setting("", "first password of the user `admin`, used once, while there is no administrator", secret=True)
     public_url: str = _setting("", "the address that people use, for links; empty: the address that the gateway listens on")

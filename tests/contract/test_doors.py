@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway import application
+from gateway.settings import Settings as GatewaySettings
 from idl.codes import Code, ServingError
 from inference_client import Client, Tls
 from tests.certificates import Authority, Pair
@@ -201,6 +203,20 @@ def test_a_large_tensor_and_many_callers_pass(world: World, door: str) -> None:
         for _ in range(3):
             np.testing.assert_array_equal(made.infer("cats", {"x": big}).outputs["y"], big * 2)
             assert infer(made, "cats") == [2, 4]
+
+
+@pytest.mark.parametrize("scheme", ["thrift", "grpc"])
+def test_the_gateway_reaches_a_host_with_mutual_tls(world: World, scheme: str) -> None:
+    pair = world.certificates["good"]
+    settings = GatewaySettings(
+        model_hosts=(f"{scheme}s://{world.hosts['nginx'][scheme]}",),
+        model_host_token="infers",
+        model_host_ca=str(world.ca.file),
+        model_host_certificate=str(pair.certificate),
+        model_host_key=str(pair.key),
+    )
+    with application._connect(settings, None, settings.model_hosts) as made:
+        assert infer(made, "cats") == [2, 4]
 
 
 def test_tokens_are_renewed_without_a_restart(world: World) -> None:
