@@ -46,6 +46,7 @@ from inference_server.settings import InvalidSettings, Settings
 from inference_server.shared_memory import SharedMemory
 from inference_server.spool import Spool
 from inference_server.tls import Certificates, TlsFiles
+from inference_server.trace_settings import TraceSettings, started_with
 from inference_server.transports.framed_tls import TlsSocket
 from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 from inference_server.transports.thrift_server import ThriftServer
@@ -155,7 +156,11 @@ class Server:
     def _wire(self) -> None:
         settings = self._settings
         logs.forget(self._run_dir)
-        self._run_time = RunTime(SharedMemory(enabled=settings.shared_memory), logs=LogSettings(partial(logs.publish, self._run_dir)))
+        self._run_time = RunTime(
+            SharedMemory(enabled=settings.shared_memory),
+            TraceSettings(started_with(settings.trace_rate if settings.trace_endpoint else 0.0)),
+            LogSettings(partial(logs.publish, self._run_dir)),
+        )
         served = ServedModels(self.metrics, self._routes, settings.drain_timeout_s)
         repository = Repository(settings.models, settings.push_dir)
         self._near_models = NearModels(settings.models)

@@ -1,7 +1,7 @@
 """Which requests are traced: Triton's trace settings (trace extension), for the server and for single models.
 
-Whoever makes traces asks `take` once for each request. Who makes none leaves `available` False: then turning them on is refused, because
-nothing would come of it.
+Whoever makes traces by these settings asks `take` once for each request, and sets `available`. Where nobody does they tell what the server was
+started with, and a change is refused, because nothing would come of it.
 """
 
 import threading
@@ -15,6 +15,9 @@ OFF, TIMESTAMPS = "OFF", "TIMESTAMPS"
 MODE = "opentelemetry"
 NO_LIMIT = -1
 _FIELDS = {"trace_level": "level", "trace_rate": "rate", "trace_count": "count"}
+_FIXED = (
+    "cannot be changed while the server runs: OUTBOARD_SERVER_TRACE_ENDPOINT and OUTBOARD_SERVER_TRACE_RATE say which requests are traced"
+)
 _NOT_HERE = {
     "trace_file": "traces go to a collector and not to a file",
     "log_frequency": "traces go to a collector and not to files",
@@ -72,6 +75,9 @@ class TraceSettings:
         Raises invalid_input, and unsupported for a setting, or a value, that this server has not.
         """
         read = {name: self._read(name, tuple(values)) for name, values in settings.items()}
+        for name, value in read.items():
+            if not self.available and name in _FIELDS and value not in (None, getattr(self._start, _FIELDS[name])):
+                raise ServingError(Code.UNSUPPORTED, f"{name} {_FIXED}")
         with self._lock:
             kept = self._models.setdefault(model, {}) if model else self._server
             for name, value in read.items():
@@ -119,9 +125,12 @@ class TraceSettings:
                 )
         if set(values) == {OFF}:
             return OFF
-        if not self.available:
-            raise ServingError(Code.UNSUPPORTED, "trace_level TIMESTAMPS is not supported: this server sends its traces nowhere")
         return TIMESTAMPS
+
+
+def started_with(share: float) -> TraceSetting:
+    """What `share` of the requests, 0 to 1, that begin a trace comes to."""
+    return TraceSetting(TIMESTAMPS, max(1, round(1 / share))) if share > 0 else TraceSetting()
 
 
 def _told(setting: TraceSetting) -> dict[str, list[str]]:

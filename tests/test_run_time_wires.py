@@ -12,6 +12,7 @@ from idl.messages import SharedRegion
 from inference_client import Client
 from inference_server.run_time import RunTime
 from inference_server.shared_memory import SharedMemory
+from inference_server.trace_settings import TraceSettings
 from inference_server.transports.grpc_server import GrpcServer
 from inference_server.transports.thrift_server import ThriftServer
 from tests.inference_server.echo_engine import EchoEngine
@@ -23,7 +24,7 @@ __all__ = ["key"]
 @pytest.fixture(params=["grpc", "thrift"])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     """Ours, against a server with shared memory."""
-    run_time, echo = RunTime(SharedMemory(enabled=True)), EchoEngine()
+    run_time, echo = RunTime(SharedMemory(enabled=True), TraceSettings(available=True)), EchoEngine()
     common: dict[str, Any] = {"threads": 2, "token": "", "default_timeout_s": 20.0, "run_time": run_time}
     server: GrpcServer | ThriftServer
     if request.param == "grpc":

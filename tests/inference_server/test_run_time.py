@@ -22,7 +22,7 @@ from inference_server import logs
 from inference_server.front.calls import pack
 from inference_server.log_settings import LogSettings
 from inference_server.shared_memory import MOST_REGIONS, SharedMemory
-from inference_server.trace_settings import TraceSetting, TraceSettings
+from inference_server.trace_settings import TraceSetting, TraceSettings, started_with
 
 
 def refusal(run: Any, *arguments: Any, **keywords: Any) -> ServingError:
@@ -270,3 +270,11 @@ def test_shapes_of_classes() -> None:
     ]  # fmt: skip
     for datatype, data in (("BYTES", b"\1\0\0\0a"), ("BOOL", b"\1")):
         assert refusal(classify, Tensor("y", datatype, (1,), data), 1, ()).code is Code.INVALID_INPUT
+
+
+def test_settings_that_nobody_follows_tell_the_start_and_cannot_be_changed() -> None:
+    traces = TraceSettings(started_with(0.1))
+    assert traces.change("", {"trace_level": ("TIMESTAMPS",), "trace_rate": ()})["trace_rate"] == ["10"]
+    for changed in ({"trace_rate": ("5",)}, {"trace_level": ("OFF",)}, {"trace_count": ("5",)}):
+        assert refusal(traces.change, "m", changed).code is Code.UNSUPPORTED
+    assert started_with(0).level == "OFF"
