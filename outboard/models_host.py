@@ -102,16 +102,19 @@ class Host:
         return self._client.capacity()
 
     def test(self, name: str, version: str) -> Tested:
-        """One inference with zeros (and empty texts) of the smallest shape that the model allows."""
+        """One inference with zeros (and a short text) of the smallest shape that the model allows; of several answers the first."""
         try:
             metadata = self._client.model_metadata(name, version)
             inputs = {spec.name: _zeros(spec) for spec in metadata.inputs}
             datatypes = {spec.name: spec.datatype for spec in metadata.inputs}
             begun = time.perf_counter()
-            result = self._client.infer(name, inputs, version=version, datatypes=datatypes, timeout_s=self._timeout_s)
+            with self._client.stream(name, inputs, version=version, datatypes=datatypes, timeout_s=self._timeout_s) as answers:
+                result = next(answers, None)
             seconds = time.perf_counter() - begun
         except ServingError as error:
             return Tested(name, version, 0.0, f"{error.code.value}: {error.message}")
+        if result is None:
+            return Tested(name, version, 0.0, "it gives no answer")
         return Tested(name, result.model_version, seconds, _mismatch(metadata, version, result.model_version, result.datatypes))
 
     def must_serve(self, name: str, version: int) -> Tested:
@@ -164,7 +167,7 @@ def _does_not_serve(version: int, default: int | None) -> Refused:
 def _zeros(spec: TensorSpec) -> tensors.Array:
     shape = tuple(1 if size < 0 else size for size in spec.shape)
     if spec.datatype == "BYTES":
-        return np.full(shape, b"", object)
+        return np.full(shape, b"test", object)
     return np.zeros(shape, tensors.DTYPES[spec.datatype])
 
 

@@ -268,7 +268,9 @@ def test_ctrl_c_half_way_leaves_nothing(server: Process, repository: Path, tmp_p
     with file.open("wb") as sparse:
         sparse.truncate(64 * 2**20)
     with half_way(server["grpc"], 16 * 2**20) as (address, stands_still):
-        command = [sys.executable, "-m", "outboard", "models", "push", str(file), "--name", "interrupted", "--host", address]
+        # a shell's background jobs, and what they start, are born deaf to it
+        hearing = ["env", "--default-signal=INT", sys.executable]
+        command = [*hearing, "-m", "outboard", "models", "push", str(file), "--name", "interrupted", "--host", address]
         push = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -276,7 +278,6 @@ def test_ctrl_c_half_way_leaves_nothing(server: Process, repository: Path, tmp_p
             text=True,
             cwd=ROOT,
             env=environment(),
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born deaf to it
         )
         assert stands_still.wait(30)
         assert list((repository / "interrupted").rglob("*.part")), "half of it is there"
