@@ -304,9 +304,7 @@ CODECS: dict[str, Codec] = {
     "SystemSharedMemoryUnregister": _open(
         "SystemSharedMemoryUnregister", lambda name: pb.SystemSharedMemoryUnregisterRequest(name=name), lambda _: None
     ),
-    "TraceSetting": _open(
-        "TraceSetting", _encode_trace, lambda reply: {name: list(entry.value) for name, entry in reply.settings.items()}
-    ),
+    "TraceSetting": _open("TraceSetting", _encode_trace, lambda reply: {name: list(entry.value) for name, entry in reply.settings.items()}),
     "LogSettings": _open("LogSettings", _encode_logs, lambda reply: _parameters(reply.settings)),
     "PutFile": _control("PutFile", FileMessages, lambda reply: RemoteFile(reply.size, reply.sha256, reply.existed)),
     "Capacity": _control("Capacity", lambda _: control.CapacityRequest(), _decode_capacity),
