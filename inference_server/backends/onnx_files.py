@@ -48,7 +48,7 @@ def check(path: Path, name: str) -> None:
                     raise _refused(name, f"{path.name} is not an ONNX file, or is cut off") from None
     needed, there = size + sum(beside.values()), host.memory()[0]
     if needed > there:
-        raise _refused(name, f"its files have {needed} bytes, and the memory that it may have is {there}")
+        raise errors.insufficient_capacity(f"model {name!r}: its files have {needed} bytes, and the memory that it may have is {there}")
 
 
 def _check_entry(entry: list[tuple[str, str]], path: Path, name: str, beside: dict[Path, int]) -> None:

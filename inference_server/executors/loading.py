@@ -39,7 +39,8 @@ def load(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     samples = asked.get("warmup") or []
     first = _warm_up(model, asked["name"], samples) if samples or kind in _GUESSED else None
     tuning = _found(model, kind, asked, first)
-    _settle(model, asked["name"])
+    if samples or len(tuning.row_ns) > 1:
+        _settle(model, asked["name"])
     return model, tuning, replace(queue_policy(asked["queue"], tuning), most_rows=_most_rows(asked, tuning))
 
 

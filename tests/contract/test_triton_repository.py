@@ -160,7 +160,7 @@ def test_what_is_not_served_is_in_the_index_and_in_the_log(served: Served, ours:
     }
     lines = [json.loads(line) for line in served.host.log.read_text().splitlines() if line.startswith("{")]
     (loaded,) = [line for line in lines if line["event"] == "loaded" and line["model"] == "batched"][:1]
-    assert loaded["unused_settings"] == ["parameters.team", "response_cache"]
+    assert loaded["unused_settings"] == ["parameters.team"]
 
 
 def test_labels_of_a_configuration_reach_the_gateway(served: Served) -> None:

@@ -23,8 +23,8 @@ from tests.e2e.conftest import Process, alive, descendants, start_server, start_
 from tests.onnx_models import times
 from tests.proofs.process_trees import private_bytes
 
-SEED, CASES, AT_ONCE = 20261121, 300, 12
-QUIET_S = 0.15
+SEED, CASES, AT_ONCE = 20261121, 300, 30
+QUIET_S = 0.1
 """So long a server that waits for more is waited for."""
 MOST_GROWTH = 24e6
 X = np.float32([[1, 2]])
