@@ -8,7 +8,8 @@ from idl import affinity
 from idl.codes import ServingError
 from idl.event_loop import Loop
 from idl.lane import PART, Frame, LaneError
-from idl.lane_calls import ExecutorGone, LaneConnection, LanePool, Moved
+from idl.lane_calls import ExecutorGone, LaneConnection, Moved
+from idl.lane_pool import LanePool
 from idl.lane_routes import Route
 
 _PARTS_AT_ONCE = 64

@@ -21,7 +21,8 @@ from typing import Any
 from idl import affinity, last_words
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
-from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, LaneConnection, LanePool, Moved, Result
+from idl.lane_calls import Answered, ExecutorGone, LaneAnswer, LaneConnection, Moved
+from idl.lane_pool import LanePool, Result
 from idl.lane_streams import LaneStream
 from idl.messages import InferRequest, InferResponse
 from idl.shared_cells import map_cells

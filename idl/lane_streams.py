@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from idl import lane
 from idl.codes import Code, ServingError
-from idl.lane_calls import REPLY_GRACE_S, Answered, CallerGone, LaneAnswer, LaneConnection, LanePool, Moved, read_answer
+from idl.lane_calls import REPLY_GRACE_S, Answered, CallerGone, LaneAnswer, LaneConnection, Moved, read_answer
+from idl.lane_pool import LanePool
 from idl.messages import InferRequest
 from idl.tensors import invalid
 

@@ -380,7 +380,7 @@ def _version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m inference_server", description="Serves ONNX models over gRPC and Thrift.")
+    parser = argparse.ArgumentParser(prog="python -m inference_server", description="Serves models over gRPC and Thrift.")
     add_arguments(parser)
     return run(parser.parse_args(arguments))
 

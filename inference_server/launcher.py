@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from idl.codes import ServingError
-from inference_server import errors
+from inference_server import errors, host
 from inference_server.executors import sandbox
 from inference_server.executors.fresh_processes import FreshProcesses, Surroundings
 from inference_server.executors.hang_watch import REASON, HangWatch
@@ -116,6 +116,7 @@ class Launcher:
             "queue": _queue(model.settings),
             "tuning": known.to_json() if known is not None else None,
             "named": _named(model.settings),
+            "host_memory": host.memory()[0],
             "max_streams": model.settings.max_streams,
             "cache": None if model.settings.cache is None else dict(model.settings.cache),
         }

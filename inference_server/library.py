@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from idl.codes import Code, ServingError
 from idl.messages import ModelIndex
-from inference_server import errors, load_order, version_labels
+from inference_server import errors, index, load_order, version_labels
 from inference_server.load_order import MODEL_NAME, LoadOrder
 from inference_server.load_states import LoadStates
 from inference_server.metrics import Metrics
@@ -389,16 +389,7 @@ class Library:
 
     def index(self) -> list[ModelIndex]:
         """Every version that lies in the repository or serves."""
-        found: list[ModelIndex] = []
-        table = self._served.table
-        for name in sorted({*self.repository.names(), *table}):
-            model = self.repository.peek(name)
-            loaded = table[name].versions if name in table else {}
-            for version in sorted({*(model.versions if model else ()), *loaded}):
-                found.append(ModelIndex(name, str(version), *self._state(name, version, loaded.get(version))))
-            if not loaded and (model is None or not model.versions):
-                found.append(ModelIndex(name, "", "UNAVAILABLE", model.problem if model else "gone from the repository"))
-        return found
+        return index.of(self.repository, self._served.table, self._state)
 
     def _state(self, name: str, version: int, served: ServedVersion | None) -> tuple[str, str]:
         if served is not None:

@@ -21,6 +21,7 @@ from idl.event_loop import Loop
 from idl.lane import LaneEnd, LaneError
 from idl.lane_calls import ExecutorGone, LaneConnection
 from idl.lane_loop import Lanes
+from idl.lane_pool import LanePool
 from idl.lane_routes import Route
 from idl.linger import Linger
 from idl.messages import InferRequest, Tensor
@@ -277,7 +278,7 @@ def test_only_one_caller_of_a_process_looks(listener: socket.socket, monkeypatch
     monkeypatch.setattr(Linger, "wait", wait)
     path = listener.getsockname()
     for expected in (0, 1):
-        connection = LaneConnection(path, LIMIT, lane_calls.LanePool(path, LIMIT))
+        connection = LaneConnection(path, LIMIT, LanePool(path, LIMIT))
         peer, _ = listener.accept()
         peer.close()
         with lane_calls._LOOKING if not expected else contextlib.nullcontext(), pytest.raises(ExecutorGone):

@@ -49,6 +49,7 @@ ROOMS = {
         ["transports"],
         ["engine"],
         ["library"],
+        ["index"],
         ["pipelines"],
         ["launcher", "served_models"],
         ["served_stream"],

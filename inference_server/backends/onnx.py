@@ -41,13 +41,14 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 class OnnxOptions:
     """`threads`: of one model run, 0 for as many as there are cores. `providers`: onnxruntime's names, the preferred one first.
 
-    `device_id`: which GPU. `session`: what `[onnxruntime]` of `model.toml` holds.
+    `device_id`: which GPU. `session`: what `[onnxruntime]` of `model.toml` holds. `host_memory`: bytes, 0 for no matter how many.
     """
 
     threads: int = 0
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     device_id: int = 0
     session: Mapping[str, Any] = field(default_factory=dict)
+    host_memory: int = 0
 
     def session_options(self) -> Any:
         made, said = ort.SessionOptions(), self.session
@@ -84,7 +85,7 @@ class OnnxModel:
 
     def __init__(self, path: Path, name: str, options: OnnxOptions) -> None:
         try:
-            onnx_files.check(path, name)
+            onnx_files.check(path, name, options.host_memory)
             self._session = ort.InferenceSession(str(path), options.session_options(), providers=options.chosen())
         except ServingError:
             raise

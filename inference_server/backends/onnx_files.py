@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from idl.codes import ServingError
-from inference_server import errors, host
+from inference_server import errors
 
 MOST_BYTES = 2**31 - 1
 """Of one protobuf message."""
@@ -32,8 +32,10 @@ class _Malformed(Exception):
     """Not protobuf, or not whole."""
 
 
-def check(path: Path, name: str) -> None:
-    """Raises invalid_model where the file asks for what is not in its own folder, or for more than the host has. OSError as it comes."""
+def check(path: Path, name: str, host_memory: int) -> None:
+    """Raises invalid_model where the file asks for what is not in its own folder, or for more than `host_memory` bytes (0: any number), and
+    OSError as it comes. What a model's own limit allows is not judged here: that is the kernel's or the watcher's word.
+    """
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise _refused(name, f"{path.name} has {size} bytes, an ONNX file at most {MOST_BYTES}: larger weights lie in files beside it")
@@ -46,9 +48,9 @@ def check(path: Path, name: str) -> None:
                         _check_entry(entry, path, name, beside)
                 except _Malformed:
                     raise _refused(name, f"{path.name} is not an ONNX file, or is cut off") from None
-    needed, there = size + sum(beside.values()), host.memory()[0]
-    if needed > there:
-        raise errors.insufficient_capacity(f"model {name!r}: its files have {needed} bytes, and the memory that it may have is {there}")
+    needed = size + sum(beside.values())
+    if host_memory and needed > host_memory:
+        raise _refused(name, f"its files have {needed} bytes, and this host has {host_memory} bytes of memory")
 
 
 def _check_entry(entry: list[tuple[str, str]], path: Path, name: str, beside: dict[Path, int]) -> None:

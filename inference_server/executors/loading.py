@@ -47,7 +47,13 @@ def load(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
 def _onnx(asked: Mapping[str, Any]) -> Backend:
     from inference_server.backends.onnx import OnnxModel, OnnxOptions
 
-    options = OnnxOptions(asked["threads"], tuple(asked["providers"]), asked.get("device_id") or 0, asked.get("session") or {})
+    options = OnnxOptions(
+        asked["threads"],
+        tuple(asked["providers"]),
+        asked.get("device_id") or 0,
+        asked.get("session") or {},
+        asked.get("host_memory") or 0,
+    )
     model: Backend = OnnxModel(Path(asked["path"]), asked["name"], options)
     if asked.get("declared"):
         model = presented(model, asked["name"], Declared.from_json(asked["declared"]))

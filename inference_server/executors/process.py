@@ -23,7 +23,8 @@ from idl import last_words
 from idl.board import Board
 from idl.codes import Code, ServingError
 from idl.lane import LaneError
-from idl.lane_calls import LaneAnswer, LanePool
+from idl.lane_calls import LaneAnswer
+from idl.lane_pool import LanePool
 from idl.lane_streams import LaneStream
 from idl.messages import InferRequest
 from inference_server import errors

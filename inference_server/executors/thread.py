@@ -11,7 +11,8 @@ from pathlib import Path
 
 from idl import board as boards
 from idl.board import Board
-from idl.lane_calls import LaneAnswer, LanePool
+from idl.lane_calls import LaneAnswer
+from idl.lane_pool import LanePool
 from idl.lane_streams import LaneStream
 from idl.messages import InferRequest
 from inference_server.executors.process import Loaded, LoadRequest, read_loaded

@@ -182,4 +182,6 @@ def test_what_is_sent_undamaged_is_answered(server: Process) -> None:
             sock.sendall(whole)
             seen = b""
             while sign not in seen:
-                seen += sock.recv(65536)
+                piece = sock.recv(65536)
+                assert piece, f"{name} closed the connection after {seen!r}"
+                seen += piece

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, external_data_helper, helper, load, numpy_helper, save_model
 
 from idl.codes import Code, ServingError
-from inference_server.backends import onnx_files
+from inference_server import launcher
 from inference_server.backends.onnx import OnnxModel, OnnxOptions
 from inference_server.engine import Engine
 from inference_server.model_links import leaving
@@ -42,10 +42,10 @@ def weighted(path: Path, location: str = "weights.bin", *, offset: int = 0, leng
     return path
 
 
-def refused(path: Path, code: Code = Code.INVALID_MODEL) -> str:
+def refused(path: Path, host_memory: int = 0) -> str:
     with pytest.raises(ServingError) as caught:
-        OnnxModel(path, "m", OnnxOptions(1))
-    assert caught.value.code is code and str(path.parent) not in caught.value.message
+        OnnxModel(path, "m", OnnxOptions(1, host_memory=host_memory))
+    assert caught.value.code is Code.INVALID_MODEL and str(path.parent) not in caught.value.message
     return caught.value.message
 
 
@@ -91,15 +91,21 @@ def test_weights_longer_than_their_file_are_refused(path: Path, offset: int, len
     assert "which has 16" in refused(weighted(path, offset=offset, length=length))
 
 
-def test_sizes_that_no_host_has_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_no_host_has_are_refused(path: Path) -> None:
     weighted(path)
     with path.with_name("large.onnx").open("wb") as file:
         file.truncate(3 << 30)
     assert "an ONNX file at most 2147483647" in refused(path.with_name("large.onnx"))
     os.truncate(path.parent / "weights.bin", 1 << 43)
-    assert "the memory that it may have" in refused(path, Code.INSUFFICIENT_CAPACITY)
-    monkeypatch.setattr(onnx_files.host, "memory", lambda: (10, 10))
-    assert "the memory that it may have is 10" in refused(times(path.with_name("small.onnx"), 2), Code.INSUFFICIENT_CAPACITY)
+    assert "and this host has 1099511627776 bytes of memory" in refused(path, 1 << 40)
+    assert "and this host has 10 bytes of memory" in refused(times(path.with_name("small.onnx"), 2), 10)
+
+
+def test_the_server_says_how_much_memory_there_is(engine: Engine, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times(repository / "m" / "1" / "model.onnx", 2)
+    monkeypatch.setattr(launcher.host, "memory", lambda: (10, 10))
+    with pytest.raises(ServingError, match="and this host has 10 bytes of memory"):
+        engine.repository_model_load("m", {})
 
 
 def test_what_is_cut_off_or_nested_without_end_is_refused(path: Path) -> None:

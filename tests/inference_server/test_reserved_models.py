@@ -107,11 +107,10 @@ def test_a_model_that_does_not_fit_its_limit_is_refused_and_the_old_one_goes_on(
     heavy(repository / "m" / "2" / "model.onnx", 120)
     error = refused(lambda: limited.repository_model_load("m", {}))
     assert error.code is Code.INSUFFICIENT_CAPACITY
-    killed, seen = "its process was killed: over its memory limit of 96 MiB while loading it", f"the memory that it may have is {96 * MIB}"
-    assert error.message.endswith((killed, seen)), "where the limit is a control group's, the process sees before it loads that it cannot"
+    assert error.message == "model 'm' version 2: its process was killed: over its memory limit of 96 MiB while loading it"
     assert floats(limited.model_infer(request("m", [[1, 2]]))) == [2, 4]
     reasons = {index.version: index.reason for index in limited.repository_index(ready=False)}
-    assert reasons["2"].endswith((killed, seen))
+    assert "over its memory limit of 96 MiB" in reasons["2"]
     assert of(limited, "m").memory_reserved_bytes == 96 * MIB and limited.capacity().memory_reserved_bytes == 96 * MIB
 
 
