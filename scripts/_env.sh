@@ -11,6 +11,7 @@ ensure_venv() {
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "outboard: Python 3.11 or later is needed, $("$python" -V) is what '$python' starts; set PYTHON to another" >&2; return 1
   fi
+  python=$(_outside "$python")
   # an environment belongs to one Python and one folder; what is installed in it, to the lock files and the project's own metadata
   local made_by base
   made_by=$("$python" -c 'import sys; print(sys.version.replace("\n", " "), sys.prefix)')" in $root"
@@ -39,6 +40,9 @@ ensure_venv() {
     done
   ) 9>"$dir.lock"
 }
+
+# Where a virtual environment is active, the Python it was made with: what is active may be the very folder that is made anew.
+_outside() { "$1" -c 'import sys; print(getattr(sys, "_base_executable", "") or sys.executable)'; }
 
 _mark() { { echo "$2"; cat "$1"; } | sha256sum; }
 

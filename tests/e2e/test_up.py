@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -195,3 +196,10 @@ def test_a_second_up_on_the_same_data_and_a_taken_port(models: Path, tmp_path: P
 def test_scripts_up_is_the_same_command(tmp_path: Path) -> None:
     done = subprocess.run([str(ROOT / "scripts" / "up"), "--help"], capture_output=True, text=True, env=environment(), check=True)
     assert "--data" in done.stdout and "--no-demo" in done.stdout
+
+
+def test_an_environment_is_never_made_with_the_python_inside_of_it() -> None:
+    """Who has activated .venv and pulled a new lock file: the folder is removed and made anew, and its own Python would be gone by then."""
+    command = ["bash", "-c", f". scripts/_env.sh; _outside {sys.executable}"]
+    made_with = Path(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout.strip())
+    assert made_with.is_file() and not made_with.is_relative_to(sys.prefix)
