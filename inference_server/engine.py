@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from idl.messages import (
     ModelMetadata,
     ModelStatistics,
     ServerMetadata,
+    Validation,
 )
 from idl.traces import Asked, Tracer
 from inference_server import errors, host
@@ -191,7 +192,7 @@ class Engine:
     def model_config(self, name: str, version: str) -> dict[str, Any]:
         model = self._served.get(name)
         served = self._library.route(name, version)
-        settings = served.model.settings
+        settings = replace(served.model.settings, steps=served.steps)
         if model is not None:  # which versions are loaded can change without a load
             settings = replace(settings, version_policy=model.model.settings.version_policy)
         described = replace(served.model, settings=settings)
@@ -237,6 +238,12 @@ class Engine:
             extra={"fields": {"model": header.model_name, "version": header.version, "file": header.file_name, "size": stored.size}},
         )
         return stored
+
+    def remove_model(self, name: str, version: int) -> bool:
+        return self._library.remove(name, version)
+
+    def validate(self, parts: Iterator[FileHeader | bytes], deadline: float, active: Callable[[], bool]) -> Validation:
+        raise errors.unsupported("this server validates no models")
 
     def capacity(self) -> Capacity:
         total, available = host.memory()

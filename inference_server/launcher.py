@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from idl.codes import ServingError
-from inference_server import errors, host
+from inference_server import errors, host, pipeline_steps
 from inference_server.executors import sandbox
 from inference_server.executors.fresh_processes import FreshProcesses, Surroundings
 from inference_server.executors.hang_watch import REASON, HangWatch
@@ -22,7 +22,8 @@ from inference_server.executors.thread import ThreadExecutor
 from inference_server.executors.tuning import Tuning
 from inference_server.instance import Executor
 from inference_server.metrics import Metrics
-from inference_server.model_settings import ModelSettings, on_gpu
+from inference_server.model_settings import FILE, ModelSettings, on_gpu
+from inference_server.pipeline_steps import Step
 from inference_server.provider_options import not_used
 from inference_server.repository_model import PIPELINE, RepositoryModel
 from inference_server.reservations import Reservation, Reservations
@@ -85,7 +86,7 @@ class Launcher:
             ]
 
         try:
-            return ServedVersion(model, number, reserve, stats, instances)
+            return ServedVersion(model, number, reserve, stats, instances, _tied(model, steps))
         except ServingError as error:
             raise errors.of_version(error, model.name, number) from error
 
@@ -236,8 +237,24 @@ def _pipeline(model: RepositoryModel, signatures: Sequence[Signature]) -> dict[s
     return {
         "steps": [step.to_json() for step in model.settings.steps],
         "signatures": [signature.to_json() for signature in signatures],
-        "tensors_out": list(model.settings.outputs),
+        "tensors": _tensors(model),
     }
+
+
+def _tied(model: RepositoryModel, signatures: Sequence[Signature]) -> tuple[Step, ...]:
+    def names(signature: Signature) -> tuple[list[str], list[str]]:
+        return [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
+
+    return pipeline_steps.tied(model.settings.steps, [names(signature) for signature in signatures]) if signatures else ()
+
+
+def _tensors(model: RepositoryModel) -> dict[str, Any]:
+    """What is named of a pipeline's inputs and outputs, and where: a Triton configuration names all, `model.toml` those that it says more of."""
+    said = model.declared
+    if said is not None and said.source != FILE:
+        sides = [[tensor.name for tensor in tensors] for tensors in (said.inputs, said.outputs)]
+        return {"inputs": sides[0], "outputs": sides[1], "source": said.source}
+    return {"inputs": list(model.settings.inputs), "outputs": list(model.settings.outputs), "source": FILE}
 
 
 def _queue(settings: ModelSettings) -> dict[str, Any]:

@@ -13,16 +13,18 @@ from google.protobuf.json_format import ParseDict
 from idl import config_json
 from idl.generated import inference_pb2 as pb
 from idl.messages import TensorSpec
+from inference_server import triton_ensemble
 from inference_server.declared import Declared, DeclaredTensor
 from inference_server.model_settings import ModelSettings, VersionPolicy
-from inference_server.pipeline_steps import Step
-from inference_server.repository_model import RepositoryModel
+from inference_server.repository_model import PIPELINE, RepositoryModel
 from inference_server.triton_config import ANSWERED, BACKEND, NOTE, OWN_PARAMETER
 from inference_server.types import MOST_SEQUENCES, SEQUENCE_IDLE_S, Batching, Signature
 from inference_server.version_labels import Labels, described
 from inference_server.warmup_samples import Sample, SampleInput
 
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider", "MIGraphXExecutionProvider")
+_BACKENDS = {"onnx": BACKEND, PIPELINE: ""}
+"""What runs a model -> what clients of the protocol know it by, where that is another word; an ensemble has none."""
 
 
 def model_config(
@@ -36,25 +38,28 @@ def model_config(
     file = model.file(max(model.versions, default=0))
     backend = model.backend(max(model.versions, default=0))
     size = batching.max_batch_size if batching.on else 1 if declared.max_batch_size else 0
+    if settings.steps:  # it puts nothing together itself, and takes what its owner says
+        size = (settings.max_batch_size or declared.max_batch_size) if declared.max_batch_size and signature.batch_axis == 0 else 0
+    own = settings.published() | ({"steps": untold} if (untold := triton_ensemble.untold(settings.steps)) else {})
     config: dict[str, Any] = {
         "name": model.name,
         "platform": signature.platform,
-        "backend": BACKEND if backend == "onnx" else backend,
+        "backend": _BACKENDS.get(backend, backend),
         "version_policy": _version_policy(settings.version_policy),
         "max_batch_size": size,
         "input": [_tensor(spec, size, _of(spec, declared.inputs)) for spec in signature.inputs],
         "output": [_tensor(spec, size, _of(spec, declared.outputs)) for spec in signature.outputs],
         "instance_group": [{"name": model.name, "count": instances, "kind": "KIND_GPU" if set(_GPU) & set(providers) else "KIND_CPU"}],
-        "default_model_filename": "" if model.settings.steps else file.name,
+        "default_model_filename": "" if settings.steps else file.name,
         "parameters": {
             **{key: {"string_value": value} for key, value in model.parameters.items()},
             **{f"{NOTE}{name}": {"string_value": text} for name, text in signature.notes.items()},
-            OWN_PARAMETER: {"string_value": json.dumps(settings.published(), ensure_ascii=False)},
+            OWN_PARAMETER: {"string_value": json.dumps(own, ensure_ascii=False)},
             **{key: {"string_value": value} for key, value in zip(ANSWERED, (verdict(batching), ",".join(providers)), strict=True)},
         },
     }
-    if model.settings.steps:
-        config["ensemble_scheduling"] = {"step": [_step(step) for step in model.settings.steps]}
+    if settings.steps:
+        config[triton_ensemble.FIELD] = triton_ensemble.described(settings.steps)
     if settings.cache is not None:
         config["response_cache"] = {"enable": True}
     if signature.streams:
@@ -105,12 +110,6 @@ def _tensor(spec: TensorSpec, size: int, declared: DeclaredTensor | None) -> dic
     if declared is not None and declared.reshape is not None:
         made["reshape"] = {"shape": list(declared.reshape)}
     return made
-
-
-def _step(step: Step) -> dict[str, Any]:
-    version = int(step.version) if step.version.isdigit() else -1
-    maps = {"input_map": dict(step.inputs or {}), "output_map": dict(step.outputs or {})}
-    return {"model_name": step.model, "model_version": version, **maps}
 
 
 def _sequence_batching(settings: ModelSettings) -> dict[str, Any]:

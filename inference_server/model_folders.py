@@ -8,7 +8,11 @@ from inference_server.declared import CONFIG
 from inference_server.load_order import VERSION
 from inference_server.model_settings import BACKENDS, FILE, MODEL_FILE, MODEL_FILES
 
-_STEPS = re.compile(rb"(?m)^\s*(\[\[\s*steps\s*\]\]|steps\s*=)")
+_STEPS = {
+    FILE: re.compile(rb"(?m)^\s*(\[\[\s*steps\s*\]\]|steps\s*=)"),
+    CONFIG: re.compile(rb"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\b(ensemble_scheduling)\b"""),
+}
+"""File -> what finds steps in it, as its first group: in the second one comments and texts are passed over."""
 
 
 def versions(folder: Path, name: str = "", *, bare: bool = False) -> tuple[int, ...]:
@@ -44,10 +48,14 @@ def backend(file: Path) -> str:
 
 
 def is_pipeline(folder: Path) -> bool:
-    """Whether its `model.toml` seems to have steps, so that its version folders need no file."""
+    """Whether its settings seem to have steps, so that its version folders need no file."""
+    return any(_has(folder / name, pattern) for name, pattern in _STEPS.items())
+
+
+def _has(file: Path, pattern: re.Pattern[bytes]) -> bool:
     try:
-        with (folder / FILE).open("rb") as file:
-            return bool(_STEPS.search(file.read(2**20)))
+        with file.open("rb") as opened:
+            return any(found[1] for found in pattern.finditer(opened.read(2**20)))
     except OSError:
         return False
 

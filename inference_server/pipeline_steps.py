@@ -1,13 +1,15 @@
-"""`[[steps]]` of `model.toml`: a model that is a graph of models of the same server."""
+"""`[[steps]]` of `model.toml`, and what Triton's `ensemble_scheduling` becomes: a model that is a graph of models of the same server."""
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from inference_server.setting_checks import InvalidModelSettings, bad, is_whole, shown
 
+PLATFORM = "ensemble"
+"""What clients of the open protocol know a model by that is made of others."""
 MOST_STEPS = 64
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _KEYS = ("name", "model", "version", "inputs", "outputs")
@@ -69,6 +71,18 @@ def _tensors(key: str, said: Any) -> dict[str, str] | None:
     if not isinstance(said, dict) or not all(isinstance(tensor, str) and tensor for tensor in said.values()):
         raise bad(key, said, "a table of tensor of the step = tensor of the pipeline")
     return {str(name): tensor for name, tensor in said.items()}
+
+
+def tied(steps: Sequence[Step], tensors: Sequence[tuple[Sequence[str], Sequence[str]]]) -> tuple[Step, ...]:
+    """`steps` with every tensor named, those too that keep their own names; `tensors`: of their models, (inputs, outputs)."""
+
+    def named(said: Mapping[str, str] | None, names: Sequence[str]) -> Mapping[str, str]:
+        return {name: name for name in names} if said is None else said
+
+    return tuple(
+        replace(step, inputs=named(step.inputs, inputs), outputs=named(step.outputs, outputs))
+        for step, (inputs, outputs) in zip(steps, tensors, strict=True)
+    )
 
 
 def waves(needs: Mapping[str, Collection[str]]) -> list[list[str]]:

@@ -14,6 +14,7 @@ from inference_server import errors
 from inference_server.executors.process import Loaded
 from inference_server.instance import Berth, Executor, Instance
 from inference_server.metrics import ModelStats
+from inference_server.pipeline_steps import Step
 from inference_server.repository_model import RepositoryModel
 from inference_server.types import Batching, Signature
 
@@ -31,11 +32,14 @@ class Closing(Exception):
 
 class ServedVersion:
     """Thread-safe. `reserve(count)` gives places for as many instances, or raises ServingError; so does the constructor where the model
-    cannot be loaded.
+    cannot be loaded. `steps`: of a pipeline, with every tensor named.
     """
 
-    def __init__(self, model: RepositoryModel, version: int, reserve: Reserve, stats: ModelStats, instances: int = 1) -> None:
+    def __init__(
+        self, model: RepositoryModel, version: int, reserve: Reserve, stats: ModelStats, instances: int = 1, steps: Sequence[Step] = ()
+    ) -> None:
         self.name, self.model, self.version, self.stats = model.name, model, version, stats
+        self.steps = tuple(steps)
         self.fingerprint = model.fingerprint(version)  # before it is loaded: what changes meanwhile is a change
         self._reserve = reserve
         self._changed = threading.Condition()

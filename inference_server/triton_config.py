@@ -1,6 +1,6 @@
 """A Triton model configuration: `config.pbtxt`, or JSON in a load request, as the settings that this server has for the same things.
 
-What changes no answer and is not acted on is named, so that the log can say it. What would change answers (sequences, ensembles, other
+What changes no answer and is not acted on is named, so that the log can say it. What would change answers (sequences, other
 frameworks) refuses the model: serving it as if nothing were said would be wrong. Field by field: docs/configuration.md.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf import json_format, text_format
 
 from idl.generated import inference_pb2 as pb
-from inference_server import label_files, model_settings
+from inference_server import label_files, model_settings, pipeline_steps, triton_ensemble
 from inference_server.declared import CONFIG, Declared, DeclaredTensor
 from inference_server.setting_checks import InvalidModelSettings, bad, plain_name, shown
 from inference_server.warmup_samples import FOLDER, MOST_RUNS, MOST_SAMPLES, Sample, SampleInput
@@ -100,9 +100,13 @@ def _said_of_json(error: Exception) -> str:
 def translated(config: Any, name: str, folder: Path, source: str) -> TritonConfig:
     """`config`: an `inference.ModelConfig` that came from `source` and belongs to the files in `folder`. Raises InvalidModelSettings."""
     try:
+        is_ensemble = triton_ensemble.is_one(config)
         _check_servable(config, name)
+        own_keys = _own_keys(config)
         values = _values(config, folder)
-        own, parameters, unused_parameters = _parameters(config, values, folder)
+        if is_ensemble:
+            values["steps"] = _steps(config, own_keys.pop("steps", {}), folder)
+        own, parameters, unused_parameters = _parameters(config, own_keys, values, folder)
         declared = Declared(config.max_batch_size, _tensors(config.input), _tensors(config.output), source)
     except InvalidModelSettings as error:
         raise InvalidModelSettings(f"{source}: {error}") from error
@@ -114,14 +118,13 @@ def translated(config: Any, name: str, folder: Path, source: str) -> TritonConfi
 def _check_servable(config: Any, name: str) -> None:
     if config.name and config.name != name:
         raise InvalidModelSettings(f"name is {shown(config.name)}, and the model's folder is {name!r}")
-    if config.platform not in ("", PLATFORM, TORCHSCRIPT):
+    if config.platform not in ("", PLATFORM, TORCHSCRIPT, pipeline_steps.PLATFORM):
         raise InvalidModelSettings(f"platform {shown(config.platform)} is not served here, only {PLATFORM} and {TORCHSCRIPT}")
-    if config.backend not in ("", BACKEND, PYTORCH):
+    if config.backend not in ("", BACKEND, PYTORCH, pipeline_steps.PLATFORM):
         raise InvalidModelSettings(f"backend {shown(config.backend)} is not served here, only {BACKEND} and {PYTORCH}")
     scheduling = config.WhichOneof("scheduling_choice")
     for what, is_set in (
         ("sequence_batching", scheduling == "sequence_batching"),
-        ("ensemble_scheduling", scheduling == "ensemble_scheduling"),
         ("model_transaction_policy.decoupled", config.model_transaction_policy.decoupled),
         ("batch_input", bool(config.batch_input)),
         ("batch_output", bool(config.batch_output)),
@@ -171,7 +174,7 @@ def datatype(kind: int) -> str:
 
 def _values(config: Any, folder: Path) -> dict[str, Any]:
     """Fields of ModelSettings, through the checks that `model.toml` goes through."""
-    given = dict(_given(config))
+    given = dict(triton_ensemble.without(_given(config)) if triton_ensemble.is_one(config) else _given(config))
     values = model_settings.checked(given, folder)
     if len(config.model_warmup) > MOST_SAMPLES:
         raise InvalidModelSettings(f"model_warmup has {len(config.model_warmup)} samples, at most {MOST_SAMPLES} are taken")
@@ -204,6 +207,12 @@ def _given(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 _LEVELS = {-1: "basic", 1: "extended", 2: "none"}
+
+
+def _steps(config: Any, untold: Any, folder: Path) -> Any:
+    """`untold`: what our own parameter says of the steps."""
+    said = triton_ensemble.with_untold(f"parameters.{OWN_PARAMETER}.steps", triton_ensemble.steps(config), untold)
+    return pipeline_steps.reader(f"{triton_ensemble.FIELD}.step", said, folder)
 
 
 def _version_policy(policy: Any) -> Any:
@@ -264,16 +273,20 @@ def _sample_input(name: str, content: Any) -> SampleInput:
 # parameters ----------------------------------------------------------------------------------------------------------------------
 
 
-def _parameters(config: Any, values: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """(fields of ModelSettings, all but our own parameter, names of those that are not acted on)."""
-    parameters = {name: entry.string_value for name, entry in config.parameters.items()}
-    own = _own(parameters.pop(OWN_PARAMETER, ""), folder)
+def _parameters(
+    config: Any, own_keys: dict[str, Any], values: dict[str, Any], folder: Path
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """(fields of ModelSettings, all but our own parameter, names of those that are not acted on). `own_keys`: as `_own_keys` has them."""
+    parameters = {name: entry.string_value for name, entry in config.parameters.items() if name != OWN_PARAMETER}
+    own = _own(own_keys, folder)
     for name in [name for name in parameters if name in ANSWERED or name.startswith(NOTE)]:
         del parameters[name]
     session = dict(values.get("onnxruntime", {}))
     unused = []
     for name, text in parameters.items():
-        if name == "intra_op_thread_count":
+        if "steps" in values:
+            unused.append(f"parameters.{name}")
+        elif name == "intra_op_thread_count":
             own.setdefault("threads", _number(name, text))
         elif name in _SESSION:
             key, meaning = _SESSION[name]
@@ -309,9 +322,9 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def _own(text: str, folder: Path) -> dict[str, Any]:
-    """Keys of `model.toml` as JSON, as `ModelConfig` answers them: `top_k` may stand beside `labels`."""
-    if not text:
+def _own_keys(config: Any) -> dict[str, Any]:
+    """Keys of `model.toml` as JSON has them. Raises InvalidModelSettings."""
+    if OWN_PARAMETER not in config.parameters or not (text := config.parameters[OWN_PARAMETER].string_value):
         return {}
     try:
         given = json.loads(text)
@@ -319,6 +332,11 @@ def _own(text: str, folder: Path) -> dict[str, Any]:
         raise InvalidModelSettings(f"parameters.{OWN_PARAMETER} is not JSON: {str(error)[:_LONGEST_ERROR]}") from error
     if not isinstance(given, dict):
         raise bad(f"parameters.{OWN_PARAMETER}", given, "a JSON object")
+    return given
+
+
+def _own(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fields of ModelSettings: `top_k` may stand beside `labels`, as `ModelConfig` answers it."""
     top_k = given.pop("top_k", None)
     values = model_settings.values(f"parameters.{OWN_PARAMETER}", given, folder)
     return values if top_k is None else {"top_k": model_settings.top_k("top_k", top_k, folder)} | values
@@ -332,7 +350,10 @@ def _unused(config: Any) -> Iterator[str]:
     for name in ("runtime", "cc_model_filenames", "metric_tags", "model_metrics"):
         if any(field.name == name for field, _ in config.ListFields()):
             yield name
-    yield from (f"optimization.{field.name}" for field, _ in config.optimization.ListFields() if field.name != "graph")
+    if triton_ensemble.is_one(config):
+        yield from triton_ensemble.unused(config)
+    else:
+        yield from (f"optimization.{field.name}" for field, _ in config.optimization.ListFields() if field.name != "graph")
     for name in _set_in(config.instance_group, ("gpus", "profile", "rate_limiter", "passive", "secondary_devices", "host_policy")):
         yield f"instance_group.{name}"
     for name in _set_in(config.input, ("format", "allow_ragged_batch", "optional", "is_non_linear_format_io")):

@@ -7,9 +7,9 @@ from typing import Any
 from idl.messages import TensorSpec
 from inference_server import errors
 from inference_server.declared import Declared
+from inference_server.model_settings import FILE
+from inference_server.pipeline_steps import PLATFORM
 from inference_server.types import Signature
-
-PLATFORM = "pipeline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,26 @@ class Link:
     after: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Inputs and outputs that `source`, a file, names, in that order; empty where it names none."""
+
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    source: str = FILE
+
+    def all_of(self, side: str) -> str:
+        """Where all inputs, or all outputs, are named."""
+        return f"[{side}s]" if self.source == FILE else f"{side} of {self.source}"
+
+    def one(self, side: str, tensor: str) -> str:
+        """Where `tensor` is named."""
+        return f"{side}s.{tensor}" if self.source == FILE else f"{side} {tensor!r} of {self.source}"
+
+
 class Plan:
-    """`steps`: as `pipeline_steps.Step.to_json` has them; `signatures`: of their models, in that order; `named`: inputs and outputs that
-    `model.toml` names, None where it names none; `declared`: what it says of their types and shapes. Raises invalid_model, with names.
+    """`steps`: as `pipeline_steps.Step.to_json` has them; `signatures`: of their models, in that order; `declared`: what is said of types
+    and shapes. Raises invalid_model, with names.
     """
 
     def __init__(
@@ -37,13 +54,13 @@ class Plan:
         model: str,
         steps: Sequence[Mapping[str, Any]],
         signatures: Sequence[Signature],
-        named: tuple[Sequence[str], Sequence[str]],
+        named: Named,
         declared: Declared,
     ) -> None:
         self._model = model
         ties = [self._tie(step, signature) for step, signature in zip(steps, signatures, strict=True)]
         made = self._made(steps, ties)
-        free = self._inputs(steps, ties, made, named[0])
+        free = self._inputs(steps, ties, made, named)
         for step, tie in zip(steps, ties, strict=True):
             for spec, tensor in tie[0]:
                 if tensor in made:
@@ -62,7 +79,7 @@ class Plan:
             for index, (step, tie) in enumerate(zip(steps, ties, strict=True))
         )
         self._check_order()
-        outputs = self._outputs(ties, made, named[1])
+        outputs = self._outputs(ties, made, named)
         self._makers = {tensor: index for tensor, (index, _) in made.items()}
         self._needed: dict[tuple[str, ...], tuple[Link, ...]] = {}
         ins = tuple(self._seen("inputs", spec, declared) for spec in free)
@@ -124,9 +141,7 @@ class Plan:
                 made[tensor] = (index, TensorSpec(tensor, spec.datatype, spec.shape))
         return made
 
-    def _inputs(
-        self, steps: Sequence[Mapping[str, Any]], ties: Sequence[Any], made: Mapping[str, Any], named: Sequence[str]
-    ) -> list[TensorSpec]:
+    def _inputs(self, steps: Sequence[Mapping[str, Any]], ties: Sequence[Any], made: Mapping[str, Any], named: Named) -> list[TensorSpec]:
         """What nobody makes comes from the caller: what all who take it agree on."""
         free: dict[str, tuple[str, TensorSpec]] = {}
         for step, (inputs, _) in zip(steps, ties, strict=True):
@@ -134,16 +149,18 @@ class Plan:
             for spec, tensor in inputs:
                 if tensor in made:
                     continue
-                if named and tensor not in named:
-                    raise self._wrong(f"{who} takes tensor {tensor!r}, which no step makes, and which is none of its inputs ([inputs])")
+                if named.inputs and tensor not in named.inputs:
+                    raise self._wrong(
+                        f"{who} takes tensor {tensor!r}, which no step makes, and which is none of its inputs ({named.all_of('input')})"
+                    )
                 first = free.get(tensor, (who, spec))
                 free[tensor] = (first[0], TensorSpec(tensor, spec.datatype, self._agree(tensor, first[0], first[1], who, spec)))
-        for tensor in named:
+        for tensor in named.inputs:
             if tensor in made:
-                raise self._wrong(f"inputs.{tensor}: step {steps[made[tensor][0]]['name']!r} makes it")
+                raise self._wrong(f"{named.one('input', tensor)}: step {steps[made[tensor][0]]['name']!r} makes it")
             if tensor not in free:
-                raise self._wrong(f"inputs.{tensor}: no step takes it")
-        return [free[tensor][1] for tensor in (named or free)]
+                raise self._wrong(f"{named.one('input', tensor)}: no step takes it")
+        return [free[tensor][1] for tensor in (named.inputs or free)]
 
     def _agree(self, tensor: str, who: str, one: TensorSpec, other_who: str, other: TensorSpec) -> tuple[int, ...]:
         """The shape that both allow."""
@@ -167,13 +184,13 @@ class Plan:
             for index in ready:
                 del left[index]
 
-    def _outputs(self, ties: Sequence[Any], made: Mapping[str, tuple[int, TensorSpec]], named: Sequence[str]) -> list[TensorSpec]:
+    def _outputs(self, ties: Sequence[Any], made: Mapping[str, tuple[int, TensorSpec]], named: Named) -> list[TensorSpec]:
         """Those that are named, else those that no step takes."""
         taken = {tensor for inputs, _ in ties for _, tensor in inputs}
-        for tensor in named:
+        for tensor in named.outputs:
             if tensor not in made:
-                raise self._wrong(f"outputs.{tensor}: no step makes it; made are {', '.join(map(repr, made))}")
-        found = named or [tensor for tensor in made if tensor not in taken]
+                raise self._wrong(f"{named.one('output', tensor)}: no step makes it; made are {', '.join(map(repr, made))}")
+        found = named.outputs or [tensor for tensor in made if tensor not in taken]
         return [made[tensor][1] for tensor in found]
 
     def _seen(self, where: str, spec: TensorSpec, declared: Declared) -> TensorSpec:

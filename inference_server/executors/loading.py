@@ -84,10 +84,10 @@ def _pytorch(asked: Mapping[str, Any]) -> Backend:
 
 def _pipeline(asked: Mapping[str, Any]) -> Backend:
     from inference_server.backends.pipeline import PipelineModel
-    from inference_server.backends.pipeline_plan import Plan
+    from inference_server.backends.pipeline_plan import Named, Plan
 
     signatures = [Signature.from_json(said) for said in asked["signatures"]]
-    plan = Plan(asked["name"], asked["steps"], signatures, (asked["named"]["inputs"], asked["tensors_out"]), _declared(asked))
+    plan = Plan(asked["name"], asked["steps"], signatures, Named(**asked["tensors"]), _declared(asked))
     return PipelineModel(plan, asked["run_dir"], asked["limit"])
 
 
@@ -129,6 +129,8 @@ def _found(model: Backend, kind: str, asked: Mapping[str, Any], first: Mapping[s
             return Tuning(1, "its state, or an output, has no batch axis that is known (state.NAME.batch_axis)", {}, LEAST_QUEUE)
         size = DEFAULT_SHARING if wanted is None else max(1, wanted)
         return Tuning(size, "" if size > 1 else "its owner has turned it off", {}, LEAST_QUEUE)
+    if kind == "pipeline":
+        return Tuning(1, "requests are put together in the queues of its steps", {}, LEAST_QUEUE)
     return _tuning(model, asked, first) if kind in _GUESSED or wanted else _untuned(model)
 
 

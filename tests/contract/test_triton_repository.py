@@ -37,6 +37,25 @@ parameters { key: "team" value { string_value: "vision" } }
 model_warmup [ { name: "one" batch_size: 2 inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 2, 1 ] random_data: true } } } ]
 response_cache { enable: true }
 """
+ENSEMBLE = """
+name: "chain"
+platform: "ensemble"
+max_batch_size: 4
+input [ { name: "PAIR" data_type: TYPE_FP32 dims: [ 2, 1 ] } ]
+output [ { name: "SIX_TIMES" data_type: TYPE_FP32 dims: [ 2 ] }, { name: "TWICE" data_type: TYPE_FP32 dims: [ 2 ] } ]
+ensemble_scheduling {
+  step [
+    { model_name: "thrice" model_version: -1 input_map { key: "x" value: "TWICE" } output_map { key: "y" value: "SIX_TIMES" } },
+    { model_name: "batched" model_version: 2 input_map { key: "x" value: "PAIR" } output_map { key: "y" value: "TWICE" } }
+  ]
+}
+"""
+LOST = """
+platform: "ensemble"
+ensemble_scheduling {
+  step { model_name: "other" model_version: -1 input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } }
+}
+"""
 
 
 def fill(root: Path) -> None:
@@ -46,6 +65,10 @@ def fill(root: Path) -> None:
     (root / "batched" / "names.txt").write_text("left\nright\n")
     times(root / "bare" / "1" / "net.onnx", 3, (1, 2))
     (root / "bare" / "config.pbtxt").write_text('backend: "onnxruntime" default_model_filename: "net.onnx"')
+    times(root / "thrice" / "1" / "model.onnx", 3)
+    for name, config in (("chain", ENSEMBLE), ("lost", LOST)):
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "config.pbtxt").write_text(config)
     times(root / "other" / "1" / "model.onnx", 1)
     (root / "other" / "config.pbtxt").write_text('backend: "python"')
     times(root / "wrong" / "1" / "model.onnx", 1)
@@ -101,6 +124,13 @@ def http(served: Served, script: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def ensemble(client: triton.InferenceServerClient, values: np.ndarray[Any, Any]) -> list[Any]:
+    given = triton.InferInput("PAIR", values.shape, "FP32")
+    given.set_data_from_numpy(values)
+    answer = client.infer("chain", [given])
+    return [answer.as_numpy(name).tolist() for name in ("SIX_TIMES", "TWICE")]
+
+
 def infer(client: triton.InferenceServerClient, model: str, values: np.ndarray[Any, Any], version: str = "") -> np.ndarray[Any, Any]:
     given = triton.InferInput("x", values.shape, "FP32")
     given.set_data_from_numpy(values)
@@ -143,6 +173,40 @@ def test_a_model_without_batching_says_so(grpc: triton.InferenceServerClient) ->
     assert infer(grpc, "bare", np.ones((1, 2), np.float32)).tolist() == [[3, 3]]
 
 
+def test_an_ensemble_answers_and_is_described(grpc: triton.InferenceServerClient) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2, 1)
+    twice = 2 * values.reshape(3, 2)
+    assert ensemble(grpc, values) == [(3 * twice).tolist(), twice.tolist()]
+    with pytest.raises(InferenceServerException, match="has 5 rows, and model 'chain' takes at most 4"):
+        ensemble(grpc, np.zeros((5, 2, 1), np.float32))
+    metadata, config = grpc.get_model_metadata("chain"), grpc.get_model_config("chain").config
+    assert metadata.platform == config.platform == "ensemble" and config.backend == ""
+    assert [(spec.name, list(spec.shape)) for spec in (*metadata.inputs, *metadata.outputs)] == [
+        ("PAIR", [-1, 2, 1]),
+        ("SIX_TIMES", [-1, 2]),
+        ("TWICE", [-1, 2]),
+    ]
+    assert config.max_batch_size == 4 and [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[2, 1], [2], [2]]
+    assert config.WhichOneof("scheduling_choice") == "ensemble_scheduling"
+    assert [
+        (step.model_name, step.model_version, dict(step.input_map), dict(step.output_map)) for step in config.ensemble_scheduling.step
+    ] == [
+        ("thrice", -1, {"x": "TWICE"}, {"y": "SIX_TIMES"}),
+        ("batched", 2, {"x": "PAIR"}, {"y": "TWICE"}),
+    ]
+
+
+def test_an_ensemble_over_http(served: Served) -> None:
+    script = """
+given = triton.InferInput("PAIR", [1, 2, 1], "FP32")
+given.set_data_from_numpy(np.ones((1, 2, 1), np.float32))
+answer = client.infer("chain", [given], outputs=[triton.InferRequestedOutput("SIX_TIMES")])
+config = client.get_model_config("chain")
+print(json.dumps([answer.as_numpy("SIX_TIMES").tolist(), config["platform"], config["ensemble_scheduling"]["step"][1]["model_name"]]))
+"""
+    assert http(served, script) == [[[6, 6]], "ensemble", "batched"]
+
+
 def test_every_face_tells_the_same(served: Served, ours: Client) -> None:
     config, metadata = ours.model_config("batched"), ours.model_metadata("batched")
     print_both = "print(json.dumps([client.get_model_config(sys.argv[2]), client.get_model_metadata(sys.argv[2])]))"
@@ -155,6 +219,7 @@ def test_every_face_tells_the_same(served: Served, ours: Client) -> None:
 def test_what_is_not_served_is_in_the_index_and_in_the_log(served: Served, ours: Client) -> None:
     reasons = {entry.name: entry.reason for entry in ours.repository_index() if entry.state == "UNAVAILABLE"}
     assert reasons == {
+        "lost": "step 'other': model 'other' failed to load: config.pbtxt: backend 'python' is not served here, only onnxruntime and pytorch",
         "other": "config.pbtxt: backend 'python' is not served here, only onnxruntime and pytorch",
         "wrong": "input 'x' has shape [-1, 3] by config.pbtxt, and [-1, 2] in the model's file",
     }
@@ -195,6 +260,18 @@ def test_a_configuration_that_was_answered_loads_as_it_is(grpc: triton.Inference
     assert ours.model_config("batched")["instance_group"][0]["count"] == 1
     grpc.load_model("batched")
     assert ours.model_config("batched") == before
+
+
+def test_an_answered_ensemble_loads_as_it_is_and_as_another(grpc: triton.InferenceServerClient, ours: Client) -> None:
+    before, values = ours.model_config("chain"), np.ones((1, 2, 1), np.float32)
+    grpc.load_model("chain", config=json.dumps(before))
+    assert ours.model_config("chain") == before and ensemble(grpc, values)[0] == [[6, 6]]
+    changed = json.loads(json.dumps(before))
+    changed["ensemble_scheduling"]["step"][1]["model_version"] = "1"
+    grpc.load_model("chain", config=json.dumps(changed))
+    assert ensemble(grpc, values)[0] == [[3, 3]]
+    grpc.load_model("chain")
+    assert ours.model_config("chain") == before
 
 
 def test_our_client_sends_files_over_both_protocols(ours: Client, tmp_path: Path) -> None:

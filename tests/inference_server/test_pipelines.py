@@ -101,7 +101,7 @@ def test_a_chain_answers_with_the_signature_of_its_ends(chain: Engine) -> None:
         ("y", "FP32", (-1, 2)),
     ]
     config = chain.model_config("p", "")
-    assert (metadata.platform, config["backend"]) == ("pipeline", "pipeline")
+    assert (metadata.platform, config["platform"], "backend" in config) == ("ensemble", "ensemble", False)
     assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["double", "triple"]
     for name in ("p", "double", "triple"):
         assert chain.model_statistics(name, "")[0].success.count == 1
