@@ -177,3 +177,57 @@ class Capacity:
     cpus_free: float = 0.0
     memory_reserved_bytes: int = 0
     memory_free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatedTensor:
+    """`shape`: each axis as its size, its name in the file ("batch") or "-1". `low`, `high`, `optype` ("continuous", "categorical",
+    "ordinal"), `values` (the only ones that are allowed): where the file says so.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[str, ...]
+    low: float | None = None
+    high: float | None = None
+    optype: str = ""
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Of `runs` runs with `batch` rows, milliseconds."""
+
+    batch: int
+    runs: int
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a model host found out about a model by trying it.
+
+    `format`: onnx, pmml, python, torchscript or torch_export. `opset` 0: none; `parameter_count` None: not known. `memory_bytes`: the most that
+    the process had for it. `latencies`: on one thread, empty where no input of the host's own making runs on it (`warnings` say why).
+    `model_file`: the name that the model's own file has to have in a version's folder; `files`: all paths in that folder, of a zip
+    archive its entries.
+    """
+
+    format: str
+    platform: str
+    algorithm: str
+    producer: str = ""
+    opset: int = 0
+    parameter_count: int | None = None
+    size_bytes: int = 0
+    inputs: tuple[ValidatedTensor, ...] = ()
+    outputs: tuple[ValidatedTensor, ...] = ()
+    memory_bytes: int = 0
+    load_ms: float = 0.0
+    latencies: tuple[Latency, ...] = ()
+    proposed_cpus: float = 0.0
+    proposed_memory_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+    model_file: str = ""
+    files: tuple[str, ...] = ()

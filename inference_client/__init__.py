@@ -8,13 +8,25 @@
 import logging
 
 from idl.codes import Code, ServingError
-from idl.messages import InferRequest, InferResponse, Tensor
+from idl.messages import InferRequest, InferResponse, Tensor, Validation
 from inference_client.channel import RawAnswers
 from inference_client.client import Client
 from inference_client.result import InferResult
 from inference_client.streams import Answers
 from inference_client.tls import Tls
 
-__all__ = ["Answers", "Client", "Code", "InferRequest", "InferResponse", "InferResult", "RawAnswers", "ServingError", "Tensor", "Tls"]
+__all__ = [
+    "Answers",
+    "Client",
+    "Code",
+    "InferRequest",
+    "InferResponse",
+    "InferResult",
+    "RawAnswers",
+    "ServingError",
+    "Tensor",
+    "Tls",
+    "Validation",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library: who wants to see its log configures one

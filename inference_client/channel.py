@@ -3,10 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 from idl.codes import Code, ServingError
-from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion
+from idl.messages import (
+    Capacity,
+    InferRequest,
+    InferResponse,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    SharedRegion,
+    Validation,
+)
 from inference_client.deadline import Deadline
 
 Q = TypeVar("Q")
@@ -38,7 +48,9 @@ class RepositoryChange:
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file to copy to `<model>/<version>/<file_name>`; `progress` is called with (bytes sent, bytes in all)."""
+    """A file to copy to `<model>/<version>/<file_name>`; `progress` is called with (bytes sent, bytes in all). `user`: of the users'
+    repository.
+    """
 
     path: Path
     model_name: str
@@ -47,6 +59,15 @@ class LocalFile:
     size: int
     sha256: str
     progress: Callable[[int, int], None] | None
+    user: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFile:
+    """A file to validate: `name` is its path in a version's folder; of a `Path` the content is read when it is sent."""
+
+    name: str
+    source: Path | BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,14 @@ class RemoteFile:
     size: int
     sha256: str
     existed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """`version` 0: the whole model."""
+
+    name: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +177,8 @@ CAPACITY: Verb[None, Capacity] = Verb("Capacity", reads=True)
 DRAIN: Verb[DrainOrder, DrainState] = Verb("Drain", changes=True)
 SET_INSTANCES: Verb[InstancesOrder, None] = Verb("SetInstances", changes=True)
 SET_LABELS: Verb[LabelsOrder, None] = Verb("SetLabels", changes=True)
+REMOVE_MODEL: Verb[Removal, bool] = Verb("RemoveModel", changes=True)
+VALIDATE: Verb[Sequence[TrialFile], Validation] = Verb("Validate", changes=True)
 
 
 class RawAnswers(Protocol):

@@ -4,12 +4,22 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from numpy.typing import ArrayLike
 
 from idl.codes import ServingError
-from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion
+from idl.messages import (
+    Capacity,
+    InferRequest,
+    InferResponse,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    SharedRegion,
+    Validation,
+)
 from idl.traces import Tracer
 from inference_client import channel as verbs
 from inference_client.addresses import Address, parse
@@ -23,6 +33,7 @@ from inference_client.channel import (
     ModelName,
     RawAnswers,
     RemoteFile,
+    Removal,
     RepositoryChange,
     TraceOrder,
     Verb,
@@ -30,7 +41,7 @@ from inference_client.channel import (
 )
 from inference_client.deadline import Deadline
 from inference_client.dispatcher import Dispatcher
-from inference_client.files import sha256_of
+from inference_client.files import sha256_of, size_of, trial_files
 from inference_client.lane_channel import LaneChannel
 from inference_client.result import InferResult, to_result, to_tensors
 from inference_client.streams import Answers
@@ -42,6 +53,8 @@ R = TypeVar("R")
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _SLOWEST_COPY = 1024 * 1024
 """Bytes a second: with less than this a copy runs into its default deadline."""
+_TRIAL_S = 120.0
+"""What a validation may take besides, where its caller says nothing: twice the host's own default."""
 
 
 class Client:
@@ -246,32 +259,62 @@ class Client:
         file_name: str,
         progress: Callable[[int, int], None] | None = None,
         *,
+        user: bool = False,
         timeout_s: float | None = None,
     ) -> RemoteFile:
-        """Copies a local file to `<model>/<version>/<file_name>` of the host's repository, verified by its SHA-256. gRPC only.
+        """Copies a local file to `<model>/<version>/<file_name>` of the host's repository, verified by its SHA-256.
 
-        `progress(sent, all)` in bytes, called from another thread. Without `timeout_s` it may take the client's own time-out and a second
-        for each MiB. Raises OSError as well, for the local file.
+        `user`: to the users' repository, where a model is called `owner.deployment` or `owner.model.test` (each part letters, digits, "_" and
+        "-", 64 at most), a file name may have folders in it (`a/b/c/name`), and a file beside the versions (version 0) takes the place of
+        the one before; everywhere else other bytes at a name that is taken are already_exists. So is a name that the operator's
+        repository has. `progress(sent, all)` in bytes, called from another thread. Without `timeout_s` it may take the client's own
+        time-out and a second for each MiB. Raises OSError as well, for the local file.
         """
         source = Path(path)
         size = source.stat().st_size
-        file = LocalFile(source, model, version, file_name, size, sha256_of(source), progress)
+        file = LocalFile(source, model, version, file_name, size, sha256_of(source), progress, user)
         return self._call(verbs.PUT_FILE, file, timeout_s or self._timeout_s + size / _SLOWEST_COPY)
 
+    def remove_model(self, name: str, version: int = 0, *, timeout_s: float | None = None) -> bool:
+        """Unloads a model of the users' repository, or one version of it, and removes its files. False: it was not there.
+
+        `version` 0: all of it. Raises forbidden for an operator's model.
+        """
+        return self._call(verbs.REMOVE_MODEL, Removal(name, version), timeout_s)
+
+    def validate(
+        self,
+        files: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | tuple[str, BinaryIO]],
+        *,
+        timeout_s: float | None = None,
+    ) -> Validation:
+        """The host tries a model that lies in no repository, in a limited process, and tells what it is; it keeps nothing of it.
+
+        `files`: a local file, or several: paths, sent under their last name, and pairs of a name (`a/b/c/name` at most) and an open binary
+        file, read from where it stands. What they are is seen from their content: an ONNX file with the files of its weights, PMML, a
+        TorchScript or torch.export archive, a zip archive with `model.py`, or `model.py` and what belongs to it; `model.toml` may lie among
+        them. Raises invalid_model with the reason where the host would not serve it, and where it hangs, dies or takes too much memory;
+        too_large; overloaded (with a wait) where enough validations run; unsupported where the host lacks what the format needs;
+        insufficient_capacity where its disk or memory has no room. Raises OSError as well, for the local files, and ValueError for none.
+        """
+        sent = trial_files(files)
+        known = sum(size_of(file.source) for file in sent)
+        return self._call(verbs.VALIDATE, sent, timeout_s or self._timeout_s + _TRIAL_S + known / _SLOWEST_COPY)
+
     def capacity(self, *, timeout_s: float | None = None) -> Capacity:
-        """What the host has and what is loaded there. gRPC only."""
+        """What the host has and what is loaded there."""
         return self._call(verbs.CAPACITY, None, timeout_s)
 
     def drain(self, timeout_s: float, resume: bool = False) -> DrainState:
-        """The host takes no new inference and finishes what is in flight, for at most `timeout_s`; `resume` takes it back. gRPC only."""
+        """The host takes no new inference and finishes what is in flight, for at most `timeout_s`; `resume` takes it back."""
         return self._call(verbs.DRAIN, DrainOrder(timeout_s, resume), self._timeout_s + timeout_s)
 
     def set_instances(self, model: str, count: int, version: str = "", *, timeout_s: float | None = None) -> None:
-        """How many processes serve the model; returns when they do. `version` empty: each version that serves. gRPC only."""
+        """How many processes serve the model; returns when they do. `version` empty: each version that serves."""
         self._call(verbs.SET_INSTANCES, InstancesOrder(model, version, count), timeout_s)
 
     def set_labels(self, model: str, labels: Mapping[str, int], canary_percent: int = 0, *, timeout_s: float | None = None) -> None:
-        """What the labels mean from now on, all of them, and the percentage of requests without a version for "canary". gRPC only."""
+        """What the labels mean from now on, all of them, and the percentage of requests without a version for "canary"."""
         self._call(verbs.SET_LABELS, LabelsOrder(model, labels, canary_percent), timeout_s)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest
 from inference_client.addresses import Address
-from inference_client.channel import PUT_FILE, Lost, RawAnswers, Unreachable, Verb, closed, too_large
+from inference_client.channel import PUT_FILE, VALIDATE, Lost, RawAnswers, Unreachable, Verb, closed, too_large
 from inference_client.deadline import Deadline, passed
 from inference_client.grpc_codec import CODECS, Codec, FileMessages
 from inference_client.grpc_status import NO_CONNECTION, failure
@@ -20,6 +20,8 @@ from inference_client.tls import Credentials
 Q = TypeVar("Q")
 R = TypeVar("R")
 
+_STREAMED = frozenset({PUT_FILE.name, VALIDATE.name})
+"""Verbs whose request is a stream."""
 _ABANDONED: list[object] = []
 """Channels of a parent process. A forked child keeps them for ever: taking one apart would wait for threads that it does not have."""
 
@@ -69,7 +71,7 @@ class GrpcChannel:
 
     def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
         codec = CODECS[verb.name]
-        payload: Any = codec.encode(request) if verb.name == PUT_FILE.name else self._encode(codec, request)
+        payload: Any = codec.encode(request) if verb.name in _STREAMED else self._encode(codec, request)
         metadata: tuple[tuple[str, str], ...] = self._metadata
         request_id = ""
         if isinstance(request, InferRequest):

@@ -1,7 +1,9 @@
 """The contract's values <-> gRPC messages, one pair of functions for each verb."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from idl.messages import (
     HostModel,
     InferRequest,
     InferResponse,
+    Latency,
     MemoryUsage,
     ModelIndex,
     ModelMetadata,
@@ -24,6 +27,8 @@ from idl.messages import (
     SharedRegion,
     Tensor,
     TensorSpec,
+    ValidatedTensor,
+    Validation,
 )
 from inference_client.channel import (
     DrainOrder,
@@ -35,6 +40,7 @@ from inference_client.channel import (
     RemoteFile,
     RepositoryChange,
     TraceOrder,
+    TrialFile,
 )
 
 CHUNK_BYTES = 1024 * 1024
@@ -198,11 +204,13 @@ def _encode_labels(order: LabelsOrder) -> Any:
 
 
 class FileMessages:
-    """The stream of PutFile, read from the file as it is sent. `error`: what ended it early; grpcio, which reads it, would only log that."""
+    """The stream of PutFile or Validate, read from the files as it is sent. `error`: what ended it early; grpcio, which reads it, would
+    only log that.
+    """
 
-    def __init__(self, file: LocalFile) -> None:
+    def __init__(self, sent: LocalFile | Sequence[TrialFile]) -> None:
         self.error: Exception | None = None
-        self._messages = _file_messages(file)
+        self._messages = _file_messages(sent) if isinstance(sent, LocalFile) else _trial_messages(sent)
         self._given_up = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -226,7 +234,7 @@ class FileMessages:
 
 def _file_messages(file: LocalFile) -> Iterator[bytes]:
     header = control.PutFileRequest.Header(
-        model_name=file.model_name, version=file.version, file_name=file.file_name, size=file.size, sha256=file.sha256
+        model_name=file.model_name, version=file.version, file_name=file.file_name, size=file.size, sha256=file.sha256, user=file.user
     )
     yield control.PutFileRequest(header=header).SerializeToString()
     sent = 0
@@ -236,6 +244,41 @@ def _file_messages(file: LocalFile) -> Iterator[bytes]:
             sent += len(chunk)
             if file.progress is not None:
                 file.progress(sent, file.size)
+
+
+def _trial_messages(files: Sequence[TrialFile]) -> Iterator[bytes]:
+    for file in files:
+        yield control.PutFileRequest(header=control.PutFileRequest.Header(file_name=file.name)).SerializeToString()
+        with file.source.open("rb") if isinstance(file.source, Path) else nullcontext(file.source) as source:
+            while chunk := source.read(CHUNK_BYTES):
+                yield control.PutFileRequest(chunk=chunk).SerializeToString()
+
+
+def _decode_validation(reply: Any) -> Validation:
+    return Validation(
+        reply.format,
+        reply.platform,
+        reply.algorithm,
+        reply.producer,
+        reply.opset,
+        reply.parameter_count if reply.HasField("parameter_count") else None,
+        reply.size_bytes,
+        tuple(map(_validated, reply.inputs)),
+        tuple(map(_validated, reply.outputs)),
+        reply.memory_bytes,
+        reply.load_ms,
+        tuple(Latency(each.batch, each.runs, each.p50_ms, each.p99_ms) for each in reply.latencies),
+        reply.proposed_cpus,
+        reply.proposed_memory_bytes,
+        tuple(reply.warnings),
+        reply.model_file,
+        tuple(reply.files),
+    )
+
+
+def _validated(tensor: Any) -> ValidatedTensor:
+    low, high = (getattr(tensor, name) if tensor.HasField(name) else None for name in ("low", "high"))
+    return ValidatedTensor(tensor.name, tensor.datatype, tuple(tensor.shape), low, high, tensor.optype, tuple(tensor.values))
 
 
 def _encode_trace(order: TraceOrder) -> Any:
@@ -311,5 +354,9 @@ CODECS: dict[str, Codec] = {
     "Drain": _control("Drain", _encode_drain, lambda reply: DrainState(reply.drained, reply.in_flight)),
     "SetInstances": _control("SetInstances", _encode_instances, lambda _: None),
     "SetLabels": _control("SetLabels", _encode_labels, lambda _: None),
+    "RemoveModel": _control(
+        "RemoveModel", lambda asked: control.RemoveModelRequest(model_name=asked.name, version=asked.version), lambda reply: reply.removed
+    ),
+    "Validate": _control("Validate", FileMessages, _decode_validation),
 }
 """By the verb's name in the contract."""

@@ -50,6 +50,7 @@ from inference_server.trace_settings import TraceSettings, started_with
 from inference_server.transports.framed_tls import TlsSocket
 from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 from inference_server.transports.thrift_server import ThriftServer
+from inference_server.user_models import UserModels
 
 log = logging.getLogger("outboard.server")
 
@@ -162,7 +163,8 @@ class Server:
             LogSettings(partial(logs.publish, self._run_dir)),
         )
         served = ServedModels(self.metrics, self._routes, settings.drain_timeout_s)
-        repository = Repository(settings.models, settings.push_dir)
+        users = UserModels(settings.user_models.absolute()) if settings.user_models else None
+        repository = Repository(settings.models, settings.push_dir, users)
         self._near_models = NearModels(settings.models)
         spool = Spool(self._run_dir, settings.max_message_bytes)
         self._closers.callback(spool.close)

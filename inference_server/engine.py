@@ -97,7 +97,7 @@ class Engine:
 
     def server_ready(self) -> bool:
         """Everything that should be loaded is ready, and requests are taken."""
-        all_ready = all(version.ready for version in self._models.versions())
+        all_ready = all(version.ready or version.model.user for version in self._models.versions())
         return self._started and not self._draining and all_ready and self._library.complete
 
     def model_ready(self, name: str, version: str) -> bool:

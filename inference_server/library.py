@@ -9,12 +9,12 @@ import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Protocol
 
 from idl.codes import Code, ServingError
 from idl.messages import ModelIndex
-from inference_server import errors, index, load_order, version_labels
+from inference_server import errors, load_order
+from inference_server.index import Index, short
 from inference_server.load_order import MODEL_NAME, LoadOrder
 from inference_server.load_states import LoadStates
 from inference_server.metrics import Metrics
@@ -24,10 +24,10 @@ from inference_server.repository_model import SENT, RepositoryModel
 from inference_server.repository_poll import Change, RepositoryPoll
 from inference_server.reservations import Reservation
 from inference_server.served import ServedVersion, resize_all
+from inference_server.served_labels import ServedLabels
 from inference_server.served_models import ServedModel, ServedModels, served_model
 from inference_server.spool import Spool
 from inference_server.types import Signature
-from inference_server.version_labels import Labels
 
 log = logging.getLogger("outboard.server")
 
@@ -59,20 +59,19 @@ class Library:
         self._spool = spool
         self._poll = poll
         self._lock = threading.Lock()
-        self._labelling = threading.Lock()
         self._loading_locks: dict[str, threading.Lock] = {}
         self._states = LoadStates()
+        self._index = Index(repository, served, self._states, self.pipelines, poll)
         self._instances: dict[str, int] = {}
         """Model -> instances, where an operator has changed what its settings say."""
-        self._labels: dict[str, Labels] = {}
-        """Model -> labels that were set while it served: the file that remembers them may not be writable."""
+        self._labels = ServedLabels(repository, served, self._index)
         self._wanted: frozenset[str] = frozenset()
         """Models that this server should serve: those of the repository at its start, and what was loaded since, less what was unloaded."""
 
     @property
     def complete(self) -> bool:
-        """Everything that should be loaded is."""
-        return all(name in self._served.table for name in self._wanted)
+        """Everything that should be loaded is. A user's model is no matter of the whole server."""
+        return all(name in self._served.table or self.repository.is_user(name) for name in self._wanted)
 
     # loading ---------------------------------------------------------------------------------------------------------------------
 
@@ -85,8 +84,9 @@ class Library:
         """
         order = load_order.read(name, parameters, self._spool.most_bytes)
         if not MODEL_NAME.fullmatch(name):
-            raise errors.model_not_found(_short(name))
+            raise errors.model_not_found(short(name))
         with self._loading_lock(name):
+            self.repository.check_one_owner(name)
             spooled = self._spool.put(name, order.files) if order.files else None
             try:
                 model = self._ordered(name, order, spooled)
@@ -95,39 +95,36 @@ class Library:
             finally:
                 if spooled is not None:
                     spooled.release()
-            if spooled is None and not self.repository.pin(model, order.version):
+            kept_over = spooled is not None or (self.repository.pin(model, order.version) and self.repository.mark(name, loaded=True))
+            if not kept_over:
                 log.warning("the version that serves cannot be remembered over a restart", extra={"fields": {"model": name}})
         self._wake(name)
 
     def _ordered(self, name: str, order: LoadOrder, spooled: Any) -> RepositoryModel:
         model = self.repository.ordered(name, order, spooled)
         if model is None:
-            raise errors.model_not_found(_short(name))
+            raise errors.model_not_found(short(name))
         if order.version and order.version not in model.versions:
             raise errors.version_not_found(name, str(order.version))
         if model.problem.startswith(SENT):
             raise errors.invalid_input(f"model {name!r}: {model.problem}")
-        return self._labelled(model)
-
-    def _labelled(self, model: RepositoryModel) -> RepositoryModel:
-        """With the labels that were set while it served; files that came in a request bring their own."""
-        labels = self._labels.get(model.name) if model.spooled is None else None
-        return model if labels is None else replace(model, labels=labels.only(model.versions))
+        return self._labels.labelled(model)
 
     def load_all(self, unchanged_since_ns: int) -> None:
         """Loads every model of the repository; one that fails is logged and named by the index, and the others serve.
 
-        With polling, what has changed since `unchanged_since_ns` (of the clock of file times) may still be on its way: it waits for `poll`.
+        Of the users' models what was loaded on order. With polling, what has changed since `unchanged_since_ns` (of the clock of file times) may still be on its way: it waits for `poll`.
         """
         if self._poll is not None:
             changes = self._look(lambda poll: poll.first(unchanged_since_ns))
             self._want(*(change.name for change in changes), *self._poll.waiting)
             self._follow_all(changes)
-            return
-        names = self.repository.names()
-        self._want(*names)
-        for wave in self.pipelines.waves(names):
-            self._each(self._first_load, wave)
+        else:
+            names = self.repository.operators()
+            self._want(*names)
+            for wave in self.pipelines.waves(names):
+                self._each(self._first_load, wave)
+        self._each(self._first_load, self.repository.on_order())
 
     def _want(self, *names: str) -> None:
         with self._lock:
@@ -194,7 +191,7 @@ class Library:
 
         False where something failed that may go well the next time.
         """
-        model = self._labelled(model)
+        model = self._labels.labelled(model)
         if model.problem or not model.wanted():
             self._failed(model, (), _unusable(model))
             return True
@@ -271,7 +268,7 @@ class Library:
         name = model.name
 
         def change(old: ServedModel | None) -> ServedModel:
-            current = self._labelled(model)  # they may have been set while the versions were loading
+            current = self._labels.labelled(model)  # they may have been set while the versions were loading
             named = set(current.labels.versions.values())
             staying = {version: served for version, served in (old.versions if old else {}).items() if version in named}
             return served_model(current, {**staying, **versions})
@@ -297,19 +294,60 @@ class Library:
         """
         for key in parameters:
             if key != "unload_dependents":
-                raise errors.invalid_input(f"unload parameter {_short(key)!r} is not known")
+                raise errors.invalid_input(f"unload parameter {short(key)!r} is not known")
         with self._loading_lock(name):
-            self._unwant(name)
-            self.pipelines.forget(name)
-            self._states.forget(name)
-            self._instances.pop(name, None)
-            self._labels.pop(name, None)
-            if name not in self._served.table:
-                if self.repository.peek(name) is None:
-                    raise errors.model_not_found(_short(name))
-                return
-            for served in self._served.change(name, lambda old: None):
-                self._served.retire(served)
+            known = name in self._served.table or self.repository.peek(name) is not None
+            self._stop(name)
+        if not known:
+            raise errors.model_not_found(short(name))
+
+    def _stop(self, name: str) -> None:
+        """As `unload`, with the lock of its loads."""
+        self._unwant(name)
+        self.pipelines.forget(name)
+        self._states.forget(name)
+        self._instances.pop(name, None)
+        self._labels.forget(name)
+        if not self.repository.mark(name, loaded=False):
+            log.warning("a restart will serve what was unloaded", extra={"fields": {"model": name}})
+        for served in self._served.change(name, lambda old: None):
+            self._served.retire(served)
+
+    def remove(self, name: str, version: int) -> bool:
+        """Unloads a user's model, or one version of it (0: all), and removes its files. False where it was not there.
+
+        Raises unsupported (no users' repository), invalid_input (a version), forbidden (an operator's model), internal.
+        """
+        if (users := self.repository.users) is None:
+            raise errors.unsupported("this host has no repository of users' models (OUTBOARD_SERVER_USER_MODELS)")
+        if not 0 <= version < 10**18:
+            raise errors.invalid_input(f"version {version} is not a whole number from 1, or 0 for the whole model")
+        if self.repository.is_operators(name):
+            raise ServingError(Code.FORBIDDEN, f"model {short(name)!r} is an operator's: its files are removed on the host")
+        if not users.has(name):
+            return False
+        with self._loading_lock(name):
+            self._stop_version(name, version) if version else self._stop(name)
+            removed = users.remove(name, version)
+        log.info("removed", extra={"fields": {"model": name, "version": version or "all", "was_there": removed}})
+        return removed
+
+    def _stop_version(self, name: str, version: int) -> None:
+        serving = self._served.table.get(name)
+        if (model := self.repository.peek(name)) is not None and model.pinned == version:
+            self.repository.pin(model, 0)
+        if serving is None or version not in serving.versions:
+            return
+        if len(serving.versions) == 1:
+            self._stop(name)
+            return
+
+        def change(old: ServedModel | None) -> ServedModel | None:
+            rest = {number: served for number, served in old.versions.items() if number != version} if old else {}
+            return served_model(old.model.only(set(old.model.versions) - {version}), rest) if old and rest else None
+
+        for served in self._served.change(name, change):
+            self._served.retire(served)
 
     def _loading_lock(self, name: str) -> threading.Lock:
         with self._lock:
@@ -332,35 +370,8 @@ class Library:
             log.info("instances", extra={"fields": {"model": name, "version": version, "count": count}})
 
     def set_labels(self, name: str, versions: Mapping[str, int], canary_percent: int) -> None:
-        """What the labels mean from now on, all of them; none at all: what the model's settings say.
-
-        Nothing is loaded, so it is done at once, also while the model is loading. Raises invalid_input, conflict (a version that is not
-        loaded), and what a request to the model would.
-        """
-
-        def change(old: ServedModel | None) -> ServedModel:
-            if old is None:
-                raise self.why_not(name)
-            settings = old.model.settings
-            labels = version_labels.check(name, versions, canary_percent, old.versions)
-            self._labels.pop(name, None)
-            if versions:
-                self._labels[name] = labels
-            else:
-                labels = Labels(settings.version_labels, settings.canary_percent)
-            pinned = 0 if version_labels.STABLE in versions else old.model.pinned
-            return served_model(replace(old.model, labels=labels.only(old.versions), pinned=pinned), old.versions)
-
-        with self._labelling:
-            self._served.change(name, change)
-            now = self._served.table.get(name)
-            if now is not None and now.model.spooled is None:
-                self._remember(now.model, self._labels.get(name))
-        log.info("labels", extra={"fields": {"model": name, "labels": dict(versions), "canary_percent": canary_percent}})
-
-    def _remember(self, model: RepositoryModel, labels: Labels | None) -> None:
-        if not (version_labels.write(model.folder, labels) and self.repository.pin(model, model.pinned)):
-            log.warning("the labels cannot be remembered over a restart", extra={"fields": {"model": model.name}})
+        """As `ServedLabels.set`."""
+        self._labels.set(name, versions, canary_percent)
 
     # what there is ---------------------------------------------------------------------------------------------------------------
 
@@ -368,47 +379,16 @@ class Library:
         """What serves a request. Raises model_not_found, version_not_found, not_ready."""
         model = self._served.table.get(name)
         if model is None:
-            raise self.why_not(name)
+            raise self._index.why_not(name)
         served = model.choose(version)
         if served is None:
-            raise self.why_not(name, version)
+            raise self._index.why_not(name, version)
         return served
-
-    def why_not(self, name: str, version: str = "") -> ServingError:
-        """The refusal for what does not serve: never heard of, failed, or not loaded."""
-        model = self.repository.peek(name)
-        if model is None and name not in self._served.table:
-            return errors.model_not_found(_short(name))
-        if version and version not in map(str, model.versions if model else ()):
-            return errors.version_not_found(name, _short(version))
-        failure = self._states.why(name, int(version or 0))
-        what = f"model {name!r}" + (f" version {version}" if version else "")
-        if self._states.is_loading(name):
-            return errors.not_ready(f"{what} is loading")
-        return errors.not_ready(f"{what} failed to load: {failure}" if failure else f"{what} is not loaded")
 
     def index(self) -> list[ModelIndex]:
         """Every version that lies in the repository or serves."""
-        return index.of(self.repository, self._served.table, self._state)
-
-    def _state(self, name: str, version: int, served: ServedVersion | None) -> tuple[str, str]:
-        if served is not None:
-            if served.ready:
-                why = self.pipelines.why_not(served)
-                return ("UNAVAILABLE", why) if why else ("READY", "")
-            return "UNAVAILABLE", served.failure or "its process is starting again"
-        if self._states.is_loading(name, version):
-            return "LOADING", ""
-        if any(leaving.name == name and leaving.version == version for leaving in self._served.leaving()):
-            return "UNLOADING", ""
-        if self._poll is not None and version in self._poll.unfinished(name):
-            return "UNAVAILABLE", "its files are still changing"
-        return "UNAVAILABLE", self._states.why(name, version) or self._states.before_a_version(name) or "not loaded"
+        return self._index.entries()
 
 
 def _unusable(model: RepositoryModel) -> ServingError:
     return errors.invalid_model(model.name, model.why_none())
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 128 else text[:128] + "..."

@@ -18,7 +18,10 @@ from inference_server.warmup_samples import FOLDER as WARMUP
 FILE = "file:"
 PIN_FILE = "serving-version"
 """Beside the version folders, after a load that named a version: the version that a restart is to serve as well."""
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+MARK_FILE = "loaded"
+"""There in the users' repository, while the model is to serve: what was loaded on order."""
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,193}")
+"""As long as three parts of 64 with their dots: see `user_models`."""
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 MOST_FILES = 1000
 
@@ -65,7 +68,7 @@ def _path(key: str) -> str:
     path = key.removeprefix(FILE)
     *folders, name = path.split("/")
     known = not folders or (len(folders) == 1 and (VERSION.fullmatch(folders[0]) or folders[0] == WARMUP))
-    taken = not folders and (VERSION.fullmatch(name) or name in (PIN_FILE, LABELS_FILE, WARMUP))
+    taken = not folders and (VERSION.fullmatch(name) or name in (PIN_FILE, LABELS_FILE, MARK_FILE, WARMUP))
     if not known or taken or not PLAIN_NAME.fullmatch(name) or name.endswith(".part"):
         raise errors.invalid_input(
             f"load parameter {shown(key)} is not {FILE}<version>/<name>, {FILE}{WARMUP}/<name> or {FILE}<name> with a plain name"

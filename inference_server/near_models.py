@@ -18,7 +18,7 @@ _SERVED = tuple(suffix for suffix in BACKENDS if suffix != ".py")
 """Files that are surely models. A Python file may be anything, except in a version's folder."""
 _OTHERS = (".pth", ".pb", ".h5", ".keras", ".tflite", ".safetensors", ".pkl", ".joblib", ".plan", ".engine", ".ckpt", ".gguf")
 """Files of models that this server cannot load."""
-_NAME_RULE = "a model's name has letters, digits, '_', '-' and '.', a letter or digit first, 128 at most"
+_NAME_RULE = "a model's name has letters, digits, '_', '-' and '.', a letter or digit first, 194 at most"
 
 
 @dataclass(frozen=True, slots=True)

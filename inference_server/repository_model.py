@@ -33,7 +33,7 @@ class RepositoryModel:
     """One model as it lies on disk now. `versions` ascend; `problem` is why it cannot be served, "" where it can.
 
     `pinned`: the version that the last load named, 0 where it named none; it stands above policy and labels. `declared`, `parameters` and
-    `unused`: of its Triton configuration. `spooled`: where its files came in a load request.
+    `unused`: of its Triton configuration. `spooled`: where its files came in a load request. `user`: it is a user's, see `user_models`.
     """
 
     name: str
@@ -47,6 +47,7 @@ class RepositoryModel:
     parameters: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     spooled: Spooled | None = None
+    user: bool = False
 
     def wanted(self) -> tuple[int, ...]:
         """The versions to load, ascending: what the policy chooses, what a load named, and what has a label."""
@@ -81,7 +82,7 @@ class RepositoryModel:
 
     def backend(self, version: int) -> str:
         """What runs it."""
-        return PIPELINE if self.settings.steps else model_folders.backend(self.file(version))
+        return PIPELINE if self.settings.steps else self.settings.backend or model_folders.backend(self.file(version))
 
     def only(self, versions: Collection[int]) -> "RepositoryModel":
         """As if the other versions were not there."""

@@ -23,12 +23,13 @@ class Settings:
 
     `tls_certificate`, `tls_key`, `tls_client_ca`: PEM files; with the last, callers must have a certificate of that authority.
     `models`: repository roots, the first one wins where two hold the same model. `push_dir`: where pushed models go that no root has;
-    empty means the first root. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files. `memory_limits`:
+    empty means the first root. `user_models`: the repository of users' models, None for none. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files. `memory_limits`:
     "auto" (control groups where they can be used, else watching) or "watch". `shared_memory`: callers may register POSIX shared memory. `kept_memory_bytes` cannot be reserved by models.
     """
 
     models: tuple[Path, ...] = ()
     push_dir: Path | None = None
+    user_models: Path | None = None
     run_dir: Path | None = None
     host: str = "127.0.0.1"
     grpc_port: int = 8001

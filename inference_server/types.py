@@ -1,10 +1,20 @@
 """Values that cross the server's rooms, and the Protocol that transports are written against."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from idl.messages import Capacity, InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, TensorSpec
+from idl.messages import (
+    Capacity,
+    InferRequest,
+    InferResponse,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    TensorSpec,
+    Validation,
+)
 from idl.tensors import Array
 
 SEQUENCE_IDLE_S, MOST_SEQUENCES = 300.0, 4096
@@ -77,13 +87,16 @@ class Batching:
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """What a pushed file is to become: `<model>/<version>/<file_name>`, version 0 meaning `<model>/<file_name>`."""
+    """What a pushed file is to become: `<model>/<version>/<file_name>`, version 0 meaning `<model>/<file_name>`. `user`: in the users'
+    repository. Of a file that is validated only the name is said, and perhaps size and hash: 0 and "" where they are not.
+    """
 
     model_name: str
     version: int
     file_name: str
     size: int
     sha256: str
+    user: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +173,12 @@ class Operations(Protocol):
 
     def set_labels(self, name: str, labels: Mapping[str, int], canary_percent: int) -> None:
         """What the labels mean from now on, all of them, and the part of the requests without a version that goes to the canary."""
+        ...
+
+    def remove_model(self, name: str, version: int) -> bool:
+        """Unloads a user's model, or one version of it (0: all), and removes its files; False where it was not there."""
+        ...
+
+    def validate(self, parts: Iterator[FileHeader | bytes], deadline: float, active: Callable[[], bool]) -> Validation:
+        """Tries a model without keeping it. `parts`: of each file its header, then its content. `active`: whether somebody still waits."""
         ...

@@ -223,6 +223,7 @@ class Up:
         ours = {
             "MODELS": os.pathsep.join(str(root) for root in roots if root),
             "PUSH_DIR": str(options.models or options.pushed_models),
+            "USER_MODELS": str(options.data / "user-models"),
             "RUN_DIR": str(options.run_dir),
             "HOST": options.host,
             "GRPC_PORT": str(options.grpc_port),

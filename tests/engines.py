@@ -19,6 +19,7 @@ from inference_server.routing import RoutePublisher
 from inference_server.served_models import ServedModels
 from inference_server.settings import Settings
 from inference_server.spool import Spool
+from inference_server.user_models import UserModels
 
 LIMIT = 8 * 2**20
 
@@ -32,7 +33,9 @@ def engine_over(
     metrics, routes, limits = Metrics(), RoutePublisher(zygote.run_dir, limit), MemoryLimits(settings.memory_limits)
     reservations = Reservations(host.cores(), host.cpus(), host.memory()[0], default_threads=settings.model_threads)
     launcher = Launcher(settings, metrics, zygote, watcher, reservations, limits)
-    served, repository, spool = ServedModels(metrics, routes, drain_timeout_s), Repository(settings.models), Spool(zygote.run_dir, limit)
+    users = UserModels(settings.user_models) if settings.user_models else None
+    repository = Repository(settings.models, users=users)
+    served, spool = ServedModels(metrics, routes, drain_timeout_s), Spool(zygote.run_dir, limit)
     library = Library(
         repository, launcher, served, metrics, spool, RepositoryPoll(repository) if settings.model_control == "poll" else None
     )

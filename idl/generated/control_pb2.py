@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.DescriptorPool().AddSerializedFile(b'\n\rcontrol.proto\x12\x08outboard\"\xbc\x01\n\x0ePutFileRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.outboard.PutFileRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1a^\n\x06Header\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\tB\x06\n\x04part\"@\n\x0fPutFileResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"\x11\n\x0f\x43\x61pacityRequest\"\xd8\x03\n\x10\x43\x61pacityResponse\x12\x0c\n\x04\x63pus\x18\x01 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x03 \x01(\x04\x12\x1c\n\x14\x64isk_available_bytes\x18\x04 \x01(\x04\x12\x1b\n\x13\x65xecution_providers\x18\x05 \x03(\t\x12\x30\n\x06models\x18\x06 \x03(\x0b\x32 .outboard.CapacityResponse.Model\x12\x15\n\rcpus_reserved\x18\x07 \x01(\x01\x12\x11\n\tcpus_free\x18\x08 \x01(\x01\x12\x1d\n\x15memory_reserved_bytes\x18\t \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\n \x01(\x04\x1a\xae\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0c\n\x04\x63pus\x18\x06 \x01(\x01\x12\x1d\n\x15memory_reserved_bytes\x18\x07 \x01(\x04\x12\x11\n\tinstances\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\"2\n\x0c\x44rainRequest\x12\x0e\n\x06resume\x18\x01 \x01(\x08\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"3\n\rDrainResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x08\x12\x11\n\tin_flight\x18\x02 \x01(\r\"I\n\x13SetInstancesRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\x16\n\x14SetInstancesResponse\"\xa5\x01\n\x10SetLabelsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.outboard.SetLabelsRequest.LabelsEntry\x12\x16\n\x0e\x63\x61nary_percent\x18\x03 \x01(\r\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x13\n\x11SetLabelsResponse2\xe7\x02\n\x07\x43ontrol\x12\x42\n\x07PutFile\x12\x18.outboard.PutFileRequest\x1a\x19.outboard.PutFileResponse\"\x00(\x01\x12\x43\n\x08\x43\x61pacity\x12\x19.outboard.CapacityRequest\x1a\x1a.outboard.CapacityResponse\"\x00\x12:\n\x05\x44rain\x12\x16.outboard.DrainRequest\x1a\x17.outboard.DrainResponse\"\x00\x12O\n\x0cSetInstances\x12\x1d.outboard.SetInstancesRequest\x1a\x1e.outboard.SetInstancesResponse\"\x00\x12\x46\n\tSetLabels\x12\x1a.outboard.SetLabelsRequest\x1a\x1b.outboard.SetLabelsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.DescriptorPool().AddSerializedFile(b'\n\rcontrol.proto\x12\x08outboard\"\xca\x01\n\x0ePutFileRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.outboard.PutFileRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1al\n\x06Header\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x11\n\tfile_name\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0c\n\x04user\x18\x06 \x01(\x08\x42\x06\n\x04part\"@\n\x0fPutFileResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"\x11\n\x0f\x43\x61pacityRequest\"\xd8\x03\n\x10\x43\x61pacityResponse\x12\x0c\n\x04\x63pus\x18\x01 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x03 \x01(\x04\x12\x1c\n\x14\x64isk_available_bytes\x18\x04 \x01(\x04\x12\x1b\n\x13\x65xecution_providers\x18\x05 \x03(\t\x12\x30\n\x06models\x18\x06 \x03(\x0b\x32 .outboard.CapacityResponse.Model\x12\x15\n\rcpus_reserved\x18\x07 \x01(\x01\x12\x11\n\tcpus_free\x18\x08 \x01(\x01\x12\x1d\n\x15memory_reserved_bytes\x18\t \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\n \x01(\x04\x1a\xae\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0c\n\x04\x63pus\x18\x06 \x01(\x01\x12\x1d\n\x15memory_reserved_bytes\x18\x07 \x01(\x04\x12\x11\n\tinstances\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\"2\n\x0c\x44rainRequest\x12\x0e\n\x06resume\x18\x01 \x01(\x08\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"3\n\rDrainResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x08\x12\x11\n\tin_flight\x18\x02 \x01(\r\"I\n\x13SetInstancesRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\x16\n\x14SetInstancesResponse\"\xa5\x01\n\x10SetLabelsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.outboard.SetLabelsRequest.LabelsEntry\x12\x16\n\x0e\x63\x61nary_percent\x18\x03 \x01(\r\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x13\n\x11SetLabelsResponse\"9\n\x12RemoveModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"&\n\x13RemoveModelResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x08\"\xb6\x05\n\x10ValidateResponse\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x11\n\talgorithm\x18\x03 \x01(\t\x12\x10\n\x08producer\x18\x04 \x01(\t\x12\r\n\x05opset\x18\x05 \x01(\x03\x12\x1c\n\x0fparameter_count\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12\x31\n\x06inputs\x18\x08 \x03(\x0b\x32!.outboard.ValidateResponse.Tensor\x12\x32\n\x07outputs\x18\t \x03(\x0b\x32!.outboard.ValidateResponse.Tensor\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x04\x12\x0f\n\x07load_ms\x18\x0b \x01(\x01\x12\x35\n\tlatencies\x18\x0c \x03(\x0b\x32\".outboard.ValidateResponse.Latency\x12\x15\n\rproposed_cpus\x18\r \x01(\x01\x12\x1d\n\x15proposed_memory_bytes\x18\x0e \x01(\x04\x12\x10\n\x08warnings\x18\x0f \x03(\t\x12\x12\n\nmodel_file\x18\x10 \x01(\t\x12\r\n\x05\x66iles\x18\x11 \x03(\t\x1a\x8d\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\x12\x10\n\x03low\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04high\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06optype\x18\x06 \x01(\t\x12\x0e\n\x06values\x18\x07 \x03(\tB\x06\n\x04_lowB\x07\n\x05_high\x1a\x46\n\x07Latency\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0c\n\x04runs\x18\x02 \x01(\r\x12\x0e\n\x06p50_ms\x18\x03 \x01(\x01\x12\x0e\n\x06p99_ms\x18\x04 \x01(\x01\x42\x12\n\x10_parameter_count2\xfb\x03\n\x07\x43ontrol\x12\x42\n\x07PutFile\x12\x18.outboard.PutFileRequest\x1a\x19.outboard.PutFileResponse\"\x00(\x01\x12\x43\n\x08\x43\x61pacity\x12\x19.outboard.CapacityRequest\x1a\x1a.outboard.CapacityResponse\"\x00\x12:\n\x05\x44rain\x12\x16.outboard.DrainRequest\x1a\x17.outboard.DrainResponse\"\x00\x12O\n\x0cSetInstances\x12\x1d.outboard.SetInstancesRequest\x1a\x1e.outboard.SetInstancesResponse\"\x00\x12\x46\n\tSetLabels\x12\x1a.outboard.SetLabelsRequest\x1a\x1b.outboard.SetLabelsResponse\"\x00\x12L\n\x0bRemoveModel\x12\x1c.outboard.RemoveModelRequest\x1a\x1d.outboard.RemoveModelResponse\"\x00\x12\x44\n\x08Validate\x12\x18.outboard.PutFileRequest\x1a\x1a.outboard.ValidateResponse\"\x00(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETLABELSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_SETLABELSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_PUTFILEREQUEST']._serialized_start=28
-  _globals['_PUTFILEREQUEST']._serialized_end=216
+  _globals['_PUTFILEREQUEST']._serialized_end=230
   _globals['_PUTFILEREQUEST_HEADER']._serialized_start=114
-  _globals['_PUTFILEREQUEST_HEADER']._serialized_end=208
-  _globals['_PUTFILERESPONSE']._serialized_start=218
-  _globals['_PUTFILERESPONSE']._serialized_end=282
-  _globals['_CAPACITYREQUEST']._serialized_start=284
-  _globals['_CAPACITYREQUEST']._serialized_end=301
-  _globals['_CAPACITYRESPONSE']._serialized_start=304
-  _globals['_CAPACITYRESPONSE']._serialized_end=776
-  _globals['_CAPACITYRESPONSE_MODEL']._serialized_start=602
-  _globals['_CAPACITYRESPONSE_MODEL']._serialized_end=776
-  _globals['_DRAINREQUEST']._serialized_start=778
-  _globals['_DRAINREQUEST']._serialized_end=828
-  _globals['_DRAINRESPONSE']._serialized_start=830
-  _globals['_DRAINRESPONSE']._serialized_end=881
-  _globals['_SETINSTANCESREQUEST']._serialized_start=883
-  _globals['_SETINSTANCESREQUEST']._serialized_end=956
-  _globals['_SETINSTANCESRESPONSE']._serialized_start=958
-  _globals['_SETINSTANCESRESPONSE']._serialized_end=980
-  _globals['_SETLABELSREQUEST']._serialized_start=983
-  _globals['_SETLABELSREQUEST']._serialized_end=1148
-  _globals['_SETLABELSREQUEST_LABELSENTRY']._serialized_start=1103
-  _globals['_SETLABELSREQUEST_LABELSENTRY']._serialized_end=1148
-  _globals['_SETLABELSRESPONSE']._serialized_start=1150
-  _globals['_SETLABELSRESPONSE']._serialized_end=1169
-  _globals['_CONTROL']._serialized_start=1172
-  _globals['_CONTROL']._serialized_end=1531
+  _globals['_PUTFILEREQUEST_HEADER']._serialized_end=222
+  _globals['_PUTFILERESPONSE']._serialized_start=232
+  _globals['_PUTFILERESPONSE']._serialized_end=296
+  _globals['_CAPACITYREQUEST']._serialized_start=298
+  _globals['_CAPACITYREQUEST']._serialized_end=315
+  _globals['_CAPACITYRESPONSE']._serialized_start=318
+  _globals['_CAPACITYRESPONSE']._serialized_end=790
+  _globals['_CAPACITYRESPONSE_MODEL']._serialized_start=616
+  _globals['_CAPACITYRESPONSE_MODEL']._serialized_end=790
+  _globals['_DRAINREQUEST']._serialized_start=792
+  _globals['_DRAINREQUEST']._serialized_end=842
+  _globals['_DRAINRESPONSE']._serialized_start=844
+  _globals['_DRAINRESPONSE']._serialized_end=895
+  _globals['_SETINSTANCESREQUEST']._serialized_start=897
+  _globals['_SETINSTANCESREQUEST']._serialized_end=970
+  _globals['_SETINSTANCESRESPONSE']._serialized_start=972
+  _globals['_SETINSTANCESRESPONSE']._serialized_end=994
+  _globals['_SETLABELSREQUEST']._serialized_start=997
+  _globals['_SETLABELSREQUEST']._serialized_end=1162
+  _globals['_SETLABELSREQUEST_LABELSENTRY']._serialized_start=1117
+  _globals['_SETLABELSREQUEST_LABELSENTRY']._serialized_end=1162
+  _globals['_SETLABELSRESPONSE']._serialized_start=1164
+  _globals['_SETLABELSRESPONSE']._serialized_end=1183
+  _globals['_REMOVEMODELREQUEST']._serialized_start=1185
+  _globals['_REMOVEMODELREQUEST']._serialized_end=1242
+  _globals['_REMOVEMODELRESPONSE']._serialized_start=1244
+  _globals['_REMOVEMODELRESPONSE']._serialized_end=1282
+  _globals['_VALIDATERESPONSE']._serialized_start=1285
+  _globals['_VALIDATERESPONSE']._serialized_end=1979
+  _globals['_VALIDATERESPONSE_TENSOR']._serialized_start=1746
+  _globals['_VALIDATERESPONSE_TENSOR']._serialized_end=1887
+  _globals['_VALIDATERESPONSE_LATENCY']._serialized_start=1889
+  _globals['_VALIDATERESPONSE_LATENCY']._serialized_end=1959
+  _globals['_CONTROL']._serialized_start=1982
+  _globals['_CONTROL']._serialized_end=2489
 # @@protoc_insertion_point(module_scope)

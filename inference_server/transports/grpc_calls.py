@@ -35,12 +35,15 @@ NO_DEADLINE_S = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a request says outside its message. `deadline` in seconds of `time.monotonic()`; the texts are "" where absent."""
+    """What a request says outside its message. `deadline` in seconds of `time.monotonic()`; the texts are "" where absent. `active`: whether
+    its caller still waits.
+    """
 
     deadline: float
     request_id: str
     traceparent: str
     token: str = ""
+    active: Callable[[], bool] = lambda: True
 
 
 Verb = Callable[[Any, Call], Any]
@@ -172,7 +175,8 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _call(self, metadata: dict[str, Any], context: grpc.ServicerContext) -> Call:
         left = context.time_remaining()
         deadline = time.monotonic() + (left if left < NO_DEADLINE_S else self._default_timeout_s)
-        return Call(deadline, metadata.get("x-request-id", ""), metadata.get("traceparent", ""), grpc_status.token_of(metadata))
+        request_id, traceparent = metadata.get("x-request-id", ""), metadata.get("traceparent", "")
+        return Call(deadline, request_id, traceparent, grpc_status.token_of(metadata), context.is_active)
 
     def _one(self, kind: Any, messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         data = self._receiving.next(messages, context)

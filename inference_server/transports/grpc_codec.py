@@ -11,13 +11,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from idl import tensors
-from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
 from idl.messages import (
     BatchStatistics,
-    Capacity,
     Duration,
-    HostModel,
     InferRequest,
     InferResponse,
     ModelIndex,
@@ -30,7 +27,6 @@ from idl.messages import (
 from idl.shared_regions import CLASSIFICATION, PARAMETERS
 from inference_server.errors import invalid_input
 from inference_server.transports.guard import check_count
-from inference_server.types import FileHeader, StoredFile
 
 TYPED_FIELDS = {
     "BOOL": "bool_contents",
@@ -230,55 +226,3 @@ def repository_index(models: Iterable[ModelIndex]) -> Any:
     return pb.RepositoryIndexResponse(
         models=[entry(name=model.name, version=model.version, state=model.state, reason=model.reason) for model in models]
     )
-
-
-def file_header(part: Any) -> FileHeader:
-    """The first message of `PutFile`."""
-    if part.WhichOneof("part") != "header":
-        raise invalid_input("the first message of PutFile must be the header")
-    header = part.header
-    return FileHeader(header.model_name, header.version, header.file_name, header.size, header.sha256)
-
-
-def file_chunk(part: Any) -> bytes:
-    """Every later message of `PutFile`."""
-    if part.WhichOneof("part") != "chunk":
-        raise invalid_input("every message of PutFile after the header must be a chunk")
-    return bytes(part.chunk)
-
-
-def put_file(stored: StoredFile) -> Any:
-    return control.PutFileResponse(size=stored.size, sha256=stored.sha256, existed=stored.existed)
-
-
-def capacity(host: Capacity) -> Any:
-    return control.CapacityResponse(
-        cpus=host.cpus,
-        memory_bytes=host.memory_bytes,
-        memory_available_bytes=host.memory_available_bytes,
-        disk_available_bytes=host.disk_available_bytes,
-        execution_providers=host.execution_providers,
-        models=map(_host_model, host.models),
-        cpus_reserved=host.cpus_reserved,
-        cpus_free=host.cpus_free,
-        memory_reserved_bytes=host.memory_reserved_bytes,
-        memory_free_bytes=host.memory_free_bytes,
-    )
-
-
-def _host_model(model: HostModel) -> Any:
-    return control.CapacityResponse.Model(
-        name=model.name,
-        version=model.version,
-        state=model.state,
-        memory_bytes=model.memory_bytes,
-        in_flight=model.in_flight,
-        cpus=model.cpus,
-        memory_reserved_bytes=model.memory_reserved_bytes,
-        instances=model.instances,
-        reason=model.reason,
-    )
-
-
-def drain(drained: bool, in_flight: int) -> Any:
-    return control.DrainResponse(drained=drained, in_flight=in_flight)

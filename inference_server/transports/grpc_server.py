@@ -6,18 +6,18 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 
-from idl.generated import control_pb2 as control
 from idl.generated import inference_pb2 as pb
 from inference_server import unix_sockets
 from inference_server.run_time import RunTime
 from inference_server.tls import Certificates, Pems
 from inference_server.transports import grpc_codec as codec
+from inference_server.transports.control_verbs import ControlVerbs
 from inference_server.transports.grpc_calls import Call, Handlers, Receiving, Workers, serialized
 from inference_server.transports.grpc_probes import OWN, Probes
 from inference_server.transports.grpc_run_time import RunTimeVerbs
@@ -29,18 +29,19 @@ from inference_server.types import Inference, Operations
 
 log = logging.getLogger("outboard.server")
 
-_SLOW = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "PutFile", "Drain", "SetInstances", "SetLabels"})
+_SLOW = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "PutFile", "Drain", "SetInstances", "SetLabels", "RemoveModel"})
 """Verbs that may take minutes: they have threads of their own, so that neither inference nor a health check waits behind them."""
+_VALIDATE = "Validate"
+"""Likewise, and an operator's verb does not wait behind what users try."""
 _QUICK_THREADS, _SLOW_THREADS, _STREAMS = 4, 4, 16
 _SWEEP_S = 1.0
 
 
 class Verbs:
-    """The methods of both services, in the order of the IDL."""
+    """The methods of the open protocol, in the order of the IDL."""
 
-    def __init__(self, inference: Inference, operations: Operations, tensors: TensorExtensions) -> None:
+    def __init__(self, inference: Inference, tensors: TensorExtensions) -> None:
         self._inference = inference
-        self._operations = operations
         self._tensors = tensors
 
     def server_live(self, request: Any, call: Call) -> Any:
@@ -78,24 +79,6 @@ class Verbs:
     def repository_model_unload(self, request: Any, call: Call) -> Any:
         self._inference.repository_model_unload(request.model_name, codec.parameters(request.parameters))
         return pb.RepositoryModelUnloadResponse()
-
-    def put_file(self, parts: Iterator[Any], call: Call) -> Any:
-        header = codec.file_header(next(parts, control.PutFileRequest()))
-        return codec.put_file(self._operations.put_file(header, map(codec.file_chunk, parts)))
-
-    def capacity(self, request: Any, call: Call) -> Any:
-        return codec.capacity(self._operations.capacity())
-
-    def drain(self, request: Any, call: Call) -> Any:
-        return codec.drain(*self._operations.drain(request.resume, request.timeout_ms / 1000))
-
-    def set_instances(self, request: Any, call: Call) -> Any:
-        self._operations.set_instances(request.model_name, request.version, request.count)
-        return control.SetInstancesResponse()
-
-    def set_labels(self, request: Any, call: Call) -> Any:
-        self._operations.set_labels(request.model_name, dict(request.labels), request.canary_percent)
-        return control.SetLabelsResponse()
 
 
 General = Callable[[bytes, Call], bytes]
@@ -151,6 +134,7 @@ class GrpcServer:
         self._infer = Workers("grpc-infer", threads, waiting)
         self._quick = Workers("grpc-quick", _QUICK_THREADS, waiting)
         self._slow = Workers("grpc-slow", _SLOW_THREADS, _SLOW_THREADS)
+        self._validating = Workers("grpc-validate", _SLOW_THREADS, _SLOW_THREADS)
         self._streams = Workers("grpc-stream", _STREAMS, 0)
         self._stream_infers = Workers("grpc-stream-infer", max_streams, 0)
         self._between = Receiving(stream_idle_timeout_s)
@@ -161,9 +145,9 @@ class GrpcServer:
         self._handlers = Handlers(
             self._token, self._receiving, default_timeout_s=default_timeout_s, max_message_bytes=max_message_bytes, refusing=self._quick
         )
-        self._verbs = Verbs(inference, operations, tensors)
+        self._verbs = Verbs(inference, tensors)
         self._max_message_bytes = max_message_bytes
-        self._register(self._verbs, RunTimeVerbs(inference, run_time))
+        self._register(self._verbs, RunTimeVerbs(inference, run_time), ControlVerbs(operations))
         self._server = grpc.server(self._infer.executor, handlers=(self._handlers,), options=_options(max_message_bytes))
         self._shortcut = shortcut(self._answer, self._infer) if shortcut is not None else None
         if self._shortcut is not None and not self._shortcut.attach(self._server):
@@ -176,15 +160,19 @@ class GrpcServer:
         self._stopping = threading.Lock()
         self._started = self._stopped = False
 
-    def _register(self, *verbs: Verbs | RunTimeVerbs) -> None:
+    def _register(self, *verbs: Verbs | RunTimeVerbs | ControlVerbs) -> None:
         for service in OWN:
             for method in service.methods:
                 if method.server_streaming:
                     self._handlers.add_stream(STREAM_INFER, self._stream_infer, self._stream_infers, public=False)
                     continue
-                workers = self._infer if method.name == "ModelInfer" else self._slow if method.name in _SLOW else self._quick
-                self._handlers.add(method, _verb(verbs, method.name), workers, public=method.name in PUBLIC)
+                self._handlers.add(method, _verb(verbs, method.name), self._workers(method.name), public=method.name in PUBLIC)
         self._probes.add_to(self._handlers, self._quick, self._streams)
+
+    def _workers(self, method: str) -> Workers:
+        if method in _SLOW:
+            return self._slow
+        return {"ModelInfer": self._infer, _VALIDATE: self._validating}.get(method, self._quick)
 
     def _answer(self, message: bytes, call: Call) -> bytes:
         request = codec.parse(pb.ModelInferRequest, message)
@@ -229,7 +217,8 @@ class GrpcServer:
             finished.wait()
             self._ending.set()
             running = self._shortcut.stop() if self._shortcut is not None else 0
-            running += sum(workers.close() for workers in (self._infer, self._quick, self._slow, self._streams, self._stream_infers))
+            pools = (self._infer, self._quick, self._slow, self._validating, self._streams, self._stream_infers)
+            running += sum(workers.close() for workers in pools)
             if running:
                 log.warning("gRPC calls cut off", extra={"fields": {"running": running, "grace_s": grace_s}})
             if self._started:
@@ -242,7 +231,7 @@ class GrpcServer:
             self._between.sweep(time.monotonic())
 
 
-def _verb(verbs: Sequence[Verbs | RunTimeVerbs], method: str) -> Callable[[Any, Call], Any]:
+def _verb(verbs: Sequence[Verbs | RunTimeVerbs | ControlVerbs], method: str) -> Callable[[Any, Call], Any]:
     """`ModelInfer` -> the bound method `model_infer` of whichever has it."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
     verb: Callable[[Any, Call], Any] = getattr(next(each for each in verbs if hasattr(each, name)), name)

@@ -53,6 +53,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "PutFile": (CONTROL, "model_name"),
     "SetInstances": (CONTROL, "model_name"),
     "SetLabels": (CONTROL, "model_name"),
+    "RemoveModel": (CONTROL, "model_name"),
     "Drain": (CONTROL, NONE),
     "SystemSharedMemoryStatus": (READ, NONE),
     "CudaSharedMemoryStatus": (READ, NONE),

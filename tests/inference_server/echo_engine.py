@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,14 @@ from idl.messages import (
     HostModel,
     InferRequest,
     InferResponse,
+    Latency,
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
     ServerMetadata,
     TensorSpec,
+    ValidatedTensor,
+    Validation,
 )
 from inference_server.errors import model_not_found
 from inference_server.types import FileHeader, StoredFile
@@ -48,6 +51,23 @@ CAPACITY = Capacity(
     cpus_free=0.5,
     memory_reserved_bytes=3 << 30,
     memory_free_bytes=4 << 30,
+)
+
+VALIDATION = Validation(
+    "pmml",
+    "pmml",
+    "TreeModel",
+    "maker 1",
+    17,
+    0,
+    inputs=(ValidatedTensor("age", "FP64", ("-1",), 0.0, None, "continuous"), ValidatedTensor("kind", "BYTES", ("batch",), values=("a",))),
+    memory_bytes=1 << 20,
+    load_ms=2.5,
+    latencies=(Latency(8, 30, 0.5, 1.5),),
+    proposed_cpus=0.25,
+    proposed_memory_bytes=1 << 26,
+    warnings=("slow",),
+    model_file="model.pmml",
 )
 
 
@@ -140,3 +160,16 @@ class EchoEngine:
 
     def set_labels(self, name: str, labels: Mapping[str, int], canary_percent: int) -> None:
         self.calls.append(("set_labels", name, dict(labels), canary_percent))
+
+    def remove_model(self, name: str, version: int) -> bool:
+        self.calls.append(("remove_model", name, version))
+        return version == 0
+
+    def validate(self, parts: Iterator[FileHeader | bytes], deadline: float, active: Callable[[], bool]) -> Validation:
+        found: dict[str, bytes] = {}
+        for part in parts:
+            if isinstance(part, FileHeader):
+                found[name := part.file_name] = b""
+            else:
+                found[name] += part
+        return replace(VALIDATION, size_bytes=sum(map(len, found.values())), files=tuple(found))

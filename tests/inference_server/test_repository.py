@@ -65,7 +65,7 @@ def test_other_bytes_never_replace_a_file(tmp_path: Path) -> None:
         {"model_name": ".hidden"},
         {"model_name": "a/b"},
         {"model_name": "a\0b"},
-        {"model_name": "x" * 129},
+        {"model_name": "x" * 195},
         {"file_name": "../model.onnx"},
         {"file_name": ""},
         {"file_name": "a/b"},
