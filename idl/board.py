@@ -28,6 +28,8 @@ KINDS = ("success", "fail", "queue", "input", "compute", "output")
 """Durations that are counted. All but "fail" are of the same requests, the successful ones, so those share one count."""
 MOST_BATCH = 256
 """Batches of more rows are counted with those of this many."""
+MOST_ANSWERS = 256
+"""Of one request: later answers are counted with the last of these."""
 CONNECTIONS = 4096
 
 _BOUNDS_NS = [int(bound * 1e9) for bound in BUCKETS_S]
@@ -45,8 +47,13 @@ SEQUENCES = _BATCHES_AT + _BATCH * (MOST_BATCH + 1)
 """A cell: how many sequences the model keeps a state for."""
 CACHE = SEQUENCES + 1
 """Four cells of the response cache: answers out of it, ns of these, looks that found nothing, ns of those."""
-_JOURNAL_AT = CACHE + 4
-SIZE = 8 * (_JOURNAL_AT + CONNECTIONS)
+ANSWERS = CACHE + 4
+"""A cell: how many answers of one request were counted at most."""
+_JOURNAL_AT = ANSWERS + 1
+_ANSWERS_AT = _JOURNAL_AT + CONNECTIONS  # last: only models that give several answers touch it
+_ANSWER = 10  # given: count, ns of compute, of output; failed: the same; none left: count, ns; cancelled: count, ns
+_OUTCOMES = {"success": 0, "fail": 3, "empty": 6, "cancel": 8}
+SIZE = 8 * (_ANSWERS_AT + _ANSWER * MOST_ANSWERS)
 _ONE_ROW_AT = 8 * (_BATCHES_AT + _BATCH)
 # native, not "=": that one writes byte by byte, and a reader must never see half a value
 _BEGINNING, _COUNTS, _ONE_ROW = struct.Struct("5q"), struct.Struct("15q"), struct.Struct("4q")
@@ -163,6 +170,26 @@ class Board:
         cells[at + 1] += input_ns
         cells[at + 2] += compute_ns
         cells[at + 3] += output_ns
+
+    def answered(self, index: int, outcome: str, ns: int = 0, output_ns: int = 0) -> None:
+        """What became of answer number `index`, from 0, of one request: "success", "fail", "empty" (there was none left) or "cancel". `ns`: to
+        compute it, or to give a cancelled one up; `output_ns`: to encode one that was computed.
+        """
+        index = min(index, MOST_ANSWERS - 1)
+        cells, at = self.cells, _ANSWERS_AT + _ANSWER * index + _OUTCOMES[outcome]
+        cells[at] += 1
+        cells[at + 1] += ns
+        if outcome in ("success", "fail"):
+            cells[at + 2] += output_ns
+        cells[ANSWERS] = max(cells[ANSWERS], index + 1)
+
+    def answers(self) -> Iterator[list[int]]:
+        """Of each answer of a request, in order: given (count, ns of compute, of output), failed (the same), none left (count, ns), cancelled
+        (count, ns).
+        """
+        for index in range(min(self.cells[ANSWERS], MOST_ANSWERS)):
+            at = _ANSWERS_AT + _ANSWER * index
+            yield self.cells[at : at + _ANSWER].tolist()
 
 
 def create() -> int:

@@ -93,6 +93,17 @@ struct BatchStatistics {
 /** type: CPU or GPU; id: which of them. */
 struct MemoryUsage { 1: string type, 2: i64 id, 3: i64 byte_size }
 
+/** Answers with one place within their requests, of a model that gives several; key: that place, from 0. empty_response: there was none left. */
+struct ResponseStatistics {
+  1: string key,
+  2: StatisticDuration compute_infer,
+  3: StatisticDuration compute_output,
+  4: StatisticDuration success,
+  5: StatisticDuration fail,
+  6: StatisticDuration empty_response,
+  7: StatisticDuration cancel
+}
+
 /** cancel: requests that nobody waited for any more, or whose deadline passed before they ran; they are among fail. */
 struct ModelStatistics {
   1: string name,
@@ -110,7 +121,8 @@ struct ModelStatistics {
   13: StatisticDuration cache_miss,
   14: StatisticDuration cancel,
   15: list<BatchStatistics> batch_stats,
-  16: list<MemoryUsage> memory_usage
+  16: list<MemoryUsage> memory_usage,
+  17: list<ResponseStatistics> response_stats
 }
 
 /** name: empty means every model. */

@@ -98,6 +98,23 @@ class BatchStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseStatistics:
+    """The answers with one index within their requests, of a model that gives several: `key` is that index, from "0".
+
+    `compute_infer`, `compute_output`: of those that were computed, and encoded; `success`, `fail`: both together; `empty_response`: there was
+    no answer left, the request was over; `cancel`: nobody waited for it any more, and how long giving it up took.
+    """
+
+    key: str
+    compute_infer: Duration = Duration()
+    compute_output: Duration = Duration()
+    success: Duration = Duration()
+    fail: Duration = Duration()
+    empty_response: Duration = Duration()
+    cancel: Duration = Duration()
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryUsage:
     """`kind`: CPU or GPU, and `id` which of them; of all instances."""
 
@@ -111,7 +128,7 @@ class ModelStatistics:
     """`last_inference`: milliseconds since the epoch, 0 for never.
 
     `cancel`: requests that nobody waited for any more or whose deadline had passed; they are among `fail`. `cache_hit`, `cache_miss`: look-ups
-    in a cache of answers.
+    in a cache of answers. `responses`: of a model that gives several answers, by their place among them.
     """
 
     name: str
@@ -130,6 +147,7 @@ class ModelStatistics:
     cancel: Duration = Duration()
     batches: tuple[BatchStatistics, ...] = ()
     memory: tuple[MemoryUsage, ...] = ()
+    responses: tuple[ResponseStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ResponseStatistics,
     ServerMetadata,
     SharedRegion,
     Tensor,
@@ -151,6 +152,24 @@ def _statistics(model: Any) -> ModelStatistics:
             for each in model.batch_stats
         ),
         memory=tuple(MemoryUsage(used.type, used.id, used.byte_size) for used in model.memory_usage),
+        responses=tuple(_response(key, model.response_stats[key]) for key in sorted(model.response_stats, key=_in_order)),
+    )
+
+
+def _in_order(key: str) -> tuple[int, str]:
+    """Numbers by their size."""
+    return len(key), key
+
+
+def _response(key: str, each: Any) -> ResponseStatistics:
+    return ResponseStatistics(
+        key,
+        _duration(each.compute_infer),
+        _duration(each.compute_output),
+        _duration(each.success),
+        _duration(each.fail),
+        _duration(each.empty_response),
+        _duration(each.cancel),
     )
 
 

@@ -18,6 +18,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ResponseStatistics,
     ServerMetadata,
     SharedRegion,
     Tensor,
@@ -136,6 +137,18 @@ def _statistics(model: Any) -> ModelStatistics:
             for each in model.batch_stats or ()
         ),
         tuple(MemoryUsage(used.type or "", used.id or 0, used.byte_size or 0) for used in model.memory_usage or ()),
+        tuple(
+            ResponseStatistics(
+                each.key or "",
+                _duration(each.compute_infer),
+                _duration(each.compute_output),
+                _duration(each.success),
+                _duration(each.fail),
+                _duration(each.empty_response),
+                _duration(each.cancel),
+            )
+            for each in model.response_stats or ()
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from idl import board as boards
 from idl.board import BUCKETS_S, KINDS, Board
 from idl.codes import Code
-from idl.messages import BatchStatistics, Duration, ModelStatistics
+from idl.messages import BatchStatistics, Duration, ModelStatistics, ResponseStatistics
 from inference_server.gpus import Gpus
 
 _BOUNDS = (*map(str, BUCKETS_S), "+Inf")
@@ -20,12 +20,14 @@ _BOUNDS = (*map(str, BUCKETS_S), "+Inf")
 class Tally:
     """Sums of boards: of the living ones at a moment, or of those that are gone."""
 
-    __slots__ = ("batches", "cache", "cancelled", "cancelled_ns", "errors", "executions", "kinds", "last_inference_ms")
+    __slots__ = ("answers", "batches", "cache", "cancelled", "cancelled_ns", "errors", "executions", "kinds", "last_inference_ms")
 
     def __init__(self) -> None:
         self.kinds = {kind: [0] * (len(BUCKETS_S) + 3) for kind in KINDS}
         self.errors: dict[str, int] = {}
         self.batches: dict[int, list[int]] = {}
+        self.answers: list[list[int]] = []
+        """By the answer's place within its request, as `Board.answers` has them."""
         self.cache = [0, 0, 0, 0]
         """Answers out of the response cache, ns of these, looks that found nothing, ns of those."""
         self.executions = self.cancelled = self.cancelled_ns = self.last_inference_ms = 0
@@ -39,6 +41,11 @@ class Tally:
         for rows, *sums in board.batches():
             kept = self.batches.setdefault(rows, [0, 0, 0, 0])
             self.batches[rows] = [left + right for left, right in zip(kept, sums, strict=True)]
+        for index, counts in enumerate(board.answers()):
+            if index == len(self.answers):
+                self.answers.append(counts)
+            else:
+                self.answers[index] = [left + right for left, right in zip(self.answers[index], counts, strict=True)]
         cells = board.cells
         self.cache = [sum(pair) for pair in zip(self.cache, cells[boards.CACHE : boards.CACHE + 4], strict=True)]
         self.executions += cells[boards.EXECUTIONS]
@@ -58,6 +65,7 @@ class Tally:
         made.kinds = {kind: list(sums) for kind, sums in self.kinds.items()}
         made.errors = dict(self.errors)
         made.cache = list(self.cache)
+        made.answers = [list(counts) for counts in self.answers]
         made.batches = {rows: list(sums) for rows, sums in self.batches.items()}
         for name in ("executions", "cancelled", "cancelled_ns", "last_inference_ms"):
             setattr(made, name, getattr(self, name))
@@ -159,6 +167,7 @@ class ModelStats:
                 BatchStatistics(rows, Duration(count, taken_ns), Duration(count, ns), Duration(count, given_ns))
                 for rows, (count, taken_ns, ns, given_ns) in sorted(now.batches.items())
             ),
+            responses=tuple(_responses(str(index), counts) for index, counts in enumerate(now.answers)),
         )
 
     def snapshot(self) -> "Snapshot":
@@ -181,6 +190,20 @@ class ModelStats:
             restarts,
             (now.cache[0], now.cache[2]),
         )
+
+
+def _responses(key: str, counts: list[int]) -> ResponseStatistics:
+    """What the statistics extension has: `compute_infer` is of the empty ones too, `compute_output` is not."""
+    given, given_ns, given_out, failed, failed_ns, failed_out, empty, empty_ns, cancelled, cancelled_ns = counts
+    return ResponseStatistics(
+        key,
+        Duration(given + failed + empty, given_ns + failed_ns + empty_ns),
+        Duration(given + failed, given_out + failed_out),
+        Duration(given, given_ns + given_out),
+        Duration(failed, failed_ns + failed_out),
+        Duration(empty, empty_ns),
+        Duration(cancelled, cancelled_ns),
+    )
 
 
 @dataclass(frozen=True, slots=True)

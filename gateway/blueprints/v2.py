@@ -12,7 +12,7 @@ from gateway.operations import generate, inference, tensor_json, v2_inference
 from gateway.operations.v2_inference import Heads
 from gateway.operations.v2_messages import HEADER_LENGTH
 from idl.codes import Code, ServingError
-from idl.messages import BatchStatistics, Duration, ModelStatistics, TensorSpec
+from idl.messages import BatchStatistics, Duration, ModelStatistics, ResponseStatistics, TensorSpec
 from idl.tensors import invalid
 
 blueprint = Blueprint("v2", __name__)
@@ -107,6 +107,7 @@ def _statistics(entry: ModelStatistics) -> dict[str, object]:
         "inference_count": entry.inference_count,
         "execution_count": entry.execution_count,
         "inference_stats": {part: _duration(getattr(entry, part)) for part in parts},
+        "response_stats": {response.key: _response(response) for response in entry.responses},
         "batch_stats": [_batch(batch) for batch in entry.batches],
         "memory_usage": [{"type": used.kind, "id": used.id, "byte_size": used.byte_size} for used in entry.memory],
     }
@@ -115,6 +116,11 @@ def _statistics(entry: ModelStatistics) -> dict[str, object]:
 def _batch(batch: BatchStatistics) -> dict[str, object]:
     parts = ("compute_input", "compute_infer", "compute_output")
     return {"batch_size": batch.batch_size, **{part: _duration(getattr(batch, part)) for part in parts}}
+
+
+def _response(response: ResponseStatistics) -> dict[str, object]:
+    parts = ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel")
+    return {part: _duration(getattr(response, part)) for part in parts}
 
 
 def _duration(duration: Duration) -> dict[str, int]:

@@ -34,7 +34,9 @@ class Many(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One request under way. `ready`: an answer that waits for room. Durations in ns, of all answers."""
+    """One request under way. `ready`: an answer that waits for room. Durations in ns, of all answers; `begun`, `computed`: of the one that is being
+    made, 0 where none is.
+    """
 
     request: Waiting
     answers: Iterator[Answer]
@@ -43,6 +45,8 @@ class Stream:
     compute_ns: int = 0
     output_ns: int = 0
     sent: int = 0
+    begun: int = 0
+    computed: int = 0
     ready: tuple[Encoded, tuple[int, int, int, int]] | None = field(default=None)
 
     @property
@@ -103,6 +107,7 @@ class Streams:
             decoded = time.monotonic_ns()
             answers = self._model.answers(inputs, request.prepared.wanted, request.prepared.parameters)
         except ServingError as error:
+            self._board.answered(0, "fail", time.monotonic_ns() - now)
             self._refuse(request, error)
             return
         stream = Stream(request, answers, now, decoded - now)
@@ -117,8 +122,7 @@ class Streams:
     def _advance(self, stream: Stream) -> None:
         request, cells = stream.request, self._board.cells
         if request.gone:
-            self._end(stream)
-            self._gone(request, time.monotonic_ns())
+            self._cancel(stream)
             return
         if request.deadline_ns and time.monotonic_ns() > request.deadline_ns:
             self._fail(stream, errors.deadline_exceeded("the deadline passed before the last answer"))
@@ -152,28 +156,34 @@ class Streams:
             self._check_alone(stream)
             self._end(stream)
             self._succeeded(stream, time.monotonic_ns())
-        stream.sent += 1
-        if not self._door.send(request.connection, kind, request.sequence, numbers, head, parts, size):
-            request.gone = True
+            self._board.answered(0, "success", numbers[2], numbers[3])  # as the request itself: who has it may ask for the counts
+        if self._door.send(request.connection, kind, request.sequence, numbers, head, parts, size):
             if request.window:
-                self._end(stream)
-                self._gone(request, time.monotonic_ns())
+                self._board.answered(stream.sent, "success", numbers[2], numbers[3])
+            stream.sent += 1
+            return
+        request.gone = True
+        if request.window:
+            self._cancel(stream)
 
     def _compute(self, stream: Stream) -> tuple[Encoded, tuple[int, int, int, int]] | None:
         """The next answer, encoded, with its times; None where there was none left, and the stream is over."""
-        begun = time.monotonic_ns()
+        stream.computed, begun = 0, time.monotonic_ns()
+        stream.begun = begun
         answer = self._next(stream)
-        computed = time.monotonic_ns()
+        stream.computed = computed = time.monotonic_ns()
         stream.compute_ns += computed - begun
         self._part_ns = (3 * self._part_ns + computed - begun) // 4
         if answer is None:
+            stream.begun = 0
+            self._board.answered(stream.sent, "empty", computed - begun)
             self._finish(stream)
             return None
         request = stream.request
         encoded = Results(self._datatypes, request.prepared.wanted, answer.outputs, self._heads, answer.parameters).whole()
         if encoded[2] > self._door.memory_limit:
             raise errors.too_large(f"the answer has {encoded[2]} bytes, at most {self._door.memory_limit} are sent")
-        given = time.monotonic_ns()
+        given, stream.begun = time.monotonic_ns(), 0
         stream.output_ns += given - computed
         queue_ns = stream.started - request.arrived_ns if not stream.sent else 0
         return encoded, (queue_ns, stream.input_ns if not stream.sent else 0, computed - begun, given - computed)
@@ -204,8 +214,20 @@ class Streams:
         self._door.send(request.connection, lane.END, request.sequence, (stream.sent, 0, 0, 0))
 
     def _fail(self, stream: Stream, error: ServingError) -> None:
+        now = time.monotonic_ns()
+        computed = stream.computed or now
+        times = (computed - stream.begun, now - computed) if stream.begun else (0, 0)
+        self._board.answered(stream.sent, "fail", *times)
         self._end(stream)
         self._refuse(stream.request, error)
+
+    def _cancel(self, stream: Stream) -> None:
+        """Nobody waits for it any more."""
+        begun = time.monotonic_ns()
+        self._end(stream)
+        now = time.monotonic_ns()
+        self._board.answered(stream.sent, "cancel", now - begun)
+        self._gone(stream.request, now)
 
     def _end(self, stream: Stream) -> None:
         """The model is told that nobody wants more of it."""

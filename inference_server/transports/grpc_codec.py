@@ -20,6 +20,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ResponseStatistics,
     ServerMetadata,
     Tensor,
     TensorSpec,
@@ -205,6 +206,18 @@ def _model_statistics(statistics: ModelStatistics) -> Any:
         ),
         batch_stats=map(_batch_statistics, statistics.batches),
         memory_usage=[pb.MemoryUsage(type=used.kind, id=used.id, byte_size=used.byte_size) for used in statistics.memory],
+        response_stats={each.key: _response_statistics(each) for each in statistics.responses},
+    )
+
+
+def _response_statistics(response: ResponseStatistics) -> Any:
+    return pb.InferResponseStatistics(
+        compute_infer=_duration(response.compute_infer),
+        compute_output=_duration(response.compute_output),
+        success=_duration(response.success),
+        fail=_duration(response.fail),
+        empty_response=_duration(response.empty_response),
+        cancel=_duration(response.cancel),
     )
 
 

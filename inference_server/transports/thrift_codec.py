@@ -115,6 +115,18 @@ def _model_statistics(statistics: ModelStatistics) -> Any:
             for batch in statistics.batches
         ],
         memory_usage=[schema.MemoryUsage(type=used.kind, id=used.id, byte_size=used.byte_size) for used in statistics.memory],
+        response_stats=[
+            schema.ResponseStatistics(
+                key=each.key,
+                compute_infer=_duration(each.compute_infer),
+                compute_output=_duration(each.compute_output),
+                success=_duration(each.success),
+                fail=_duration(each.fail),
+                empty_response=_duration(each.empty_response),
+                cancel=_duration(each.cancel),
+            )
+            for each in statistics.responses
+        ],
     )
 
 

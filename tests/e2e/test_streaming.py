@@ -39,6 +39,7 @@ def infer(inputs, parameters):
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("streams")
     tokens(folder / "models" / "tokens")
+    tokens(folder / "models" / "counted")
     python_model(folder / "models" / "paced", PACED, TOKENS_TOML)
     python_model(folder / "models" / "private", PACED, "public = false\n" + TOKENS_TOML)
     times(folder / "models" / "m" / "1" / "model.onnx", 2)
@@ -160,6 +161,36 @@ def test_the_official_client_is_told_which_is_the_last(up: Process) -> None:
         assert [each.as_numpy("token")[0] for each in answers] == [b"t0", b"t1"]
         assert last.get_response().parameters["triton_final_response"].bool_param and not last.get_response().outputs
         client.stop_stream()
+
+
+def test_every_face_counts_the_answers_by_their_place(up: Process) -> None:
+    """As the official client reads them: 0 and 1 twice, 2 once; each stream ends after its last answer."""
+    with closing(triton.InferenceServerClient(up["grpc"])) as client:
+        replies = Replies()
+        client.start_stream(replies)
+        for count in (2, 3):
+            client.async_stream_infer("counted", asked(count), enable_empty_final_response=True)
+        replies.wait(7)
+        (told,) = client.get_inference_statistics("counted").model_stats
+    assert told.inference_stats.success.count == 2
+    found = {key: (each.success.count, each.empty_response.count) for key, each in told.response_stats.items()}
+    assert found == {"0": (2, 0), "1": (2, 0), "2": (1, 1), "3": (0, 1)}
+    second = told.response_stats["2"]
+    assert (second.compute_infer.count, second.compute_output.count, second.fail.count, second.cancel.count) == (2, 1, 0, 0)
+    connection = http.client.HTTPConnection(urlsplit(up["http"]).netloc, timeout=30)
+    connection.request("GET", "/v2/models/counted/stats")
+    (over_http,) = json.loads(connection.getresponse().read())["model_stats"]
+    connection.close()
+    durations = ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel")
+    assert over_http["response_stats"] == {
+        key: {name: {"count": getattr(each, name).count, "ns": getattr(each, name).ns} for name in durations}
+        for key, each in told.response_stats.items()
+    }
+    with Client(f"grpc://{up['grpc']}") as ours, Client(f"thrift://{up['thrift']}") as thrift:
+        (entry,) = ours.model_statistics("counted")
+        assert [each.key for each in entry.responses] == ["0", "1", "2", "3"]
+        assert thrift.model_statistics("counted")[0].responses == entry.responses
+        assert ours.model_statistics("m")[0].responses == ()
 
 
 def test_the_official_client_cancels(up: Process) -> None:
