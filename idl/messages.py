@@ -198,6 +198,14 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class ScriptReport:
+    """Of a script that can be used. `functions`: "preprocess", "postprocess" or both; `load_ms`: how long loading it took, before any call."""
+
+    functions: tuple[str, ...]
+    load_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ValidatedTensor:
     """`shape`: each axis as its size, its name in the file ("batch") or "-1". `low`, `high`, `optype` ("continuous", "categorical",
     "ordinal"), `values` (the only ones that are allowed): where the file says so.

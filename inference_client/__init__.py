@@ -8,7 +8,7 @@
 import logging
 
 from idl.codes import Code, ServingError
-from idl.messages import InferRequest, InferResponse, Tensor, Validation
+from idl.messages import InferRequest, InferResponse, ScriptReport, Tensor, Validation
 from inference_client.channel import RawAnswers
 from inference_client.client import Client
 from inference_client.result import InferResult
@@ -23,6 +23,7 @@ __all__ = [
     "InferResponse",
     "InferResult",
     "RawAnswers",
+    "ScriptReport",
     "ServingError",
     "Tensor",
     "Tls",

@@ -13,6 +13,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ScriptReport,
     ServerMetadata,
     SharedRegion,
     Validation,
@@ -179,6 +180,7 @@ SET_INSTANCES: Verb[InstancesOrder, None] = Verb("SetInstances", changes=True)
 SET_LABELS: Verb[LabelsOrder, None] = Verb("SetLabels", changes=True)
 REMOVE_MODEL: Verb[Removal, bool] = Verb("RemoveModel", changes=True)
 VALIDATE: Verb[Sequence[TrialFile], Validation] = Verb("Validate", changes=True)
+VALIDATE_SCRIPT: Verb[bytes, ScriptReport] = Verb("ValidateScript", reads=True)
 
 
 class RawAnswers(Protocol):

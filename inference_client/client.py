@@ -16,6 +16,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ScriptReport,
     ServerMetadata,
     SharedRegion,
     Validation,
@@ -300,6 +301,14 @@ class Client:
         sent = trial_files(files)
         known = sum(size_of(file.source) for file in sent)
         return self._call(verbs.VALIDATE, sent, timeout_s or self._timeout_s + _TRIAL_S + known / _SLOWEST_COPY)
+
+    def validate_script(self, source: bytes, *, timeout_s: float | None = None) -> ScriptReport:
+        """The host looks at a user's script: it is compiled and loaded in a box, none of its functions is called, and nothing of it is kept.
+
+        `source`: UTF-8, at most 256 KiB. Raises invalid_input with the reason, and the line where there is one; overloaded (with a wait) where
+        enough scripts are looked at; unsupported where the host has no box.
+        """
+        return self._call(verbs.VALIDATE_SCRIPT, source, timeout_s)
 
     def capacity(self, *, timeout_s: float | None = None) -> Capacity:
         """What the host has and what is loaded there."""

@@ -20,11 +20,13 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ScriptReport,
     ServerMetadata,
     Validation,
 )
 from idl.traces import Asked, Tracer
 from inference_server import errors, host
+from inference_server.executors.script_checks import ScriptChecks
 from inference_server.library import Library
 from inference_server.metrics import Gauges, Metrics, VersionGauges
 from inference_server.model_config import model_config, properties
@@ -79,6 +81,7 @@ class Engine:
         self._routes = routes
         self._version = version
         self._run_time = run_time or RunTime()
+        self._scripts = ScriptChecks()
         self._started = False
         self._draining = False
         self.tracer: Tracer | None = None
@@ -117,7 +120,8 @@ class Engine:
         served = self._library.route(name, version)
         signature = served.signature
         versions = tuple(str(number) for number in sorted(model.versions)) if model else ()
-        told = properties(served.batching, served.instances, model.default if model else (), model.labels if model else None)
+        default, labels = (model.default, model.labels) if model else ((), None)
+        told = properties(served.batching, served.instances, default, labels, signature)
         return ModelMetadata(name, versions, signature.platform, signature.inputs, signature.outputs, told)
 
     # inference -------------------------------------------------------------------------------------------------------------------
@@ -277,6 +281,9 @@ class Engine:
             served.instances,
             served.failure,
         )
+
+    def validate_script(self, source: bytes) -> ScriptReport:
+        return self._scripts.check(source)
 
     def drain(self, resume: bool, timeout_s: float) -> tuple[bool, int]:
         self._draining = not resume

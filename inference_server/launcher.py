@@ -13,7 +13,7 @@ from typing import Any
 
 from idl.codes import ServingError
 from inference_server import errors, host, pipeline_steps
-from inference_server.executors import sandbox
+from inference_server.executors import sandbox, script_box
 from inference_server.executors.fresh_processes import FreshProcesses, Surroundings
 from inference_server.executors.hang_watch import REASON, HangWatch
 from inference_server.executors.memory_limit import MemoryLimits
@@ -22,7 +22,7 @@ from inference_server.executors.thread import ThreadExecutor
 from inference_server.executors.tuning import Tuning
 from inference_server.instance import Executor
 from inference_server.metrics import Metrics
-from inference_server.model_settings import FILE, ModelSettings, on_gpu
+from inference_server.model_settings import FILE, SCRIPT, SCRIPT_MEMORY, SCRIPT_TIMEOUT_S, ModelSettings, on_gpu, unfit_for_script
 from inference_server.pipeline_steps import Step
 from inference_server.provider_options import not_used
 from inference_server.repository_model import PIPELINE, RepositoryModel
@@ -123,6 +123,8 @@ class Launcher:
         }
         if model.settings.steps:
             asked |= {**_pipeline(model, berth.steps), "run_dir": str(self._zygote.run_dir), "limit": self._settings.max_message_bytes}
+        if backend == SCRIPT:
+            asked |= self._script(model)
         wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
@@ -141,14 +143,33 @@ class Launcher:
         return made
 
     def _starter(self, model: RepositoryModel, path: Path, backend: str, asked: Mapping[str, Any]) -> Any:
-        """What starts its processes: the zygote, except for what runs an owner's code, or needs libraries of its own."""
-        if backend in ("onnx", PIPELINE):
+        """What starts its processes: the zygote, except for what runs an owner's code, or needs libraries of its own. A script's executor does
+        neither: the code is in a box beside it.
+        """
+        if backend in ("onnx", PIPELINE, SCRIPT):
             return self._zygote
         said = model.settings.python
         boxed = _boxed(model.name, said.get("sandbox", "auto"))
         readable = (path.parent.resolve(), *(Path("/etc").glob("java-*") if backend == "pmml" else ()))
         devices = tuple(Path("/dev").glob("nvidia*")) if backend == "pytorch" and on_gpu(asked["providers"]) else ()
         return self._fresh.starter(Surroundings(said.get("flags", ()), boxed, readable, asked["threads"], devices))
+
+    def _script(self, model: RepositoryModel) -> dict[str, Any]:
+        """Raises unsupported where there is no box, which is the only place for a script; invalid_model."""
+        if why := script_box.unusable():
+            raise errors.unsupported(f"model {model.name!r}: scripts only run in a sandbox, and there is none here: {why}")
+        if key := unfit_for_script(model.settings):
+            raise errors.invalid_model(model.name, f"{FILE}: {key} says nothing to a script")
+        said = model.settings.script
+        return {
+            "script": {
+                "timeout_s": said.get("timeout", SCRIPT_TIMEOUT_S),
+                "memory": said.get("memory", model.settings.memory or SCRIPT_MEMORY),
+            },
+            "run_dir": str(self._zygote.run_dir),
+            "limit": self._settings.max_message_bytes,
+            "log_level": logging.getLevelName(log.getEffectiveLevel()).lower(),
+        }
 
     def close(self) -> None:
         """When no executor is left. Idempotent."""

@@ -74,7 +74,9 @@ def model_config(
     return config_json.to_json(ParseDict(config, pb.ModelConfig()))
 
 
-def properties(batching: Batching, instances: int, default: Sequence[tuple[int, int]], labels: Labels | None) -> dict[str, str]:
+def properties(
+    batching: Batching, instances: int, default: Sequence[tuple[int, int]], labels: Labels | None, signature: Signature | None = None
+) -> dict[str, str]:
     """What the server decided about a model, as texts, in its metadata. `default`: (version, weight) of requests that name none."""
     every = sum(weight for _, weight in default)
     told = {
@@ -84,6 +86,8 @@ def properties(batching: Batching, instances: int, default: Sequence[tuple[int, 
             f"{version} ({100 * weight // every} %)" if len(default) > 1 else str(version) for version, weight in default
         ),
     }
+    if signature is not None and signature.is_open:
+        told |= {"tensors": "open: any names, types and shapes", "functions": ", ".join(signature.functions)}
     return told | ({"version_labels": described(labels)} if labels and labels.versions else {})
 
 

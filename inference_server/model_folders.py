@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inference_server.declared import CONFIG
 from inference_server.load_order import VERSION
-from inference_server.model_settings import BACKENDS, FILE, MODEL_FILE, MODEL_FILES
+from inference_server.model_settings import BACKENDS, FILE, MODEL_FILE, MODEL_FILES, SCRIPT, SCRIPT_FILE
 
 _STEPS = {
     FILE: re.compile(rb"(?m)^\s*(\[\[\s*steps\s*\]\]|steps\s*=)"),
@@ -43,8 +43,8 @@ def model_file(version: Path, name: str = "") -> Path:
 
 
 def backend(file: Path) -> str:
-    """What runs a model file, by how its name ends."""
-    return BACKENDS.get(file.suffix, "onnx")
+    """What runs a model file, by its name or how that ends."""
+    return SCRIPT if file.name == SCRIPT_FILE else BACKENDS.get(file.suffix, "onnx")
 
 
 def is_pipeline(folder: Path) -> bool:

@@ -33,8 +33,11 @@ FILE = "model.toml"
 MODEL_FILE = "model.onnx"
 BACKENDS = {".onnx": "onnx", ".py": "python", ".pmml": "pmml", ".pt2": "pytorch", ".pt": "pytorch"}
 """How a model file's name ends -> what runs it."""
-MODEL_FILES = tuple(f"model{suffix}" for suffix in BACKENDS)
+SCRIPT_FILE, SCRIPT = "script.py", "script"
+MODEL_FILES = (*(f"model{suffix}" for suffix in BACKENDS), SCRIPT_FILE)
 """The usual names, the first that is there counts."""
+SCRIPT_TIMEOUT_S, SCRIPT_MEMORY = 5.0, 256 * 2**20
+"""Of one call of a script, where its owner says nothing."""
 _MAX_BYTES = 2**20
 _FLAG = re.compile(r"-[bBdEIOsSuvqx]{1,8}|-[WX]?[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}|-[WX]|[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}")
 """Those that need no file and run nothing of their own (`-c` and `-m` do)."""
@@ -66,7 +69,8 @@ class ModelSettings:
     `model_file` "": one of the usual names. `labels`: output name -> one label per index. `inputs`, `outputs`: name -> declaration.
     `parameters` are the model's own. `python`: how its interpreter is started. `max_streams`: requests with several answers under way at
     once, 0 for the server's default. `state`: input name -> which output it is the next time; `sequence`: limits of sequences. `steps`: of a pipeline, which
-    has no file of its own. `cache`: limits of the response cache, None for no cache.
+    has no file of its own. `cache`: limits of the response cache, None for no cache. `backend` "": what the file's name says. `script`: limits
+    of one call.
     """
 
     public: bool = True
@@ -103,6 +107,8 @@ class ModelSettings:
     sequence: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[pipeline_steps.Step, ...] = ()
     cache: Mapping[str, Any] | None = None
+    backend: str = ""
+    script: Mapping[str, Any] = field(default_factory=dict)
 
     def providers(self, server: Sequence[str]) -> tuple[str, ...]:
         """Of the server's execution providers those that this model may use; the CPU's own where none would be left."""
@@ -176,6 +182,8 @@ def combined(*places: Mapping[str, Any]) -> ModelSettings:
     given: dict[str, Any] = {}
     for place in places:
         given |= place
+    if given.get("backend") == SCRIPT:
+        given.setdefault("model_file", SCRIPT_FILE)
     settings = ModelSettings(**given)
     _check_together(settings)
     return settings
@@ -187,13 +195,30 @@ def _check_together(settings: ModelSettings) -> None:
         raise InvalidModelSettings(f"preferred_batch_sizes has {sizes[-1]}, and max_batch_size is {most}")
     if settings.default_priority > settings.priority_levels:
         raise InvalidModelSettings(f"default_priority = {settings.default_priority}, and priority_levels is {settings.priority_levels}")
-    for key in ("state", "onnxruntime", "python", "model_file"):
+    if settings.backend and not settings.model_file.endswith(".py"):
+        raise InvalidModelSettings(f"model_file = {shown(settings.model_file)}, and backend says that it is a script, a .py file")
+    for key in ("state", "onnxruntime", "python", "model_file", "backend", "script"):
         if settings.steps and getattr(settings, key):
             raise InvalidModelSettings(f"{key} and steps do not go together: a pipeline has no model of its own")
     for key in ("state", "steps"):
         if settings.cache is not None and getattr(settings, key):
             raise InvalidModelSettings(f"cache and {key} do not go together: the same question may have another answer the next time")
     version_labels.checked(settings.version_labels, settings.canary_percent)
+
+
+def unfit_for_script(settings: ModelSettings) -> str:
+    """Which key says something that a script has not got; "" where none does. What runs a version is only known with its file."""
+    if settings.executor == "thread":
+        return "executor"
+    if settings.python.get("flags") or settings.python.get("sandbox") == "off":
+        return "python"
+    if settings.cache is not None:
+        return "cache"
+    if (settings.max_batch_size or 0) > 1:
+        return "max_batch_size"
+    return next(
+        (key for key in ("inputs", "outputs", "labels", "warmup", "state", "sequence", "onnxruntime") if getattr(settings, key)), ""
+    )
 
 
 def _version_policy(key: str, value: Any, folder: Path) -> VersionPolicy:
@@ -216,6 +241,10 @@ def _onnxruntime(key: str, value: Any, folder: Path) -> dict[str, Any]:
 
 def _python(key: str, value: Any, folder: Path) -> dict[str, Any]:
     return table(key, value, PYTHON_READERS, folder)
+
+
+def _script(key: str, value: Any, folder: Path) -> dict[str, Any]:
+    return table(key, value, SCRIPT_READERS, folder)
 
 
 def _state(key: str, value: Any, folder: Path) -> dict[str, dict[str, Any]]:
@@ -272,6 +301,9 @@ SEQUENCE_READERS: dict[str, Reader] = {"idle_timeout_s": _seconds, "max_sequence
 CACHE_READERS: dict[str, Reader] = {"entries": whole(1, 100_000_000), "bytes": byte_size, "ttl_s": _seconds}
 """Keys of `[cache]`."""
 
+SCRIPT_READERS: dict[str, Reader] = {"timeout": _seconds, "memory": byte_size}
+"""Keys of `[script]`."""
+
 PYTHON_READERS: dict[str, Reader] = {"flags": _flags, "sandbox": one_of("auto", "required", "off")}
 """Keys of `[python]`."""
 
@@ -319,6 +351,8 @@ READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "steps": pipeline_steps.reader,
     "cache": _cache,
     "max_streams": whole(1, 65536),
+    "backend": one_of(SCRIPT),
+    "script": _script,
 }
 """Key of `model.toml` -> what reads it."""
 

@@ -11,6 +11,9 @@ from inference_server.types import Signature
 
 def check(signature: Signature, model: str, inputs: Sequence[TensorHead], wanted: Sequence[str]) -> None:
     """`wanted`: names of outputs, empty for all. Raises invalid_input naming the tensor and both values."""
+    if signature.is_open:
+        _check_open(inputs, wanted)
+        return
     specs = {spec.name: spec for spec in signature.inputs}
     seen: set[str] = set()
     for tensor in inputs:
@@ -27,6 +30,19 @@ def check(signature: Signature, model: str, inputs: Sequence[TensorHead], wanted
     _check_outputs(signature, model, wanted)
 
 
+def _check_open(inputs: Sequence[TensorHead], wanted: Sequence[str]) -> None:
+    """Of a model that takes any tensors: each must be one, under a name of its own."""
+    seen: set[str] = set()
+    for tensor in inputs:
+        if not tensor.name or tensor.name in seen:
+            raise errors.invalid_input(
+                f"input {_short(tensor.name)} stands twice in the request" if tensor.name else "an input has no name"
+            )
+        seen.add(tensor.name)
+        tensors.check_size(tensor.name, tensor.datatype, tensor.shape, tensor.size)
+    _check_once(wanted)
+
+
 def _check_tensor(spec: TensorSpec, tensor: TensorHead) -> None:
     if tensor.datatype != spec.datatype:
         raise errors.invalid_input(f"input {spec.name!r} is {spec.datatype}, got {_short(tensor.datatype)}")
@@ -41,6 +57,10 @@ def _check_outputs(signature: Signature, model: str, wanted: Sequence[str]) -> N
     for name in wanted:
         if name not in have:
             raise errors.invalid_input(f"model {model!r} has no output {_short(name)}; it has {_names(signature.outputs)}")
+    _check_once(wanted)
+
+
+def _check_once(wanted: Sequence[str]) -> None:
     if len(set(wanted)) != len(wanted):
         raise errors.invalid_input("an output stands twice in the request")
 

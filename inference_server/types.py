@@ -11,6 +11,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ScriptReport,
     ServerMetadata,
     TensorSpec,
     Validation,
@@ -25,7 +26,8 @@ SEQUENCE_IDLE_S, MOST_SEQUENCES = 300.0, 4096
 class Signature:
     """What a model file itself says. `batch_axis` is 0 where the first dimension of every input and output is dynamic, else None.
 
-    `streams`: it gives several answers for one request. `notes`: what the file says of a tensor besides, in words.
+    `streams`: it gives several answers for one request. `notes`: what the file says of a tensor besides, in words. `functions`: of a script,
+    what it has; its inputs and outputs are open, any names, types and shapes.
     """
 
     platform: str
@@ -34,6 +36,11 @@ class Signature:
     batch_axis: int | None
     streams: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
+    functions: tuple[str, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.functions)
 
     def to_json(self) -> dict[str, Any]:
         def specs(many: tuple[TensorSpec, ...]) -> list[list[Any]]:
@@ -46,6 +53,7 @@ class Signature:
             "batch_axis": self.batch_axis,
             "streams": self.streams,
             "notes": dict(self.notes),
+            "functions": list(self.functions),
         }
 
     @classmethod
@@ -53,7 +61,15 @@ class Signature:
         def specs(many: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
             return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in many)
 
-        return cls(said["platform"], specs(said["inputs"]), specs(said["outputs"]), said["batch_axis"], said["streams"], said["notes"])
+        return cls(
+            said["platform"],
+            specs(said["inputs"]),
+            specs(said["outputs"]),
+            said["batch_axis"],
+            said["streams"],
+            said["notes"],
+            tuple(said["functions"]),
+        )
 
 
 class Answer(NamedTuple):
@@ -181,4 +197,8 @@ class Operations(Protocol):
 
     def validate(self, parts: Iterator[FileHeader | bytes], deadline: float, active: Callable[[], bool]) -> Validation:
         """Tries a model without keeping it. `parts`: of each file its header, then its content. `active`: whether somebody still waits."""
+        ...
+
+    def validate_script(self, source: bytes) -> ScriptReport:
+        """Looks at a user's script; nothing of it is left."""
         ...

@@ -82,6 +82,12 @@ def _pytorch(asked: Mapping[str, Any]) -> Backend:
     return loaded(Path(asked["path"]), asked["name"], asked["threads"], asked["providers"], asked.get("device_id") or 0, _declared(asked))
 
 
+def _script(asked: Mapping[str, Any]) -> Backend:
+    from inference_server.executors.script_box import boxed_script
+
+    return boxed_script(asked)
+
+
 def _pipeline(asked: Mapping[str, Any]) -> Backend:
     from inference_server.backends.pipeline import PipelineModel
     from inference_server.backends.pipeline_plan import Named, Plan
@@ -101,6 +107,7 @@ _MADE_BY: dict[str, Callable[[Mapping[str, Any]], Backend]] = {
     "pmml": _pmml,
     "pytorch": _pytorch,
     "pipeline": _pipeline,
+    "script": _script,
 }
 _GUESSED = frozenset({"onnx"})
 """Backends whose models may be run on inputs of the server's own making: an owner's code is only run on what somebody asked."""
@@ -131,6 +138,8 @@ def _found(model: Backend, kind: str, asked: Mapping[str, Any], first: Mapping[s
         return Tuning(size, "" if size > 1 else "its owner has turned it off", {}, LEAST_QUEUE)
     if kind == "pipeline":
         return Tuning(1, "requests are put together in the queues of its steps", {}, LEAST_QUEUE)
+    if model.signature.is_open:
+        return Tuning(1, "a script answers one request at a time", {}, LEAST_QUEUE)
     return _tuning(model, asked, first) if kind in _GUESSED or wanted else _untuned(model)
 
 

@@ -11,7 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,8 +57,24 @@ def box(readable: Sequence[Path], seccomp: int, devices: Sequence[Path] = ()) ->
     """The command before the command. `seccomp`: a descriptor of `seccomp_filter`, to be passed on. `readable` are bound where they lie,
     `devices` as well, to be used.
     """
-    command = [PROGRAM, "--unshare-all", "--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY), "--cap-drop", "ALL"]
-    command += ["--die-with-parent", "--new-session", "--seccomp", str(seccomp), "--hostname", "model", "--clearenv"]
+    command = [PROGRAM, *isolation(), "--seccomp", str(seccomp), "--hostname", "model", "--clearenv", *system()]
+    command += ["--proc", "/proc", "--dev", "/dev", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]
+    for path in devices:
+        command += ["--dev-bind-try", str(path), str(path)]
+    command += seen(readable)
+    command += ["--remount-ro", "/", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8", "--chdir", "/tmp", "--"]
+    return command
+
+
+def isolation() -> list[str]:
+    """Name spaces of its own, another user, no capabilities, and an end with the thread that starts it."""
+    user = ["--uid", str(_NOBODY), "--gid", str(_NOBODY)]
+    return ["--unshare-all", "--unshare-user", *user, "--cap-drop", "ALL", "--die-with-parent", "--new-session"]
+
+
+def system() -> list[str]:
+    """The system's libraries and programs, and what they read."""
+    command: list[str] = []
     for path in map(Path, _SYSTEM):
         if path.is_symlink():
             command += ["--symlink", str(path.readlink()), str(path)]
@@ -66,12 +82,14 @@ def box(readable: Sequence[Path], seccomp: int, devices: Sequence[Path] = ()) ->
             command += ["--ro-bind", str(path), str(path)]
     for name in _SETTINGS:
         command += ["--ro-bind-try", name, name]
-    command += ["--proc", "/proc", "--dev", "/dev", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]
-    for path in devices:
-        command += ["--dev-bind-try", str(path), str(path)]
+    return command
+
+
+def seen(readable: Iterable[Path]) -> list[str]:
+    """The interpreter, and `readable`, where they lie."""
+    command: list[str] = []
     for path in _outermost([*_interpreter(), *readable]):
         command += ["--ro-bind", str(path), str(path)]
-    command += ["--remount-ro", "/", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8", "--chdir", "/tmp", "--"]
     return command
 
 

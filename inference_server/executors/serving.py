@@ -271,7 +271,9 @@ class Executor:
         if model.signature.streams:
             self._streams = self._made_streams(model, asked.get("max_streams") or DEFAULT_STREAMS)
         elif concurrent is not None:
-            self._streams = SideBySide(self._door, self._board, concurrent, most=MOST, refuse=self._refuse, hand_out=self._runs.hand_out)
+            self._streams = SideBySide(
+                self._door, self._board, concurrent, most=getattr(model, "most", MOST), refuse=self._refuse, hand_out=self._runs.hand_out
+            )
         elif (cache := asked.get("cache")) is not None:
             self._cache = ResponseCache(
                 asked["name"],

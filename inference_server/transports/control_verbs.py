@@ -38,3 +38,7 @@ class ControlVerbs:
 
     def validate(self, parts: Iterator[Any], call: Call) -> Any:
         return codec.validation(self._operations.validate(map(codec.trial_part, parts), call.deadline, call.active))
+
+    def validate_script(self, request: Any, call: Call) -> Any:
+        found = self._operations.validate_script(request.source)
+        return control.ValidateScriptResponse(functions=found.functions, load_ms=found.load_ms)

@@ -31,7 +31,7 @@ log = logging.getLogger("outboard.server")
 
 _SLOW = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "PutFile", "Drain", "SetInstances", "SetLabels", "RemoveModel"})
 """Verbs that may take minutes: they have threads of their own, so that neither inference nor a health check waits behind them."""
-_VALIDATE = "Validate"
+_VALIDATE = frozenset({"Validate", "ValidateScript"})
 """Likewise, and an operator's verb does not wait behind what users try."""
 _QUICK_THREADS, _SLOW_THREADS, _STREAMS = 4, 4, 16
 _SWEEP_S = 1.0
@@ -172,7 +172,7 @@ class GrpcServer:
     def _workers(self, method: str) -> Workers:
         if method in _SLOW:
             return self._slow
-        return {"ModelInfer": self._infer, _VALIDATE: self._validating}.get(method, self._quick)
+        return self._validating if method in _VALIDATE else self._infer if method == "ModelInfer" else self._quick
 
     def _answer(self, message: bytes, call: Call) -> bytes:
         request = codec.parse(pb.ModelInferRequest, message)

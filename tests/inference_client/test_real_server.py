@@ -1,5 +1,6 @@
 """Every verb against the real inference server, over each kind of address: the two protocols must tell the same."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
 from inference_client import Client
+from inference_server.executors import sandbox
 from tests.e2e.conftest import Process, start_server
 from tests.onnx_models import times
 
@@ -131,3 +133,32 @@ def test_the_control_verbs(server: Process, tmp_path: Path) -> None:
         assert caught.value.code is Code.NOT_READY
         assert client.drain(0, resume=True).in_flight == 0
         assert client.infer("m", {"x": X}).model_version == "2"
+
+
+@pytest.mark.skipif(bool(sandbox.unusable()) and not os.environ.get("CI"), reason=sandbox.unusable())
+def test_scripts_over_every_address(server: Process, tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    file.write_text("def preprocess(inputs): return {'x': inputs['x'] * 2, 'said': ['ü', b'a\\0']}\n")
+    with Client(f"grpc://{server['grpc']}", timeout_s=60) as control:
+        assert control.validate_script(file.read_bytes()).functions == ("preprocess",)
+        with pytest.raises(ServingError) as caught:
+            control.validate_script(b"\nimport os\nos.fork()")
+        assert caught.value.code is Code.INVALID_INPUT
+        assert caught.value.message == "the script raised PermissionError: [Errno 1] Operation not permitted (script.py, line 3)"
+        control.put_file(file, "script", 1, "script.py")
+        control.load_model("script")
+        try:
+            for protocol in ("grpc", "grpc+unix", "thrift", "thrift+unix"):
+                with Client(f"{protocol}://{server[protocol]}", local_lane=protocol != "grpc+unix") as client:
+                    assert client.model_metadata("script").properties["functions"] == "preprocess"
+                    outputs = client.infer("script", {"x": X}, parameters={"function": "preprocess"}).outputs
+                    np.testing.assert_array_equal(outputs["x"], X * 2)
+                    assert outputs["said"].tolist() == ["ü".encode(), b"a\0"]
+                    same = client.infer("script", {"any": X, "text": "t"}, parameters={"function": "postprocess"}).outputs
+                    np.testing.assert_array_equal(same["any"], X)
+                    assert same["text"].item() == b"t"
+                    with pytest.raises(ServingError) as caught:
+                        client.infer("script", {"x": X})
+                    assert caught.value.code is Code.INVALID_INPUT
+        finally:
+            control.unload_model("script")

@@ -18,6 +18,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ScriptReport,
     ServerMetadata,
     TensorSpec,
     ValidatedTensor,
@@ -164,6 +165,10 @@ class EchoEngine:
     def remove_model(self, name: str, version: int) -> bool:
         self.calls.append(("remove_model", name, version))
         return version == 0
+
+    def validate_script(self, source: bytes) -> ScriptReport:
+        self.calls.append(("validate_script", source))
+        return ScriptReport(("preprocess",), 1.5)
 
     def validate(self, parts: Iterator[FileHeader | bytes], deadline: float, active: Callable[[], bool]) -> Validation:
         found: dict[str, bytes] = {}

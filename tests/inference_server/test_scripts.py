@@ -1,0 +1,331 @@
+"""Models that are scripts of users: what they are given, what becomes of their answers and mistakes, and what a load says."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from idl.codes import Code, ServingError
+from idl.messages import Tensor
+from inference_server import logs
+from inference_server.engine import Engine
+from inference_server.executors import sandbox
+from inference_server.executors.process import Watcher, Zygote
+from tests.engines import LIMIT, engine_over
+from tests.eventually import eventually
+from tests.script_models import GOOD, arrays, asked, descendants, script_model
+
+pytestmark = pytest.mark.skipif(bool(sandbox.unusable()) and not os.environ.get("CI"), reason=sandbox.unusable())
+
+
+def load(engine: Engine, repository: Path, code: str = GOOD, toml: str = "", version: int = 1) -> None:
+    script_model(repository / "s", code, toml, version)
+    engine.repository_model_load("s", {})
+
+
+def ask(engine: Engine, function: str = "preprocess", **inputs: Any) -> dict[str, Any]:
+    """name -> (datatype, value as Python has it)."""
+    response = engine.model_infer(asked("s", function, inputs))
+    return {tensor.name: (tensor.datatype, arrays(response)[tensor.name].tolist()) for tensor in response.outputs}
+
+
+def refused(engine: Engine, function: str = "preprocess", **inputs: Any) -> ServingError:
+    with pytest.raises(ServingError) as caught:
+        engine.model_infer(asked("s", function, inputs))
+    return caught.value
+
+
+def test_it_changes_what_goes_in_and_what_comes_out(engine: Engine, repository: Path) -> None:
+    load(engine, repository)
+    assert ask(engine, x=np.float32([1, 2])) == {"x": ("FP32", [2, 3])}
+    assert ask(engine, x=np.int16([[5]])) == {"x": ("INT16", [[6]])}, "the same function takes any type and shape"
+    assert ask(engine, "postprocess", y=np.float32([1, 20, 3])) == {"label": ("BYTES", b"high"), "best": ("INT64", 1)}
+    metadata = engine.model_metadata("s", "")
+    assert (metadata.platform, metadata.inputs, metadata.outputs) == ("script", (), ())
+    assert metadata.properties["tensors"] == "open: any names, types and shapes"
+    assert metadata.properties["functions"] == "preprocess, postprocess"
+    assert metadata.properties["batching"] == "off: a script answers one request at a time"
+    config = engine.model_config("s", "")
+    assert (config["backend"], config["platform"], config["default_model_filename"]) == ("script", "script", "script.py")
+    assert engine.model_statistics("s", "")[0].success.count == 3
+
+
+def test_a_function_that_is_not_there_gives_back_what_it_was_given(engine: Engine, repository: Path) -> None:
+    load(engine, repository, "def postprocess(outputs): return {'n': len(outputs)}")
+    assert engine.model_metadata("s", "").properties["functions"] == "postprocess"
+    picture = os.urandom(300_000)
+    found = ask(engine, picture=picture, words=np.array([b"a", b""], object), none=np.zeros((0, 3), np.uint8))
+    assert found == {"picture": ("BYTES", picture), "words": ("BYTES", [b"a", b""]), "none": ("UINT8", [])}
+    assert ask(engine, "postprocess", a=1.5, b=2) == {"n": ("INT64", 2)}
+    assert ask(engine, "postprocess") == {"n": ("INT64", 0)}, "no tensor at all"
+
+
+def test_what_numpy_makes_an_array_of_is_an_answer(engine: Engine, repository: Path) -> None:
+    code = """
+    import numpy as np
+
+    def postprocess(outputs):
+        return {
+            "whole": 3, "float": 2.5, "true": True, "list": [[1, 2], [3, 4]], "text": "ü", "bytes": b"a\\0", "texts": ["a", b"b\\0"],
+            "large": 2**63, "half": np.float16(1.5), "back": np.arange(6, dtype=">i4").reshape(2, 3)[::-1], "empty": [], "tuple": (1, 2.5),
+            "fixed": np.array(["x", "yz"]), "none": np.zeros((0, 2), np.uint8), "view": memoryview(b"v"), "bool": np.array([True, False]),
+        }
+    """
+    load(engine, repository, code)
+    assert ask(engine, "postprocess") == {
+        "whole": ("INT64", 3),
+        "float": ("FP64", 2.5),
+        "true": ("BOOL", True),
+        "list": ("INT64", [[1, 2], [3, 4]]),
+        "text": ("BYTES", "ü".encode()),
+        "bytes": ("BYTES", b"a\0"),
+        "texts": ("BYTES", [b"a", b"b\0"]),
+        "large": ("UINT64", 2**63),
+        "half": ("FP16", 1.5),
+        "back": ("INT32", [[3, 4, 5], [0, 1, 2]]),
+        "empty": ("FP64", []),
+        "tuple": ("FP64", [1, 2.5]),
+        "fixed": ("BYTES", [b"x", b"yz"]),
+        "none": ("UINT8", []),
+        "view": ("BYTES", b"v"),
+        "bool": ("BOOL", [True, False]),
+    }
+
+
+def test_what_a_request_must_say(engine: Engine, repository: Path) -> None:
+    load(engine, repository)
+    for request, words in (
+        (asked("s", "infer", {"x": 1}), "parameter 'function' is 'infer', not \"preprocess\" or \"postprocess\""),
+        (asked("s", "preprocess", {"x": 1}, outputs=("z",)), "preprocess gave no output 'z'; it gave 'x'"),
+        (asked("s", "preprocess", {"x": 1}, outputs=("x", "x")), "an output stands twice in the request"),
+    ):
+        with pytest.raises(ServingError) as caught:
+            engine.model_infer(request)
+        assert (caught.value.code, caught.value.message) == (Code.INVALID_INPUT, words)
+    plain = asked("s", "preprocess", {"x": 1})
+    one = plain.inputs[0]
+    for inputs, parameters, words in (
+        ((one,), {}, 'the parameter \'function\' is missing: "preprocess" or "postprocess"'),
+        ((one, one), plain.parameters, "input 'x' stands twice in the request"),
+        ((Tensor("x", "FP32", (3,), b"1234"),), plain.parameters, "tensor 'x' of FP32 [3] needs 12 bytes, got 4"),
+        ((Tensor("x", "FP33", (1,), b"1234"),), plain.parameters, "tensor 'x' has datatype 'FP33', which is none of the protocol's"),
+        ((Tensor("", "INT8", (1,), b"1"),), plain.parameters, "an input has no name"),
+    ):
+        with pytest.raises(ServingError) as caught:
+            engine.model_infer(type(plain)("s", inputs, parameters=parameters))
+        assert (caught.value.code, caught.value.message) == (Code.INVALID_INPUT, words)
+    assert ask(engine, x=1) == {"x": ("INT64", 2)}
+    only = engine.model_infer(asked("s", "postprocess", {"y": [1.0, 0.0]}, outputs=("best",)))
+    assert [tensor.name for tensor in only.outputs] == ["best"]
+
+
+def test_its_mistakes_are_named_without_a_path_of_the_host(engine: Engine, repository: Path) -> None:
+    code = """
+    from outboard_model import InvalidInput
+    import numpy as np
+
+    def preprocess(inputs):
+        what = inputs["do"].item().decode()
+        if what == "refuse": raise InvalidInput("it is no picture")
+        if what == "raise": raise ValueError("bad\\nthing")
+        if what == "import": from numpy import nothing_of_this_name
+        if what == "nothing": return None
+        if what == "name": return {1: 2}
+        if what == "ragged": return {"y": [[1], [2, 3]]}
+        if what == "object": return {"y": object()}
+        if what == "mixed": return {"y": ["a", 1]}
+        if what == "complex": return {"y": 1j}
+        if what == "exit": raise SystemExit(3)
+        if what == "huge": return {"y": np.zeros(9 * 2**20, np.uint8)}
+        return {"y": 1}
+    """
+    load(engine, repository, code)
+    failed, said = Code.MODEL_FAILED, {what: refused(engine, do=what) for what in ("refuse", "raise", "import", "nothing", "name")}
+    said |= {what: refused(engine, do=what) for what in ("ragged", "object", "mixed", "complex", "exit", "huge")}
+    assert {what: (error.code, error.message) for what, error in said.items() if what not in ("ragged", "import")} == {
+        "refuse": (Code.INVALID_INPUT, "the script refuses its input: it is no picture"),
+        "raise": (failed, "the script raised ValueError: bad thing (script.py, line 8)"),
+        "nothing": (failed, "preprocess gave a NoneType, not a dict of name -> array"),
+        "name": (failed, "preprocess gave an output whose name is 1, not a text"),
+        "object": (failed, "output 'y': element 0 is a object, not a number, a text or bytes"),
+        "mixed": (failed, "output 'y': element 1 is a int, not a number, a text or bytes"),
+        "complex": (failed, "output 'y' is complex128, which no datatype is for"),
+        "exit": (failed, "the script raised SystemExit: 3 (script.py, line 16)"),
+        "huge": (Code.TOO_LARGE, "the script gave 9437184 bytes, at most 8388608 are sent"),
+    }
+    assert said["ragged"].message.startswith("output 'y' cannot be made an array: ")
+    assert said["import"].message.startswith("the script raised ImportError: cannot import name 'nothing_of_this_name' from 'numpy' (lib/")
+    assert not any(str(root) in error.message for error in said.values() for root in (repository, Path.cwd(), os.sys.prefix))
+    assert ask(engine, do="") == {"y": ("INT64", 1)}
+
+
+@pytest.mark.parametrize(
+    ("code", "toml", "reason"),
+    [
+        ("x = 1\ndef preprocess(:", "", "script.py, line 2: SyntaxError: "),
+        ("x = 1", "", "it has neither preprocess nor postprocess"),
+        ("preprocess = 3", "", "preprocess is a int, not a function"),
+        ("def preprocess(): pass", "", "preprocess takes exactly one argument, a dict of name -> array"),
+        ("def postprocess(a, b=1): pass", "", "postprocess takes exactly one argument, a dict of name -> array"),
+        ("def preprocess(*a): pass", "", "preprocess takes exactly one argument, a dict of name -> array"),
+        ("def preprocess(a): yield 1", "", "preprocess gives its answer bit by bit: a function with return is wanted"),
+        (
+            "\nimport nothing_of_this_name",
+            "",
+            "the script raised ModuleNotFoundError: No module named 'nothing_of_this_name' (script.py, line 2)",
+        ),
+        ("#" + "x" * 2**18, "", "it has 262145 bytes, at most 262144 are taken"),
+        ("while True: pass", "[script]\ntimeout = 0.3", "the script took longer than 0.3 s"),
+        ("x = bytearray(2**30)", "", "the script used more memory than 256 MiB"),
+        (GOOD, "[inputs.x]\ndatatype = 'FP32'\nshape = [1]", "model.toml: inputs says nothing to a script"),
+        (GOOD, "max_batch_size = 4", "model.toml: max_batch_size says nothing to a script"),
+        (GOOD, "[python]\nsandbox = 'off'", "model.toml: python says nothing to a script"),
+        (GOOD, "executor = 'thread'", "model.toml: executor says nothing to a script"),
+        (GOOD, "[script]\ntime = 1", "script has an unknown key 'time'; known are memory, timeout"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(engine: Engine, repository: Path, code: str, toml: str, reason: str) -> None:
+    with pytest.raises(ServingError) as caught:
+        load(engine, repository, code, toml)
+    assert caught.value.code is Code.INVALID_MODEL
+    assert reason in caught.value.message and str(repository) not in caught.value.message
+
+
+def test_a_call_that_takes_too_long_costs_itself_only(engine: Engine, repository: Path) -> None:
+    code = """
+    def preprocess(inputs):
+        while "loop" in inputs: pass
+        return {"y": 1}
+    """
+    load(engine, repository, code, "[script]\ntimeout = 0.5")
+    (before,) = (executor.pid for executor in engine._served["s"].versions[1].executors)
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda more=more: answers.append(refused(engine, **more) if more else ask(engine)))
+        for more in ({"loop": 1}, {}, {}, {})
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (late,) = (answer for answer in answers if isinstance(answer, ServingError))
+    assert (late.code, late.message) == (Code.MODEL_FAILED, "the script took longer than 0.5 s")
+    assert [answer for answer in answers if answer is not late] == [{"y": ("INT64", 1)}] * 3, "who waited behind it is answered"
+    assert [executor.pid for executor in engine._served["s"].versions[1].executors] == [before], "the model's process has gone on"
+
+
+def test_a_deadline_and_a_caller_that_goes_end_the_call(engine: Engine, repository: Path, zygote: Zygote) -> None:
+    load(engine, repository, "def preprocess(inputs):\n  while inputs: pass\n  return {}", "[script]\ntimeout = 60")
+    box = descendants(zygote._process.pid)
+    begun = time.monotonic()
+    with pytest.raises(ServingError) as caught:
+        engine.model_infer(asked("s", "preprocess", {"x": 1}, deadline=time.monotonic() + 0.3))
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert ask(engine) == {} and time.monotonic() - begun < 30
+    eventually(lambda: descendants(zygote._process.pid) == box, "nothing of the call is left")
+
+
+def test_memory_is_bounded_and_given_back(engine: Engine, repository: Path) -> None:
+    code = """
+    import mmap
+    import numpy as np
+
+    def preprocess(inputs):
+        if "list" in inputs: kept = [bytearray(2**20) for _ in range(200)]
+        if "array" in inputs: kept = np.ones((200, 2**20), np.uint8)
+        if "shared" in inputs: kept = [mmap.mmap(-1, 2**24) for _ in range(100)]
+        return {"y": np.ones(2**22, np.uint8).sum(dtype=int)}
+    """
+    load(engine, repository, code, '[script]\nmemory = "64MiB"')
+    for what in ("list", "array", "shared"):
+        error = refused(engine, **{what: 1})
+        assert (error.code, error.message) == (Code.MODEL_FAILED, "the script used more memory than 64 MiB"), what
+    assert ask(engine) == {"y": ("INT64", 2**22)}
+
+
+def test_files_beside_it_are_read_and_settings_may_name_it(engine: Engine, repository: Path) -> None:
+    code = """
+    from pathlib import Path
+    from beside import factor
+
+    def preprocess(inputs):
+        return {"names": Path("names.txt").read_text().split(), "factor": factor}
+    """
+    file = script_model(repository / "s", code, 'backend = "script"\nmodel_file = "changes.py"').rename(
+        repository / "s" / "1" / "changes.py"
+    )
+    (file.parent / "names.txt").write_text("cup mug")
+    (file.parent / "beside.py").write_text("factor = 7")
+    engine.repository_model_load("s", {})
+    assert ask(engine) == {"names": ("BYTES", [b"cup", b"mug"]), "factor": ("INT64", 7)}
+
+
+def test_a_reload_takes_the_new_script_and_leaves_no_box_behind(engine: Engine, repository: Path, zygote: Zygote) -> None:
+    before = descendants(zygote._process.pid)
+    load(engine, repository)
+    boxes = descendants(zygote._process.pid)
+    load(engine, repository, "def preprocess(inputs): return {'v': 2}", version=2)
+    assert ask(engine) == {"v": ("INT64", 2)}
+    eventually(lambda: not descendants(zygote._process.pid).keys() & (boxes.keys() - before.keys()), "the old box has gone")
+    engine.repository_model_unload("s", {})
+    eventually(lambda: descendants(zygote._process.pid) == before, "every box has gone")
+
+
+def test_a_box_that_is_killed_comes_back(engine: Engine, repository: Path, zygote: Zygote) -> None:
+    before = descendants(zygote._process.pid)
+    load(engine, repository)
+    for pid in descendants(zygote._process.pid).keys() - before.keys() - {each.pid for each in engine._served["s"].versions[1].executors}:
+        os.kill(pid, 9)
+    error = refused(engine, x=1)
+    assert (error.code, error.message) == (Code.MODEL_FAILED, "the script could not be run: its box has ended")
+    assert ask(engine, x=1) == {"x": ("INT64", 2)}
+
+
+def test_two_instances_work_side_by_side(engine: Engine, repository: Path) -> None:
+    load(engine, repository, "import time\ndef preprocess(inputs):\n  time.sleep(0.4)\n  return {}", "instances = 2")
+    begun = time.monotonic()
+    threads = [threading.Thread(target=ask, args=(engine,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engine.model_statistics("s", "")[0].success.count == 2
+    assert time.monotonic() - begun < 5
+
+
+def test_what_it_prints_is_in_the_log_at_debug_and_nowhere_else(
+    watcher: Watcher, repository: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    zygote = Zygote(run_dir, LIMIT)  # one whose standard error is this test's
+    try:
+        with engine_over(zygote, watcher, repository) as engine:
+            load(
+                engine, repository, "def preprocess(inputs):\n  print('secret', len(inputs))\n  print('x' * 10**6, '!')\n  return {'y': 1}"
+            )
+            assert ask(engine) == {"y": ("INT64", 1)}
+            assert "secret" not in capfd.readouterr().err
+            logs.publish(run_dir, "debug")
+            assert ask(engine, x=1) == {"y": ("INT64", 1)}
+    finally:
+        zygote.close()
+    (said,) = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "script printed" in line]
+    assert (said["model"], said["version"], said["level"], said["bytes"]) == ("s", 1, "debug", 9 + 10**6 + 3)
+    assert said["text"] == "x" * 997 + " !\n", "the end of it"
+
+
+def test_without_a_box_there_is_no_script(engine: Engine, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(repository))
+    monkeypatch.setattr(sandbox, "_unusable", sandbox._unusable.__wrapped__)
+    with pytest.raises(ServingError) as caught:
+        load(engine, repository)
+    assert caught.value.code is Code.UNSUPPORTED
+    assert caught.value.message == (
+        "model 's' version 1: scripts only run in a sandbox, and there is none here: bubblewrap is not installed (Debian: apt install bubblewrap)"
+    )
