@@ -24,15 +24,18 @@ _HARAKIRI_MARGIN_S = 15
 """What a worker may take beyond the longest request before uWSGI ends it: it hangs."""
 
 
-_STOP_BEHIND_NGINX = "hook-accepting = unix_signal:2 gracefully_kill"
+_STOP_BEHIND_NGINX = """\
+hook-accepting = unix_signal:2 gracefully_kill
+hook-accepting = unix_signal:1 gracefully_kill"""
 """The master sends its workers SIGINT and, after the mercy, SIGKILL; this makes of SIGINT the end after the requests in flight."""
 _STOP_ROUTER = """\
 hook-master-start = unix_signal:15 gracefully_kill_them_all
 hook-master-start = unix_signal:2 gracefully_kill_them_all
 hook-accepting = unix_signal:2 uwsgi_opt_noop
+hook-accepting = unix_signal:1 gracefully_kill
 hook-as-gateway = unix_signal:2 uwsgi_opt_noop"""
 """The way above ends the HTTP router first, and with it every connection. This one ends it last, but knows no mercy: the requests'
-own time-outs bound it. Ctrl-C reaches the whole process group; only the master may act on it, and uwsgi_opt_noop does nothing."""
+own time-outs bound it. The master sends its workers SIGHUP, which ends one at once that does not accept yet (gateway/wsgi.py). Ctrl-C reaches the whole process group; only the master may act on it, and uwsgi_opt_noop does nothing."""
 
 
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}

@@ -1,5 +1,10 @@
 """What uWSGI loads, once in each worker: nothing here is shared between processes."""
 
+# ruff: noqa: E402 - the first line counts: whoever is asked to end before it accepts (gateway/launch.py) must not forget it
+import signal
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 import logging
 import os
 import sys

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from gateway.settings import Settings
+from tests.eventually import eventually
 from tests.gateway.conftest import PASSWORD, Gateway, free_port, spawn, start_gateway
 from tests.gateway.test_metrics import parse, value
 
@@ -261,6 +262,25 @@ def test_a_stop_does_not_wait_for_ever(busy: tuple[Gateway, socket.socket]) -> N
     assert gateway.program.process.wait(20) == 0
     gateway.program.wait_for("NO MERCY")
     wait_until_gone(gateway)
+
+
+@pytest.mark.parametrize(("behind", "moment"), [("", "python"), ("nginx", "python"), ("nginx", "imports"), ("nginx", "workers")])
+def test_a_stop_during_the_start_is_not_lost(settings: Settings, tmp_path: Path, behind: str, moment: str) -> None:
+    """uWSGI ignores SIGTERM until its master is up: whoever stopped it before that waited for as long as a stop may take."""
+    settings = replace(settings, socket=str(tmp_path / "gateway.sock")) if behind else settings
+    program = spawn([sys.executable, "-m", "gateway"], settings.to_env())
+    awaited = {
+        "python": lambda: '"gateway_starting"' in program.log,
+        "imports": lambda: "added " in program.log,
+        "workers": lambda: "spawned uWSGI worker 1" in program.log,
+    }
+    try:
+        eventually(awaited[moment], moment)
+        began = time.monotonic()
+        program.stop(signal.SIGTERM, 10)
+        assert time.monotonic() - began < 5
+    finally:
+        program.stop(signal.SIGKILL)
 
 
 @pytest.fixture

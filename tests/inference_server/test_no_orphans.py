@@ -160,7 +160,9 @@ def test_killed_under_load_it_leaves_no_shared_memory_and_the_next_start_works(s
     gc.collect()
     assert not shared_here() - before, "what callers had of it"
     left = {path.name for path in one.run_dir.rglob("*") if path.is_socket()}
-    assert {"g.sock", "t.sock"} < left, "a killed server leaves its sockets' files"
+    assert {"t.sock"} < left, (
+        "a killed server leaves its sockets' files"
+    )  # nginx, where it has gRPC's already, hears of the end and removes its own
 
     again = server(wait=True)
     for address in addresses:
