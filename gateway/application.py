@@ -7,7 +7,7 @@ from threading import BoundedSemaphore
 from flask import Flask
 
 from gateway import clock
-from gateway.blueprints import errors, health, metrics, predictions, requests, tokens, users, v2, v2_run_time
+from gateway.blueprints import errors, health, metrics, openapi, predictions, requests, tokens, users, v2, v2_run_time
 from gateway.context import EXTENSION, Services
 from gateway.hot_routes import HotRoutes
 from gateway.metrics import Metrics
@@ -16,6 +16,7 @@ from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
 from gateway.storage import Storage
+from idl.trace_control import Followed
 from idl.trace_export import make_tracer, version
 from idl.traces import Tracer
 from inference_client import Client, Tls
@@ -39,13 +40,15 @@ def build_services(
         metrics or Metrics(),
         BoundedSemaphore(max(1, settings.threads // 2)),
         tracer=tracer,
+        now=now,
     )
 
 
 def default_services(settings: Settings, metrics: Metrics | None = None) -> Services:
     """The same with a way to the model hosts that the settings name."""
+    control = Followed(settings.lanes) if settings.lanes else None  # of the model host here, where it says which requests are traced
     tracer = make_tracer(
-        settings.trace_endpoint, settings.trace_rate, "outboard-gateway", version(), metrics.spans_path if metrics else None
+        settings.trace_endpoint, settings.trace_rate, "outboard-gateway", version(), metrics.spans_path if metrics else None, control
     )
     return build_services(settings, Models(settings.model_hosts, partial(_connect, settings, tracer)), metrics, tracer=tracer)
 
@@ -79,7 +82,7 @@ def create_app(settings: Settings, *, services: Services | None = None, hot: boo
     app.extensions[EXTENSION] = services = services or default_services(settings)
     requests.watch(app)
     errors.handle(app)
-    for module in (errors, health, metrics, predictions, tokens, users, v2, v2_run_time):
+    for module in (errors, health, metrics, openapi, predictions, tokens, users, v2, v2_run_time):
         app.register_blueprint(module.blueprint)
     if hot:
         app.wsgi_app = HotRoutes(app.wsgi_app, services)  # type: ignore[method-assign]

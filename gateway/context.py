@@ -7,9 +7,10 @@ from typing import cast
 
 from flask import current_app, g, request
 
-from gateway import wsgi_request
+from gateway import clock, wsgi_request
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
+from gateway.operations.access import Access
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
@@ -51,6 +52,12 @@ class Services:
     streams: BoundedSemaphore
     connection: Callable[[], int] = _no_connection
     tracer: Tracer | None = None
+    now: clock.Clock = clock.now
+
+    @property
+    def access(self) -> Access:
+        """The rule of who may do what."""
+        return Access(self.storage)
 
     def close(self) -> None:
         self.models.close()

@@ -75,9 +75,19 @@ class InvalidFields(ServingError):
         return InvalidFields, (self.reasons,)
 
 
+class ChangedMeanwhile(ServingError):
+    """conflict, as HTTP's 412: what If-Match names is not what is there (RFC 9110, section 13.1.1)."""
+
+    def __init__(self) -> None:
+        super().__init__(Code.CONFLICT, "it was changed meanwhile: read it again (If-Match does not name its ETag)")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ChangedMeanwhile, ()
+
+
 def problem(error: ServingError, path: str = "", request_id: str = "", *, status: int = 0) -> Response:
     """The answer to a request for `path` that ended in `error`; `status` where it is not the one of the table."""
-    status = status or STATUS[error.code]
+    status = status or (412 if isinstance(error, ChangedMeanwhile) else STATUS[error.code])
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_ms > 0:
         headers["Retry-After"] = str(math.ceil(error.retry_after_ms / 1000))

@@ -12,14 +12,27 @@ class Role(StrEnum):
     ADMINISTRATOR = "administrator"
 
 
+class Scope(StrEnum):
+    """What an API key may be used for; who signs in has all of them, within the role."""
+
+    READ = "read"
+    CALL = "call"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+ALL_SCOPES = frozenset(Scope)
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. `session` is the token family of the sign-in."""
+    """Who asks. `session` is the token family of the sign-in, or the API key's id."""
 
     user_id: int
     name: str
     role: Role
     session: str = ""
+    scopes: frozenset[Scope] = ALL_SCOPES
 
     @property
     def may_operate(self) -> bool:

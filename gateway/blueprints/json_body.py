@@ -19,7 +19,7 @@ def read_fields(required: Collection[str], optional: Collection[str] = (), nulla
     Raises unsupported_media for another content type, too_large above 64 KiB, and invalid_input, naming each field, for one that is
     missing, unknown, or no text.
     """
-    body = _object()
+    body = read_object()
     reasons = {name: "is missing" for name in required if name not in body}
     for name, value in body.items():
         if name not in required and name not in optional:
@@ -42,7 +42,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _object() -> dict[str, Any]:
+def read_object() -> dict[str, Any]:
+    """The body as a JSON object. Raises as `read_fields`."""
     if not request.is_json:
         raise ServingError(Code.UNSUPPORTED_MEDIA, "the body must be JSON, with Content-Type: application/json")
     if request.headers.get("Content-Encoding", "identity") != "identity":
@@ -56,7 +57,7 @@ def _object() -> dict[str, Any]:
 def _bytes() -> bytes:
     request.max_content_length = MAX_BYTES
     try:
-        return request.get_data(cache=False)
+        return request.get_data(cache=True)
     except RequestEntityTooLarge:
         raise ServingError(Code.TOO_LARGE, f"the body has more than {MAX_BYTES} bytes") from None
 

@@ -7,10 +7,14 @@ from pathlib import Path
 
 from gateway.storage import secret
 from gateway.storage.attempts import Attempts
+from gateway.storage.audit import Audit
+from gateway.storage.blobs import Blobs
 from gateway.storage.database import Database
+from gateway.storage.idempotency import Idempotency
 from gateway.storage.marks import Mark
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
+from gateway.storage.teams import Teams
 from gateway.storage.users import Users
 
 __all__ = ["Storage"]
@@ -27,6 +31,12 @@ class Storage:
         self.signups = Signups(self.database)
         self.sessions = Sessions(self.database, self.principals)
         self.attempts = Attempts(self.database)
+        self.sharing = Mark(folder / "sharing")
+        """Changes with every change of who may see or call what of users: teams, models, deployments."""
+        self.teams = Teams(self.database, self.sharing)
+        self.audit = Audit(self.database)
+        self.idempotency = Idempotency(self.database)
+        self.blobs = Blobs(self.database, folder / "blobs")
         self._secret = folder / "secret"
 
     def secret(self) -> str:
@@ -36,3 +46,4 @@ class Storage:
     def close(self) -> None:
         self.database.close()
         self.principals.close()
+        self.sharing.close()

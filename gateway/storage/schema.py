@@ -3,6 +3,8 @@
 from sqlite_utils import Database as SqliteDatabase
 from sqlite_utils.migrations import Migrations
 
+from gateway.storage import schema_accounts, schema_deployments, schema_models, schema_sharing, schema_tasks
+
 
 def m001_users(db: SqliteDatabase) -> None:
     """Names are unique whatever their case, and stay taken when an account is deleted: a restore needs them, and nobody may inherit
@@ -69,5 +71,6 @@ def m004_attempts(db: SqliteDatabase) -> None:
 
 
 migrations = Migrations("gateway")
-for _step in (m001_users, m002_sessions, m003_signups, m004_attempts):
+_MODEL_SERVICE = (schema_sharing, schema_models, schema_deployments, schema_tasks, schema_accounts)
+for _step in (m001_users, m002_sessions, m003_signups, m004_attempts, *(step for part in _MODEL_SERVICE for step in part.STEPS)):
     migrations()(_step)

@@ -1,0 +1,291 @@
+"""What every resource of `/v1` has in common: one description of each route, which checks the request and stands in the OpenAPI document.
+
+A route is a function that gets an `Asked` and the path's names, and returns a `Reply`. Around it, in this order: who asks, and with which
+scope; the rate limit; the query string and the body by their shapes; If-Match; the Idempotency-Key of a POST that creates.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+from urllib.parse import quote
+
+from flask import Blueprint, request
+from werkzeug.wrappers import Response
+
+from gateway.blueprints import json_body
+from gateway.context import client_address, principal, request_id, required_principal, services
+from gateway.errors import InvalidFields
+from gateway.shapes import Field, Items, Object, OrNull, Reasons, Shape, Text, Whole, optional, required, texts_of
+from gateway.storage.audit import Doer
+from gateway.types import Principal, Role, Scope
+from idl.codes import Code, ServingError
+
+ANYBODY, SIGNED_IN, OPERATOR, ADMINISTRATOR = "anybody", "signed in", "operator", "administrator"
+_RANK = {ANYBODY: (), SIGNED_IN: tuple(Role), OPERATOR: (Role.OPERATOR, Role.ADMINISTRATOR), ADMINISTRATOR: (Role.ADMINISTRATOR,)}
+PAGE = {
+    "limit": optional(Whole(1, 200), "most entries of the answer; 50 by default"),
+    "cursor": optional(Text(1, 500), "where to go on: `next` of the answer before"),
+}
+"""The fields of a query string that asks for a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that was checked. `caller` None: nobody is signed in. `revision`: what If-Match names, None without it."""
+
+    caller: Principal | None
+    query: Mapping[str, Any]
+    body: Mapping[str, Any]
+    revision: int | None
+
+    @property
+    def me(self) -> Principal:
+        """Who is signed in, in a route that is for those only."""
+        assert self.caller is not None
+        return self.caller
+
+    @property
+    def doer(self) -> Doer:
+        """The same for the audit log."""
+        return Doer(self.me.user_id, self.me.name, client_address(), request_id())
+
+    @property
+    def limit(self) -> int:
+        return int(self.query.get("limit", 50))
+
+    @property
+    def after(self) -> list[Any] | None:
+        """The key of the last entry of the page before; None for the first page. Raises invalid_input for a cursor that is not ours."""
+        return read_cursor(self.query["cursor"]) if "cursor" in self.query else None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`value` None: an empty body. `revision` becomes the ETag."""
+
+    value: Any = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of a route in the document. `shape` None: no body; `types`: content types where it is not JSON."""
+
+    text: str
+    shape: Shape | None = None
+    types: tuple[str, ...] = ("application/json",)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A route as the document tells it. `raw`: the content types of a body that the route reads itself; `errors`: besides those that every
+    route of its kind can give."""
+
+    method: str
+    path: str
+    name: str
+    tag: str
+    summary: str
+    who: str
+    scope: Scope
+    query: Object
+    body: Object | None
+    raw: tuple[str, ...]
+    answers: Mapping[int, Answer]
+    errors: tuple[Code, ...]
+    creates: bool
+    matches: bool
+
+
+OPERATIONS: list[Operation] = []
+"""Every route that was described, in the order of import."""
+
+
+class Rest:
+    """Adds described routes to a blueprint. `tag`: the heading that they stand under in the document."""
+
+    def __init__(self, blueprint: Blueprint, tag: str) -> None:
+        self._blueprint = blueprint
+        self._tag = tag
+
+    def route(
+        self,
+        method: str,
+        path: str,
+        summary: str,
+        answers: Mapping[int, Answer],
+        *,
+        who: str = SIGNED_IN,
+        scope: Scope = Scope.READ,
+        query: Mapping[str, Field] | None = None,
+        body: Object | None = None,
+        raw: Sequence[str] = (),
+        errors: Sequence[Code] = (),
+        creates: bool = False,
+        matches: bool = False,
+        rate: tuple[str, int, float] | None = None,
+    ) -> Callable[[Callable[..., Reply | Response]], Callable[..., Reply | Response]]:
+        """`creates`: a POST that takes an Idempotency-Key. `matches`: If-Match is looked at, by the route, as `Asked.revision`.
+
+        `rate`: (name, burst, seconds until one more is allowed), of one user, or of one address where nobody is signed in.
+        """
+
+        def describe(function: Callable[..., Reply | Response]) -> Callable[..., Reply | Response]:
+            operation = Operation(
+                method,
+                path,
+                function.__name__,
+                self._tag,
+                summary,
+                who,
+                scope,
+                Object(query or {}),
+                body,
+                tuple(raw),
+                answers,
+                tuple(errors),
+                creates,
+                matches,
+            )
+            OPERATIONS.append(operation)
+
+            @wraps(function)
+            def answer(**names: str) -> Response:
+                return _answer(operation, rate, function, names)
+
+            self._blueprint.add_url_rule(path, function.__name__, answer, methods=[method])
+            return function
+
+        return describe
+
+
+def _answer(
+    operation: Operation, rate: tuple[str, int, float] | None, function: Callable[..., Reply | Response], names: Mapping[str, str]
+) -> Response:
+    caller = _caller(operation)
+    if rate is not None:
+        _take(rate, caller)
+    reasons: Reasons = {}
+    query = texts_of(operation.query, list(request.args.items(multi=True)), "", reasons)
+    body: Mapping[str, Any] = {}
+    if operation.body is not None:
+        body = operation.body.check(json_body.read_object(), "", reasons)
+    if reasons:
+        raise InvalidFields(reasons)
+    asked = Asked(caller, query, body, _revision() if operation.matches else None)
+    key = request.headers.get("Idempotency-Key") if operation.creates else None
+    if key is None or caller is None:
+        return _spelled(function(asked, **names))
+    return _once(caller, key, lambda: _spelled(function(asked, **names)))
+
+
+def _caller(operation: Operation) -> Principal | None:
+    caller = principal() if operation.who == ANYBODY else required_principal()
+    if caller is None:
+        return None
+    if operation.who != ANYBODY and caller.role not in _RANK[operation.who]:
+        raise ServingError(Code.FORBIDDEN, f"this needs the role {' or '.join(_RANK[operation.who])}")
+    if operation.scope not in caller.scopes:
+        raise ServingError(Code.FORBIDDEN, f"this needs an API key with the scope {operation.scope.value!r}")
+    return caller
+
+
+def _take(rate: tuple[str, int, float], caller: Principal | None) -> None:
+    name, burst, interval_s = rate
+    whose = f"user {caller.user_id}" if caller else f"address {client_address()}"
+    owned = services()
+    now = owned.now().timestamp()
+    wait_s = owned.storage.attempts.take(f"rate {name} {whose}", now, burst=burst, interval_s=interval_s)
+    if wait_s > 0:
+        raise ServingError(Code.OVERLOADED, f"too many requests of this kind ({name})", retry_after_ms=max(1, round(wait_s * 1000)))
+
+
+def _revision() -> int | None:
+    """Raises invalid_input for an If-Match that is no single entity tag of ours."""
+    header = request.headers.get("If-Match")
+    if header is None or header.strip() == "*":
+        return None
+    text = header.strip()
+    if not (text.startswith('"') and text.endswith('"') and text[1:-1].isascii() and text[1:-1].isdigit() and len(text) < 20):
+        raise InvalidFields({"If-Match": 'must be one entity tag as ETag gave it, such as "3"'})
+    return int(text[1:-1])
+
+
+def _spelled(reply: Reply | Response) -> Response:
+    if isinstance(reply, Response):
+        return reply
+    headers = dict(reply.headers)
+    if reply.revision is not None:
+        headers["ETag"] = f'"{reply.revision}"'
+        if request.method == "GET" and request.headers.get("If-None-Match", "").strip() == headers["ETag"]:
+            return Response(b"", 304, headers)
+    headers.setdefault("Cache-Control", "no-store")
+    if reply.value is None:
+        return Response(b"", reply.status if reply.status != 200 else 204, headers)
+    return Response(json.dumps(reply.value, allow_nan=False), reply.status, headers, content_type="application/json")
+
+
+def _once(caller: Principal, key: str, make: Callable[[], Response]) -> Response:
+    if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
+        raise InvalidFields({"Idempotency-Key": "must have 1 to 255 printable ASCII characters"})
+    owned = services()
+    store = owned.storage.idempotency
+    known = store.begin(caller.user_id, key, _fingerprint(), owned.now())
+    if known is not None:
+        if known.fingerprint != _fingerprint():
+            raise InvalidFields({"Idempotency-Key": "was used for another request"})
+        if not known.status:
+            raise ServingError(Code.CONFLICT, "the first request with this Idempotency-Key has not ended", retry_after_ms=1000)
+        return Response(known.body, known.status, {**known.headers, "Idempotent-Replayed": "true"})
+    try:
+        made = make()
+    except BaseException:
+        store.forget(caller.user_id, key)
+        raise
+    headers = {name: value for name, value in made.headers.items() if name in ("Content-Type", "Location", "ETag", "Cache-Control")}
+    store.end(caller.user_id, key, made.status_code, headers, made.get_data(as_text=True))
+    return made
+
+
+def _fingerprint() -> str:
+    """Of the request: its address and its body, of a file the announced length."""
+    content = request.get_data(cache=True) if request.is_json else str(request.content_length).encode()
+    parts = (request.method.encode(), request.full_path.encode(), (request.content_type or "").partition(";")[0].encode(), content)
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def page(entries: Sequence[Any], key: Callable[[Any], Sequence[Any]], body: Callable[[Any], Any], limit: int) -> Reply:
+    """`{"items", "next"}` of at most `limit` of the entries, of which the caller asked for one more; `key`: what the next page begins after."""
+    shown = entries[:limit]
+    following = write_cursor(key(shown[-1])) if len(entries) > limit else None
+    headers = {}
+    if following is not None:
+        arguments = {**request.args, "cursor": following}
+        query = "&".join(f"{quote(name, safe='')}={quote(str(value), safe='')}" for name, value in arguments.items())
+        headers["Link"] = f'<{request.path}?{query}>; rel="next"'
+    return Reply({"items": [body(entry) for entry in shown], "next": following}, headers=headers)
+
+
+def page_of(name: str, entry: Shape) -> Object:
+    """The shape of such an answer."""
+    return Object({"items": required(Items(entry, 200)), "next": required(OrNull(Text()), "the cursor of the next page, null: none")}, name)
+
+
+def write_cursor(key: Sequence[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(list(key)).encode()).decode().rstrip("=")
+
+
+def read_cursor(text: str) -> list[Any]:
+    try:
+        key = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if isinstance(key, list) and all(isinstance(part, (str, int)) for part in key):
+            return key
+    except (ValueError, RecursionError):
+        pass
+    raise InvalidFields({"cursor": "is none that an answer gave"})

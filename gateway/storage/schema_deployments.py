@@ -1,0 +1,112 @@
+"""Migrations: deployments, scripts, pinned requests, and what deployments did over time."""
+
+from sqlite_utils import Database as SqliteDatabase
+
+
+def m010_scripts(db: SqliteDatabase) -> None:
+    db.execute(
+        """create table scripts (
+            id integer primary key,
+            owner_id integer not null references users (id),
+            name text not null collate nocase,
+            description text not null default '',
+            revision integer not null default 1,
+            created_at text not null,
+            updated_at text not null,
+            deleted_at text
+        ) strict"""
+    )
+    db.execute("create unique index scripts_name on scripts (owner_id, name) where deleted_at is null")
+    db.execute(
+        """create table script_versions (
+            id integer primary key,
+            script_id integer not null references scripts (id) on delete cascade,
+            number integer not null,
+            sha256 text not null references blobs (sha256),
+            functions text not null,
+            created_by integer not null references users (id),
+            created_at text not null,
+            unique (script_id, number)
+        ) strict"""
+    )
+    db.execute("create index script_versions_blob on script_versions (sha256)")
+
+
+def m011_deployments(db: SqliteDatabase) -> None:
+    """`desired_state` is what the owner wants, `state` what the model host was last seen to do. `generation` counts changes of what is
+    wanted, `observed_generation` is the last one that the reconciler carried out."""
+    db.execute(
+        """create table deployments (
+            id integer primary key,
+            owner_id integer not null references users (id),
+            name text not null collate nocase,
+            model_id integer not null references models (id),
+            version_id integer not null references model_versions (id),
+            visibility text not null default 'private' check (visibility in ('private', 'team', 'public')),
+            team_id integer references teams (id),
+            desired_state text not null check (desired_state in ('running', 'paused', 'deleted')),
+            state text not null
+                check (state in ('starting', 'running', 'pausing', 'paused', 'sleeping', 'failed', 'deleting', 'deleted')),
+            reason text not null default '',
+            instances integer not null default 1,
+            min_instances integer,
+            max_instances integer,
+            cpus real,
+            memory integer,
+            sleep_after_s integer,
+            canary_version_id integer references model_versions (id),
+            canary_percent integer not null default 0,
+            previous_version_id integer references model_versions (id),
+            script_version_id integer references script_versions (id),
+            golden_tolerance real not null default 0.001,
+            shown_time text not null default '',
+            generation integer not null default 1,
+            observed_generation integer not null default 0,
+            retry_at real not null default 0,
+            failures integer not null default 0,
+            last_call_at text,
+            revision integer not null default 1,
+            created_at text not null,
+            updated_at text not null,
+            deleted_at text
+        ) strict"""
+    )
+    db.execute("create unique index deployments_name on deployments (owner_id, name) where deleted_at is null")
+    db.execute("create index deployments_model on deployments (model_id)")
+    db.execute("create index deployments_team on deployments (team_id) where team_id is not null")
+    db.execute(
+        """create table golden (
+            id integer primary key,
+            deployment_id integer not null references deployments (id) on delete cascade,
+            name text not null,
+            request_sha256 text not null references blobs (sha256),
+            content_type text not null,
+            answer_sha256 text not null references blobs (sha256),
+            created_by integer not null references users (id),
+            created_at text not null,
+            unique (deployment_id, name)
+        ) strict"""
+    )
+
+
+def m012_deployment_statistics(db: SqliteDatabase) -> None:
+    """`span` 60 or 3600 s; `begin` in seconds since the epoch, a multiple of it. `errors`: JSON, code -> count. `latency`: JSON, counts in
+    the fixed buckets of the statistics. Sums in ns, memory in bytes at its highest."""
+    db.execute(
+        """create table deployment_statistics (
+            deployment_id integer not null references deployments (id) on delete cascade,
+            span integer not null,
+            begin integer not null,
+            requests integer not null,
+            errors text not null,
+            latency text not null,
+            total_ns integer not null,
+            queue_ns integer not null,
+            compute_ns integer not null,
+            memory integer not null,
+            primary key (deployment_id, span, begin)
+        ) strict, without rowid"""
+    )
+
+
+STEPS = (m010_scripts, m011_deployments, m012_deployment_statistics)

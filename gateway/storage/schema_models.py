@@ -1,0 +1,81 @@
+"""Migrations: files by their content, and the models of users."""
+
+from sqlite_utils import Database as SqliteDatabase
+
+
+def m008_blobs(db: SqliteDatabase) -> None:
+    """Files on the disk under their SHA-256; what no row names is removed some time after."""
+    db.execute(
+        """create table blobs (
+            sha256 text primary key check (length(sha256) = 64),
+            size integer not null,
+            created_at text not null
+        ) strict, without rowid"""
+    )
+    db.execute(
+        """create table uploads (
+            id text primary key,
+            user_id integer not null references users (id),
+            file_name text not null,
+            size integer not null,
+            received integer not null default 0,
+            sha256 text,
+            created_at text not null,
+            expires_at text not null
+        ) strict, without rowid"""
+    )
+    db.execute("create index uploads_expiry on uploads (expires_at)")
+    db.execute("create index uploads_user on uploads (user_id)")
+
+
+def m009_models(db: SqliteDatabase) -> None:
+    """A model is a name with versions; a version's file never changes. JSON in `signature`, `facts` and `measured`."""
+    db.execute(
+        """create table models (
+            id integer primary key,
+            owner_id integer not null references users (id),
+            name text not null collate nocase,
+            type text not null default '',
+            description text not null default '',
+            card text not null default '',
+            visibility text not null default 'private' check (visibility in ('private', 'team', 'public')),
+            team_id integer references teams (id),
+            revision integer not null default 1,
+            created_at text not null,
+            updated_at text not null,
+            deleted_at text
+        ) strict"""
+    )
+    db.execute("create unique index models_name on models (owner_id, name) where deleted_at is null")
+    db.execute("create index models_team on models (team_id) where team_id is not null")
+    db.execute("create index models_public on models (id) where visibility = 'public' and deleted_at is null")
+    db.execute(
+        """create table model_tags (
+            model_id integer not null references models (id) on delete cascade,
+            tag text not null collate nocase,
+            primary key (model_id, tag)
+        ) strict, without rowid"""
+    )
+    db.execute(
+        """create table model_versions (
+            id integer primary key,
+            model_id integer not null references models (id) on delete cascade,
+            number integer not null,
+            format text not null,
+            sha256 text not null references blobs (sha256),
+            size integer not null,
+            file_name text not null,
+            declaration text not null default '',
+            signature text not null,
+            facts text not null,
+            measured text not null,
+            created_by integer not null references users (id),
+            created_at text not null,
+            deleted_at text,
+            unique (model_id, number)
+        ) strict"""
+    )
+    db.execute("create index model_versions_blob on model_versions (sha256)")
+
+
+STEPS = (m008_blobs, m009_models)
