@@ -169,6 +169,22 @@ struct TraceSettingResponse { 1: map<string, list<string>> settings }
 struct LogSettingsRequest { 1: map<string, string> settings, 2: string token }
 struct LogSettingsResponse { 1: map<string, string> settings }
 
+/** A verb of outboard.Control, with its messages as protobuf writes them (control.proto). A verb with many messages, or one that takes
+ *  long, takes several calls: the first names the verb and gets a name for what it began, the others say that name, send more, and ask for
+ *  the answer until done. last: no message follows. wait_ms: for the answer, at most 1000. timeout_ms, in the first: for all of it, 0 for
+ *  the server's default. cancel: give it up. What is not asked for a while is given up as well. */
+struct ControlRequest {
+  1: string verb,
+  2: string call,
+  3: list<binary> messages,
+  4: bool last,
+  5: bool cancel,
+  6: i32 wait_ms,
+  7: i32 timeout_ms,
+  8: string token
+}
+struct ControlResponse { 1: string call, 2: bool done, 3: binary message }
+
 service Inference {
   ServerLiveResponse ServerLive(1: ServerLiveRequest request) throws (1: ServingError error),
   ServerReadyResponse ServerReady(1: ServerReadyRequest request) throws (1: ServingError error),
@@ -190,5 +206,6 @@ service Inference {
   LogSettingsResponse LogSettings(1: LogSettingsRequest request) throws (1: ServingError error),
   StreamChunk StreamOpen(1: InferRequest request) throws (1: ServingError error),
   StreamChunk StreamNext(1: StreamNextRequest request) throws (1: ServingError error),
-  StreamCloseResponse StreamClose(1: StreamCloseRequest request) throws (1: ServingError error)
+  StreamCloseResponse StreamClose(1: StreamCloseRequest request) throws (1: ServingError error),
+  ControlResponse Control(1: ControlRequest request) throws (1: ServingError error)
 }

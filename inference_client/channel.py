@@ -154,6 +154,28 @@ class DrainState:
     in_flight: int
 
 
+@dataclass(frozen=True, slots=True)
+class ControlTurn:
+    """One call of a control verb over Thrift: `messages` as protobuf writes them, `last` where none follows. `call` "": it begins."""
+
+    verb: str
+    call: str
+    messages: tuple[bytes, ...]
+    last: bool
+    cancel: bool
+    wait_ms: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ControlReply:
+    """`message`: the answer, where it is `done`."""
+
+    call: str
+    done: bool
+    message: bytes | memoryview
+
+
 SERVER_LIVE: Verb[None, bool] = Verb("ServerLive", reads=True)
 SERVER_READY: Verb[None, bool] = Verb("ServerReady", reads=True)
 MODEL_READY: Verb[ModelName, bool] = Verb("ModelReady", reads=True)
@@ -179,6 +201,7 @@ DRAIN: Verb[DrainOrder, DrainState] = Verb("Drain", changes=True)
 SET_INSTANCES: Verb[InstancesOrder, None] = Verb("SetInstances", changes=True)
 SET_LABELS: Verb[LabelsOrder, None] = Verb("SetLabels", changes=True)
 REMOVE_MODEL: Verb[Removal, bool] = Verb("RemoveModel", changes=True)
+CONTROL: Verb[ControlTurn, ControlReply] = Verb("Control", changes=True)
 VALIDATE: Verb[Sequence[TrialFile], Validation] = Verb("Validate", changes=True)
 VALIDATE_SCRIPT: Verb[bytes, ScriptReport] = Verb("ValidateScript", reads=True)
 

@@ -58,7 +58,7 @@ class ThriftChannel:
     def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
         codec = CODECS.get(verb.name)
         if codec is None:
-            raise ServingError(Code.UNSUPPORTED, f"{verb.name} needs a gRPC address")
+            return self._control(verb.name, request, deadline)  # type: ignore[no-any-return]
         if isinstance(request, InferRequest):
             self._check_size(sum(len(tensor.data) for tensor in request.inputs))
         while True:
@@ -72,6 +72,13 @@ class ThriftChannel:
                     raise Unreachable("it closed the connection") from None
                 continue
             return reply
+
+    def _control(self, name: str, request: Any, deadline: Deadline) -> Any:
+        from inference_client.thrift_control import ControlCall, is_control  # protobuf: nothing else here pays for it
+
+        if not is_control(name):
+            raise ServingError(Code.UNSUPPORTED, f"{name} needs a gRPC address")
+        return ControlCall(self.call, name, deadline).run(request)
 
     def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
         return CursorAnswers(self.call, request, deadline)

@@ -25,7 +25,7 @@ from idl.messages import (
     TensorSpec,
 )
 from idl.thrift_schema import Inference, schema
-from inference_client.channel import ModelName, RepositoryChange, StreamChunk, StreamOrder, TraceOrder
+from inference_client.channel import ControlReply, ControlTurn, ModelName, RepositoryChange, StreamChunk, StreamOrder, TraceOrder
 
 TIMES = ("queue_us", "compute_us")
 """Parameters of a reply that are integers in the contract's values; Thrift's map has text only."""
@@ -176,6 +176,19 @@ def _encode_trace(order: TraceOrder, token: str, _: int) -> Any:
     return schema.TraceSettingRequest(model_name=order.model, settings=settings, token=token)
 
 
+def _encode_control(turn: ControlTurn, token: str, _: int) -> Any:
+    return schema.ControlRequest(
+        verb=turn.verb,
+        call=turn.call,
+        messages=list(turn.messages),
+        last=turn.last,
+        cancel=turn.cancel,
+        wait_ms=turn.wait_ms,
+        timeout_ms=turn.timeout_ms,
+        token=token,
+    )
+
+
 def _encode_name(kind: Any) -> Callable[[ModelName, str, int], Any]:
     return lambda model, token, _: kind(name=model.name, version=model.version, token=token)
 
@@ -194,6 +207,7 @@ CODECS: dict[str, Codec] = {
         lambda turn, token, _: schema.StreamNextRequest(stream=turn.stream, most=turn.most, wait_ms=turn.wait_ms, token=token),
         _decode_chunk,
     ),
+    "Control": Codec(_encode_control, lambda reply: ControlReply(reply.call or "", bool(reply.done), reply.message or b"")),
     "StreamClose": Codec(lambda stream, token, _: schema.StreamCloseRequest(stream=stream, token=token), lambda _: None),
     "ModelConfig": Codec(_encode_name(schema.ModelConfigRequest), _decode_config),
     "ModelStatistics": Codec(_encode_name(schema.ModelStatisticsRequest), lambda reply: tuple(map(_statistics, reply.model_stats or ()))),

@@ -200,6 +200,7 @@ class Server:
         )
         self._thrift = ThriftServer(
             self.engine,
+            self.engine,
             listeners=self._listeners,
             max_frame_bytes=settings.max_message_bytes,
             threads=settings.thrift_threads,

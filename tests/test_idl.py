@@ -118,10 +118,12 @@ def test_our_files_fit_into_one_pool() -> None:
 
 
 def test_thrift_has_the_verbs_of_the_proto_in_its_order() -> None:
-    """A stream is three verbs there, at the end. Shared memory of GPUs, which there is none of, is refused over gRPC alone."""
+    """A stream is three verbs there, at the end, and all of outboard.Control one. Shared memory of GPUs, which there is none of, is refused
+    over gRPC alone.
+    """
     methods = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
     plain = [method.name for method in methods if not method.server_streaming and not method.name.startswith("Cuda")]
-    assert list(METHODS) == [*plain, "StreamOpen", "StreamNext", "StreamClose"]
+    assert list(METHODS) == [*plain, "StreamOpen", "StreamNext", "StreamClose", "Control"]
 
 
 @pytest.mark.parametrize("method", METHODS)

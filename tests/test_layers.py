@@ -21,7 +21,7 @@ ROOMS = {
         ["client"],
         ["dispatcher", "streams"],
         ["lane_channel", "thrift_channel", "grpc_channel"],
-        ["thrift_pool", "thrift_streams", "grpc_streams", "lane_arrays"],
+        ["thrift_pool", "thrift_streams", "thrift_control", "grpc_streams", "lane_arrays"],
         ["thrift_tls"],
         ["thrift_connection", "thrift_infer", "traced_answers"],
         ["thrift_codec", "grpc_codec", "grpc_status", "result"],

@@ -21,6 +21,8 @@ from inference_server.transports.tokens import Token, model_of
 _UNKNOWN_METHOD = 1
 _NAME_MAX = 256
 _INFER = "ModelInfer"
+_CONTROL = "Control"
+"""Which right it needs is decided where the verb in it is known."""
 
 Verb = Callable[[Any], Any]
 """One method of the service: request structure -> response structure."""
@@ -68,7 +70,7 @@ class Dispatcher:
             request = thrift_infer.read(frame, reader.position) if name == _INFER else None
             if request is None:
                 request = _request(reader, method)
-            if name not in PUBLIC:
+            if name not in PUBLIC and name != _CONTROL:
                 self._token.check(request.token or "", name, model_of(name, request))
             result.success = method.verb(request)
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets an error of ours

@@ -14,11 +14,13 @@ from inference_server.transports.cursors import Cursors
 from inference_server.transports.framed_server import FramedServer, MakeShortcut
 from inference_server.transports.framed_tls import CurrentContext
 from inference_server.transports.thrift_calls import Dispatcher, Verb
+from inference_server.transports.thrift_control import ControlCalls
 from inference_server.transports.thrift_run_time import RunTimeVerbs
 from inference_server.transports.tokens import Token
-from inference_server.types import Inference
+from inference_server.types import Inference, Operations
 
 SEND_TIMEOUT_S = 30.0
+CONTROL = "Control"
 
 
 class Verbs:
@@ -88,13 +90,14 @@ class Verbs:
 class ThriftServer:
     """Serves `listeners`, bound stream sockets (TCP or unix), with `threads` threads; 0 ms in a request means `default_timeout_s`.
 
-    A frame, or an answer, of more than `max_frame_bytes` is too_large. A connection that has been idle for `idle_timeout_s` is closed,
+    `operations`: what the verb `Control` is for, None: there is no such method. A frame, or an answer, of more than `max_frame_bytes` is too_large. A connection that has been idle for `idle_timeout_s` is closed,
     and beyond `max_connections` new ones are.
     """
 
     def __init__(
         self,
         inference: Inference,
+        operations: Operations | None = None,
         *,
         listeners: Sequence[socket.socket],
         max_frame_bytes: int,
@@ -111,9 +114,16 @@ class ThriftServer:
     ) -> None:
         self._cursors = Cursors(inference, waiting=max(1, threads // 2))
         verbs = (Verbs(inference, self._cursors, default_timeout_s), RunTimeVerbs(inference, run_time or RunTime()))
-        methods = {name: _verb(verbs, name) for name in METHODS}
+        methods = {name: _verb(verbs, name) for name in METHODS if name != CONTROL}
+        tokens = Token(token, token_file)
+        self._control: ControlCalls | None = None
+        if operations is not None:
+            self._control = ControlCalls(
+                operations, tokens, default_timeout_s=default_timeout_s, max_bytes=max_frame_bytes, waiting=max(1, threads // 2)
+            )
+            methods[CONTROL] = self._control.control
         self._server = FramedServer(
-            Dispatcher(methods, Token(token, token_file), max_frame_bytes),
+            Dispatcher(methods, tokens, max_frame_bytes),
             listeners=listeners,
             threads=threads,
             max_frame_bytes=max_frame_bytes,
@@ -134,6 +144,8 @@ class ThriftServer:
 
     def stop(self, grace_s: float) -> None:
         """Closes the listeners, answers what is here or on its way for `grace_s` seconds, then cuts off the rest. Idempotent."""
+        if self._control is not None:
+            self._control.close_all()
         self._server.stop(grace_s)
         self._cursors.close_all()
 

@@ -19,7 +19,7 @@ from idl.thrift_schema import schema
 from inference_client import Client
 from inference_client.thrift_channel import ThriftChannel
 from inference_client.thrift_connection import _JOIN_BELOW, _joined
-from tests.inference_client.peers import Call, GrpcPeer, ThriftPeer, answer, echo, free_port, read_call, reply_bytes, serve_echo
+from tests.inference_client.peers import Call, GrpcPeer, ThriftPeer, answer, echo, read_call, reply_bytes, serve_echo
 
 
 def grpc_echo(data: bytes, _: grpc.ServicerContext) -> bytes:
@@ -334,21 +334,6 @@ def test_parts_are_joined_without_losing_a_byte() -> None:
     assert b"".join(buffers) == b"".join(parts)
     assert [len(buffer) for buffer in buffers] == [3, len(large), len(large), 6, len(large)]
     assert _joined([b""]) == []
-
-
-def test_thrift_has_no_control_verbs(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"x")
-    with Client(f"thrift://127.0.0.1:{free_port()}") as client:
-        for call in (
-            client.capacity,
-            lambda: client.drain(1),
-            lambda: client.put_file(tmp_path / "f", "m", 1, "f"),
-            lambda: client.set_instances("m", 2),
-            lambda: client.set_labels("m", {"stable": 1}),
-        ):
-            with pytest.raises(ServingError) as caught:
-                call()
-            assert caught.value.code is Code.UNSUPPORTED
 
 
 def test_answers_that_a_peer_left_half_empty_are_understood() -> None:

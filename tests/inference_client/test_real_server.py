@@ -115,17 +115,18 @@ def test_threads_each_get_their_own_answer(client: Client) -> None:
         assert all(threads.map(calls, range(8)))
 
 
-def test_the_control_verbs(server: Process, tmp_path: Path) -> None:
-    with Client(server["grpc"]) as client:
+@pytest.mark.parametrize("wire", ["grpc", "thrift"])
+def test_the_control_verbs(server: Process, tmp_path: Path, wire: str) -> None:
+    with Client(f"{wire}://{server[wire]}") as client:
         capacity = client.capacity()
         assert {(model.name, model.version) for model in capacity.models} >= {("m", "2")}
         assert capacity.cpus > 0 < capacity.disk_available_bytes
         file = times(tmp_path / "model.onnx", 7)
-        assert not client.put_file(file, "copied", 1, "model.onnx").existed
-        stored = client.put_file(file, "copied", 1, "model.onnx")
+        assert not client.put_file(file, f"copied-{wire}", 1, "model.onnx").existed
+        stored = client.put_file(file, f"copied-{wire}", 1, "model.onnx")
         assert (stored.existed, stored.size) == (True, file.stat().st_size)
         with pytest.raises(ServingError) as caught:
-            client.put_file(times(file, 8), "copied", 1, "model.onnx")
+            client.put_file(times(file, 8), f"copied-{wire}", 1, "model.onnx")
         assert caught.value.code is Code.ALREADY_EXISTS
         assert client.drain(5).drained
         with pytest.raises(ServingError) as caught:
