@@ -89,7 +89,7 @@ class HotRoutes:
         owned, path, status = self._services, environ["PATH_INFO"], 500
         started = observation.begin(owned.metrics)
         request_id = wsgi_request.request_id(environ)
-        trace = None if owned.tracer is None else owned.tracer.begin(environ.get("HTTP_TRACEPARENT", ""))
+        trace = None if owned.tracer is None else owned.tracer.begin(environ.get("HTTP_TRACEPARENT", ""), target.model)
         code = ""
         try:
             try:

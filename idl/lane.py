@@ -8,14 +8,16 @@ that uses it and is used again by the later ones (mapping afresh costs ten times
 only one that is sealed against shrinking, so a careless peer cannot make it fault.
 
     header   magic u16 | kind u8 | flags u8 | sequence u32 | four i64, by kind | head bytes u32 | body bytes u64
-    INFER    deadline (CLOCK_MONOTONIC ns, 0: none), SOON where the caller looks for the answer instead of sleeping (`idl.linger`) and is
-             likely to ask again at once, how many parts may be on their way to a caller that takes a stream (0: it wants one answer), 0;
-             then inputs, names of wanted outputs, parameters
-    RESULT   queue ns, input ns, compute ns, output ns; then outputs, parameters
+    INFER    deadline (CLOCK_MONOTONIC ns, 0: none), bits: SOON where the caller looks for the answer instead of sleeping (`idl.linger`) and
+             is likely to ask again at once, TRACED where it tells of a pipeline's steps; how many parts may be on their way to a caller
+             that takes a stream (0: it wants one answer), 0; then inputs, names of wanted outputs, parameters
+    RESULT   queue ns, input ns, compute ns, output ns; then outputs, in the place of the wanted ones what was asked for by TRACED
+             (`idl.steps`), parameters
     PART     as RESULT, and more may follow: a stream of them is ended by END, or by ERROR
     END      how many parts there were, 0, 0, 0
     TAKEN    the caller says how many parts of its stream it has taken, 0, 0, 0; what is larger than SMALL_PART is sent once all before it are
-    ERROR    retry after (ms), 0, 0, 0; the head is JSON {"code", "message"}
+    ERROR    retry after (ms), queue ns and ns in the model as far as they are known, 0; the head is JSON {"code", "message"}, and "steps" as
+             in RESULT
     WELCOME  the connection's cell in the journal, 0, 0, 0; with a descriptor of the board (see `idl.board`). The executor sends it once,
              before anything else
     MOVED    0, 0, 0, 0: the executor is on its way out; the request was not run and is to go elsewhere
@@ -39,7 +41,8 @@ from idl.messages import Tensor
 
 INFER, RESULT, ERROR, WELCOME, MOVED, PART, END, TAKEN = 1, 2, 3, 4, 5, 6, 7, 8
 SHARED, NEW_MEMORY = 1, 2
-SOON = 1
+SOON, TRACED = 1, 2
+"""Bits of one number of INFER."""
 MAGIC = 0x4F4C
 HEADER = struct.Struct("=HBBIqqqqIQ")
 ALIGNMENT = 64

@@ -43,10 +43,21 @@ class LaneAnswer(NamedTuple):
     input_ns: int
     compute_ns: int
     output_ns: int
+    steps: tuple[str, ...] = ()
+    """Of a pipeline, for who traces: see `idl.steps`."""
 
 
 class Answered(ServingError):
     """An executor's own refusal or failure, or the end of the wait for it: the executor counts it."""
+
+    times: tuple[int, ...] = ()
+    """ns in the queue, 0, ns in the model, 0, where the executor knows them."""
+    steps: tuple[str, ...] = ()
+
+
+def known(error: Exception) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """(times, steps) of a request that has failed, as far as its executor says."""
+    return (error.times, error.steps) if isinstance(error, Answered) else ((), ())
 
 
 class Moved(Exception):
@@ -151,14 +162,18 @@ class LaneConnection:
             raise _unpackable(request, error) from error
         if size > self._memory_limit and (bytes_in := sum(len(tensor.data) for tensor in request.inputs)) > self._memory_limit:
             raise ServingError(Code.TOO_LARGE, f"the request has {bytes_in} bytes of tensors, at most {self._memory_limit} are taken")
-        self.send_packed(request.deadline, head, parts, size)
+        self.send_packed(request.deadline, head, parts, size, traced=request.traced)
 
-    def send_packed(self, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int, window: int = 0) -> None:
+    def send_packed(
+        self, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int, window: int = 0, traced: bool = False
+    ) -> None:
         """As `send`, for what `lane.pack_request` or `lane.pack_head` made. `window`: see INFER; the answers then come by `receive_part`."""
         self._sequence += 1
-        soon = lane.SOON if self._pool is not None and self._pool.linger.worth and not window else 0
+        bits = lane.SOON if self._pool is not None and self._pool.linger.worth and not window else 0
+        if traced:
+            bits |= lane.TRACED
         try:
-            self._end.send(lane.INFER, self._sequence & 0xFFFFFFFF, (_nanoseconds(deadline), soon, window, 0), head, parts, size)
+            self._end.send(lane.INFER, self._sequence & 0xFFFFFFFF, (_nanoseconds(deadline), bits, window, 0), head, parts, size)
         except (TimeoutError, BlockingIOError) as error:
             raise TimeoutError from error
         except OSError as error:
@@ -277,7 +292,7 @@ class CallerGone(Exception):
 def read_answer(frame: lane.Frame) -> LaneAnswer:
     """Of a RESULT frame, its bytes copied out. Raises LaneError."""
     head = lane.unpack_head(frame.head)
-    return LaneAnswer(lane.unpack_tensors(head, frame.body), head.parameters, *frame.numbers)
+    return LaneAnswer(lane.unpack_tensors(head, frame.body), head.parameters, *frame.numbers, head.wanted)
 
 
 def _unpackable(request: InferRequest, error: Exception) -> ServingError:
@@ -298,6 +313,10 @@ def _no_result(frame: lane.Frame) -> Exception:
         return lane.LaneError(f"a frame of kind {frame.kind} as an answer")
     try:
         said = json.loads(frame.head)
-        return Answered(Code(said["code"]), said["message"], retry_after_ms=frame.numbers[0])
+        retry_ms, queue_ns, run_ns, _ = frame.numbers
+        error = Answered(Code(said["code"]), said["message"], retry_after_ms=retry_ms)
+        error.times = (queue_ns, 0, run_ns, 0) if queue_ns or run_ns else ()
+        error.steps = tuple(said.get("steps", ()))
+        return error
     except (ValueError, KeyError, TypeError):
         return lane.LaneError("an error that cannot be read")

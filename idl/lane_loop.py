@@ -1,5 +1,6 @@
 """An event loop's connections to executors: any number of requests at once, and no thread for any of them."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ from idl.lane import PART, Frame, LaneError
 from idl.lane_calls import ExecutorGone, LaneConnection, Moved
 from idl.lane_pool import LanePool
 from idl.lane_routes import Route
+
+log = logging.getLogger("outboard")
 
 _PARTS_AT_ONCE = 64
 """Of one stream, before the others have their turn."""
@@ -51,12 +54,21 @@ class Lane:
         self._window = 0
         loop.add(self.descriptor, self._readable)
 
-    def ask(self, waiting: Any, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int, window: int = 0) -> None:
+    def ask(
+        self,
+        waiting: Any,
+        deadline: float | None,
+        head: bytes,
+        parts: Sequence[tuple[int, Any]],
+        size: int,
+        window: int = 0,
+        traced: bool = False,
+    ) -> None:
         """`waiting` will be told; with a `window`, as one that is Streaming. Raises as LaneConnection.send_packed does; the lane is then as good as before, or closed."""
         self.waiting = waiting
         self._window = window
         try:
-            self._connection.send_packed(deadline, head, parts, size, window)
+            self._connection.send_packed(deadline, head, parts, size, window, traced)
         except ServingError:
             self.waiting = None
             self.give_back()
@@ -91,6 +103,16 @@ class Lane:
         waiting.paused(self)
 
     def _readable(self, events: int) -> None:
+        try:
+            self._read()
+        except Exception:  # whoever waits has made a mistake: that costs this request, and no other one of the loop
+            log.exception("an answer could not be passed on")
+            waiting, self.waiting = self.waiting, None
+            self.close()
+            if waiting is not None:
+                waiting.failed(LaneError("the answer could not be passed on"))
+
+    def _read(self) -> None:
         try:
             if self._window and self.waiting is not None:
                 self._parts(self.waiting)  # type: ignore[arg-type]
@@ -128,6 +150,7 @@ class Lane:
 
     def close(self) -> None:
         """The executor does not run what still waits in its queue. Idempotent."""
+        self.waiting, self._window = None, 0
         if self.descriptor >= 0:
             self._loop.remove(self.descriptor)
             self.descriptor = -1

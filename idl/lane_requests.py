@@ -71,7 +71,7 @@ class Requests:
 class Request(ABC):
     """Satisfies `lane_loop.Waiting`. One of `_answer`, `_end` and `_decline` is called, once, unless it is cancelled."""
 
-    __slots__ = ("_lane", "_left", "_packed", "_requests", "_route", "_tries", "_window", "deadline")
+    __slots__ = ("_is_told", "_lane", "_left", "_packed", "_requests", "_route", "_tries", "_window", "deadline")
 
     def __init__(self, requests: Requests, packed: Packed, deadline: float, window: int = 0) -> None:
         """`deadline`: monotonic seconds. `window`: see `lane.INFER`; with one it is a `lane_loop.Streaming` as well."""
@@ -81,6 +81,8 @@ class Request(ABC):
         self._packed = packed
         self._tries = 0
         self._left = False
+        self._is_told: bool | None = None
+        """Whether it is traced, once that is decided."""
         self._lane: Lane | None = None
         self._route: Route | None = None
 
@@ -95,6 +97,10 @@ class Request(ABC):
     def _decline(self) -> None:
         """It was not sent, and there is no answer here: the server refuses it in its own words, and counts it."""
 
+    def _is_traced(self) -> bool:
+        """Decides whether somebody is told of it; asked once, when it is about to be sent."""
+        return False
+
     def ask(self) -> bool:
         """Sends it to an executor; False where it was declined."""
         requests, packed = self._requests, self._packed
@@ -103,9 +109,11 @@ class Request(ABC):
             route = requests.routes.find(packed.model, packed.version)
             if route is None or not route.sockets or not packed.fits(route.limit):
                 break
+            if self._is_told is None:
+                self._is_told = self._is_traced()
             try:
                 lane = requests.lanes.take(route, packed.sequence)
-                lane.ask(self, self.deadline, packed.head, packed.parts, packed.size, self._window)
+                lane.ask(self, self.deadline, packed.head, packed.parts, packed.size, self._window, self._is_told)
             except ExecutorGone:
                 continue  # it has just gone: the routes know, or will
             except (ServingError, LaneError, OSError):
@@ -124,6 +132,8 @@ class Request(ABC):
     def failed(self, error: Failure) -> None:
         self._requests.running.discard(self)
         self._lane = None
+        if self._left:
+            return
         if isinstance(error, Moved) or (isinstance(error, ExecutorGone) and not error.ran):
             self.ask()
         elif isinstance(error, ServingError):

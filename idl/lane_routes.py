@@ -159,15 +159,19 @@ class LocalLane:
 
         `watch`: a descriptor whose hang-up ends the call with cancelled; what still waits is then not run.
         """
+        found = self.answer(request, watch)
+        return response(request, *found) if found is not None else None
+
+    def answer(self, request: InferRequest, watch: int = -1) -> tuple[str, LaneAnswer] | None:
+        """(version, what its executor gave), otherwise as `infer`."""
         size = sum([len(tensor.data) for tensor in request.inputs])
-        found = self.lend(
+        return self.lend(
             request.model_name,
             request.model_version,
             size,
             lambda connection: connection.call(request, watch),
             affinity.of(request.parameters),
         )
-        return response(request, *found) if found is not None else None
 
     def lend(
         self, model: str, version: str, size: int, use: Callable[[LaneConnection], Result], sequence: str = ""
@@ -265,6 +269,8 @@ class RoutedStream:
         self._stream: LaneStream | None = None
         self._version = ""
         self._tries = 0
+        self.steps: tuple[str, ...] = ()
+        """Of the last answer: see `idl.steps`."""
 
     def next(self, until: float | None = None) -> InferResponse | None:
         """The next answer, None after the last. Raises ServingError; TimeoutError where none has come by `until` (monotonic seconds)."""
@@ -282,7 +288,10 @@ class RoutedStream:
             except LaneError as error:
                 raise ServingError(Code.INTERNAL, f"the lane to model {model!r} broke: {error}") from error
             else:
-                return None if answer is None else response(self._request, self._version, answer)
+                if answer is None:
+                    return None
+                self.steps = answer.steps
+                return response(self._request, self._version, answer)
             self._stream = None
             self._tries += 1
         raise ServingError(Code.NOT_READY, f"model {model!r}: its process is starting again", retry_after_ms=_RETRY_MS)

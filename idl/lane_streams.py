@@ -34,7 +34,7 @@ class LaneStream:
         self._connection: LaneConnection | None = pool.take()
         try:
             head, parts, size = lane.pack_request(request.inputs, request.outputs, request.parameters)
-            self._connection.send_packed(request.deadline, head, parts, size, WINDOW)
+            self._connection.send_packed(request.deadline, head, parts, size, WINDOW, request.traced)
         except (struct.error, TypeError, ValueError) as error:
             self.close()
             raise invalid(f"the request cannot be sent to the model: {error}") from error

@@ -20,7 +20,8 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """`outputs` empty: all of them. `deadline` is in seconds of `time.monotonic()` on this machine, None without one."""
+    """`outputs` empty: all of them. `deadline` is in seconds of `time.monotonic()` on this machine, None without one. `traced`: whoever asks an
+    executor tells of a pipeline's steps; never on a wire."""
 
     model_name: str
     inputs: tuple[Tensor, ...]
@@ -30,6 +31,7 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     deadline: float | None = None
     traceparent: str = ""
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from idl.shared_cells import map_cells
-from idl.traces import Span, Tracer, to_otlp
+from idl.traces import Control, Span, Tracer, to_otlp
 
 log = logging.getLogger("outboard.traces")
 
@@ -203,8 +203,10 @@ def version() -> str:
         return "0"
 
 
-def make_tracer(endpoint: str, rate: float, service: str, version: str, counts: Path | None = None) -> Tracer | None:
+def make_tracer(
+    endpoint: str, rate: float, service: str, version: str, counts: Path | None = None, control: Control | None = None
+) -> Tracer | None:
     """None where `endpoint` is "": nothing is traced. Raises ValueError for an endpoint that is none. `counts`: see SpanCounts."""
     if not endpoint:
         return None
-    return Tracer(Exporter(Endpoint.parse(endpoint), service, version, SpanCounts(counts)), rate)
+    return Tracer(Exporter(Endpoint.parse(endpoint), service, version, SpanCounts(counts)), rate, control=control)

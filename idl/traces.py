@@ -8,12 +8,17 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
+
+from idl.steps import Step
+from idl.steps import read as read_steps
 
 INTERNAL, SERVER = 1, 2
 """Kinds of spans (OTLP, trace.proto)."""
 MOST_TEXT = 128
 """Characters of a text that a caller chose."""
+NOTHING: Mapping[str, int] = MappingProxyType({})
 _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 
@@ -30,6 +35,10 @@ class Trace(NamedTuple):
     def header(self) -> str:
         """The `traceparent` of whatever this span asks for."""
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
+
+    def child(self) -> "Trace":
+        """A span directly below."""
+        return Trace(self.trace_id, _number(16), self.span_id, self.sampled)
 
 
 class Span(NamedTuple):
@@ -50,23 +59,83 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Rule(Protocol):
+    """What was set for a model while its server runs: see `trace_control.Rule`."""
+
+    off: bool
+    rate: int | None
+
+    @property
+    def is_counted(self) -> bool: ...
+
+    def is_turn(self) -> bool: ...
+
+    def take(self) -> bool | None: ...
+
+
+class Control(Protocol):
+    def rule(self, model: str) -> Rule | None: ...
+
+
 class Tracer:
     """Thread-safe. `rate`: how many of the requests that come without a trace begin one, 0 to 1; those that come with one are traced where
-    its flag says so."""
+    its flag says so. `control`: what was set while it runs, which goes before both."""
 
-    def __init__(self, sink: Sink, rate: float, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, sink: Sink, rate: float, chance: Callable[[], float] = random.random, control: Control | None = None) -> None:
         self._sink = sink
         self._rate = rate
         self._chance = chance
+        self._control = control
 
-    def begin(self, traceparent: str = "") -> Trace:
-        """A span below `traceparent`, or the first of a new trace where that is none."""
-        found = _HEADER.fullmatch(traceparent) if traceparent else None
+    def enter(self, traceparent: str, model: str) -> Trace | None:
+        """The span of a request for a model that comes from outside: below `traceparent`, or the first of a new trace where that is none.
+        None where nobody is to be told of it."""
+        rule = None if self._control is None else self._control.rule(model)
+        if rule is not None and rule.off:
+            return None
+        found = _read(traceparent) if traceparent else None
+        if not self._is_wanted(rule, model, None if found is None else found.sampled):
+            return None
+        return found if found is not None else Trace(_number(32), _number(16), "", True)
+
+    def begin(self, traceparent: str = "", model: str = "") -> Trace:
+        """The same for who passes the trace on, sampled or not. Without a `model` it is no inference: of such `trace_level` alone is
+        heeded, and they are left out while traces are counted."""
+        found = _read(traceparent) if traceparent else None
+        rule = None if self._control is None else self._control.rule(model)
+        sampled = None if found is None else found.sampled
+        if rule is not None and rule.off:
+            sampled = False
+        elif model or rule is None:
+            sampled = self._is_wanted(rule, model, sampled)
+        else:
+            sampled = not rule.is_counted and self._is_wanted(None, "", sampled)
         if found is not None:
-            version, trace, parent, flags, more = found.groups()
-            if version != "ff" and trace != _NO_TRACE and parent != _NO_SPAN and not (version == "00" and more):
-                return Trace(trace, _number(16), parent, bool(int(flags, 16) & 1))
-        return Trace(_number(32), _number(16), "", self._rate >= 1 or self._chance() < self._rate)
+            return found if found.sampled == sampled else found._replace(sampled=sampled)
+        return Trace(_number(32), _number(16), "", sampled)
+
+    def below(self, traceparent: str) -> Trace | None:
+        """A span below one that was begun, and decided on, in this process; or the first of a new trace. None where it is told to nobody."""
+        found = _read(traceparent) if traceparent else None
+        if not (self._is_wanted(None, "", None) if found is None else found.sampled):
+            return None
+        return found if found is not None else Trace(_number(32), _number(16), "", True)
+
+    def _is_wanted(self, rule: Rule | None, model: str, flag: bool | None) -> bool:
+        """`flag`: of the trace that it came with, None without one."""
+        if flag is None:
+            flag = self._begins() if rule is None or rule.rate is None else rule.is_turn()
+        while flag and rule is not None and rule.is_counted:
+            taken = rule.take()
+            if taken is not None:
+                return taken
+            assert self._control is not None, "it gave the rule"
+            rule = self._control.rule(model)  # changed meanwhile
+            flag = rule is None or not rule.off
+        return flag
+
+    def _begins(self) -> bool:
+        return self._rate >= 1 or self._chance() < self._rate
 
     def tell(
         self,
@@ -85,26 +154,48 @@ class Tracer:
 
     def inference(
         self,
-        traceparent: str,
+        trace: Trace,
         asked: "Asked",
         duration_ns: int,
         times: Sequence[int] = (),
         error: str = "",
         kind: int = SERVER,
+        steps: Sequence[str] = (),
+        more: Mapping[str, int] = NOTHING,
     ) -> None:
-        """An inference that has just ended, below `traceparent`. `times`: ns in the queue, for input, computing and output, as its executor
-        says; they lie in the middle of it, for what is left is the way there and back."""
-        trace = self.begin(traceparent)
+        """An inference that has just ended, which is the span `trace`. `times`: ns in the queue, for input, computing and output, as its
+        executor says; they lie in the middle of it, for what is left is the way there and back. `steps`: as a pipeline says; `more`: about
+        the inference itself."""
         if not trace.sampled:
             return
         attributes = asked.attributes()
         end = time.time_ns()
-        self.tell(trace, "inference", kind, duration_ns, attributes, error, end)
+        self.tell(trace, "inference", kind, duration_ns, {**attributes, **more}, error, end)
         if times:
-            queue, taken, compute, given = times
-            begin = end - duration_ns + max(0, duration_ns - queue - taken - compute - given) // 2
-            for name, start, ns in (("queue", begin, queue), ("compute", begin + queue + taken, compute)):
-                self.tell(trace._replace(span_id=_number(16), parent=trace.span_id), name, INTERNAL, ns, attributes, "", start + ns)
+            self._inside(trace, end - duration_ns, duration_ns, times, attributes, error)
+        if steps:
+            ahead = end - time.monotonic_ns()
+            for step in read_steps(steps):
+                self._step(trace, step, ahead)
+
+    def _inside(
+        self, trace: Trace, begin: int, duration_ns: int, times: Sequence[int], attributes: Mapping[str, str | int], error: str
+    ) -> None:
+        queue, taken, compute, given = times
+        begin += max(0, duration_ns - queue - taken - compute - given) // 2
+        for name, start, ns in (("queue", begin, queue), ("compute", begin + queue + taken, compute)):
+            if ns or not error:  # what has failed may not have come that far
+                self.tell(trace.child(), name, INTERNAL, ns, attributes, "", start + ns)
+
+    def _step(self, above: Trace, step: Step, ahead: int) -> None:
+        """`ahead`: of CLOCK_MONOTONIC, ns."""
+        trace, begin = above.child(), step.begun_ns + ahead
+        attributes = Asked(step.model, step.version, "").attributes() | {"outboard.step": step.name[:MOST_TEXT]}
+        self.tell(trace, "step", INTERNAL, step.ns, attributes, step.error, begin + step.ns)
+        if step.queue_ns or step.compute_ns:
+            self._inside(trace, begin, step.ns, (step.queue_ns, 0, step.compute_ns, 0), attributes, step.error)
+        for inner in step.steps:
+            self._step(trace, inner, ahead)
 
     def close(self) -> None:
         """Tells what is left. Idempotent."""
@@ -121,6 +212,39 @@ class Asked(NamedTuple):
     def attributes(self) -> dict[str, str | int]:
         pairs = (("outboard.model", self.model), ("outboard.version", self.version), ("outboard.request_id", self.request_id))
         return {key: text[:MOST_TEXT] for key, text in pairs if text}
+
+
+class Streamed:
+    """What is told of a stream: all its answers are one inference. `begun_ns` of CLOCK_MONOTONIC."""
+
+    def __init__(self, begun_ns: int) -> None:
+        self._begun_ns = begun_ns
+        self._answers = 0
+        self._first_ns = 0
+        self.times: tuple[int, ...] = ()
+        """Sums of those of its answers, as in `Tracer.inference`; empty before the first."""
+
+    def add(self, times: tuple[int, ...]) -> None:
+        """One more answer."""
+        if not self._answers:
+            self._first_ns = time.monotonic_ns() - self._begun_ns
+        self._answers += 1
+        self.times = tuple(map(sum, zip(self.times, times, strict=True))) if self.times else times
+
+    def attributes(self) -> dict[str, int]:
+        first = {"outboard.first_answer_us": self._first_ns // 1000} if self._answers else {}
+        return {"outboard.answers": self._answers, **first}
+
+
+def _read(traceparent: str) -> Trace | None:
+    """A span below the one that the header names; None where it is none."""
+    found = _HEADER.fullmatch(traceparent)
+    if found is None:
+        return None
+    version, trace, parent, flags, more = found.groups()
+    if version == "ff" or trace == _NO_TRACE or parent == _NO_SPAN or (version == "00" and more):
+        return None
+    return Trace(trace, _number(16), parent, bool(int(flags, 16) & 1))
 
 
 def _number(digits: int) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from idl.codes import ServingError
-from idl.lane_routes import LocalLane
+from idl.lane_calls import known
+from idl.lane_routes import LocalLane, response
 from idl.messages import InferRequest, InferResponse
 from idl.traces import INTERNAL, Asked, Tracer
 from inference_client.channel import Channel, RawAnswers, Verb, closed
@@ -73,26 +74,34 @@ class LaneChannel:
 
     def _traced(self, tracer: Tracer, lane: LocalLane, request: InferRequest, watch: int) -> InferResponse | None:
         """Tells of the model's queue and run: no server does, where the lane is taken."""
+        trace = tracer.below(request.traceparent)
+        if trace is None:
+            return lane.infer(request, watch)
         begun = time.monotonic_ns()
         try:
-            answer = lane.infer(request, watch)
+            found = lane.answer(replace(request, traced=True), watch)
         except ServingError as error:
             asked = Asked(request.model_name, request.model_version, request.id)
-            tracer.inference(request.traceparent, asked, time.monotonic_ns() - begun, (), error.code.value, INTERNAL)
+            times, steps = known(error)
+            tracer.inference(trace, asked, time.monotonic_ns() - begun, times, error.code.value, INTERNAL, steps)
             raise
-        if answer is not None:
-            asked = Asked(request.model_name, answer.model_version, request.id)
-            times = (answer.parameters["queue_us"] * 1000, 0, answer.parameters["compute_us"] * 1000, 0)
-            tracer.inference(request.traceparent, asked, time.monotonic_ns() - begun, times, kind=INTERNAL)
-        return answer
+        if found is None:
+            return None
+        version, answer = found
+        took = (answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns)
+        asked = Asked(request.model_name, version, request.id)
+        tracer.inference(trace, asked, time.monotonic_ns() - begun, took, kind=INTERNAL, steps=answer.steps)
+        return response(request, version, answer)
 
     def stream(self, request: InferRequest, deadline: Deadline) -> RawAnswers:
         lane = self._lane if self._clock() < self._next_look else self._look()
         asked = request if deadline.at == float("inf") else replace(request, deadline=deadline.at)
+        asked = asked if self._tracer is None else replace(asked, traced=True)
         found = lane.stream(asked, deadline.watch) if lane is not None else None
         if found is None:
             return self._rpc.stream(request, deadline)
-        return found if self._tracer is None else TracedAnswers(self._tracer, found, asked)
+        trace = None if self._tracer is None else self._tracer.below(request.traceparent)
+        return found if self._tracer is None or trace is None else TracedAnswers(self._tracer, trace, found, asked)
 
     def _look(self) -> LocalLane | None:
         """Follows the link anew, and closes what has been idle for long."""

@@ -157,9 +157,12 @@ class Server:
     def _wire(self) -> None:
         settings = self._settings
         logs.forget(self._run_dir)
+        traces = tracing.published(self._run_dir, settings.trace_endpoint)
+        if traces is not None:
+            self._closers.callback(traces.close)
         self._run_time = RunTime(
             SharedMemory(enabled=settings.shared_memory),
-            TraceSettings(started_with(settings.trace_rate if settings.trace_endpoint else 0.0)),
+            TraceSettings(started_with(bool(settings.trace_endpoint), settings.trace_rate), traces),
             LogSettings(partial(logs.publish, self._run_dir)),
         )
         served = ServedModels(self.metrics, self._routes, settings.drain_timeout_s)

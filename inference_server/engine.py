@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from idl.board import RUNNING, SEQUENCES
-from idl.codes import Code, ServingError
-from idl.lane_calls import Answered, LaneAnswer
+from idl.codes import ServingError
+from idl.lane_calls import Answered, known
 from idl.lane_routes import response
 from idl.messages import (
     Capacity,
@@ -24,8 +24,9 @@ from idl.messages import (
     ServerMetadata,
     Validation,
 )
-from idl.traces import Asked, Tracer
+from idl.traces import NOTHING, Asked, Trace, Tracer
 from inference_server import errors, host
+from inference_server.engine_stream import EngineStream
 from inference_server.executors.script_checks import ScriptChecks
 from inference_server.library import Library
 from inference_server.metrics import Gauges, Metrics, VersionGauges
@@ -130,28 +131,33 @@ class Engine:
         """Blocks until the answer. Raises ServingError; the request's id stands in the error and in the log."""
         begun = time.monotonic_ns()
         served: ServedVersion | None = None
+        trace = self.enter(request)
+        asked = request if trace is None else replace(request, traced=True)
         try:
             self._check_taken(request)
             while True:
                 served = self._library.route(request.model_name, request.model_version)
                 try:
-                    answer = served.call(request)
+                    answer = served.call(asked)
                     break
                 except Closing:
                     continue  # swapped out between the look-up and the call: the table has its successor, or nothing
         except ServingError as error:
-            error.request_id = error.request_id or request.id
-            self._count_failure(request, served, error, time.monotonic_ns() - begun)
+            self.count_failure(request, served, error, begun)
+            if trace is not None:
+                times, steps = known(error)
+                self.trace(trace, request, served, begun, times, error.code.value, steps)
             raise
-        if self.tracer is not None:
-            self.trace(request, served.stats.version, begun, (answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns))
+        if trace is not None:
+            times = (answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns)
+            self.trace(trace, request, served, begun, times, steps=answer.steps)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request", extra={"fields": _request_fields(request, served.stats.version, "ok", time.monotonic_ns() - begun)})
         return response(request, served.stats.version, answer)
 
-    def model_stream(self, request: InferRequest, watch: int = -1) -> "Stream":
+    def model_stream(self, request: InferRequest, watch: int = -1) -> EngineStream:
         """Several answers to one request; what goes wrong is raised where they are asked for."""
-        return Stream(self, request, watch)
+        return EngineStream(self, request, watch)
 
     def begin_stream(self, request: InferRequest, watch: int) -> ServedStream:
         """Raises ServingError."""
@@ -162,11 +168,25 @@ class Engine:
             except Closing:
                 continue
 
-    def trace(self, request: InferRequest, version: str, begun_ns: int, times: Sequence[int] = (), error: str = "") -> None:
+    def enter(self, request: InferRequest) -> Trace | None:
+        """The span of a request that has come; None where nobody is told of it."""
+        return None if self.tracer is None else self.tracer.enter(request.traceparent, request.model_name)
+
+    def trace(
+        self,
+        trace: Trace,
+        request: InferRequest,
+        served: ServedVersion | None,
+        begun_ns: int,
+        times: Sequence[int] = (),
+        error: str = "",
+        steps: Sequence[str] = (),
+        more: Mapping[str, int] = NOTHING,
+    ) -> None:
         """Tells of a request that has just ended; `begun_ns` as in `count_failure`, the rest as in `Tracer.inference`."""
         if self.tracer is not None:
-            asked = Asked(request.model_name, version, request.id)
-            self.tracer.inference(request.traceparent, asked, time.monotonic_ns() - begun_ns, times, error)
+            asked = Asked(request.model_name, served.stats.version if served else request.model_version, request.id)
+            self.tracer.inference(trace, asked, time.monotonic_ns() - begun_ns, times, error, steps=steps, more=more)
 
     def _check_taken(self, request: InferRequest) -> None:
         if self._draining:
@@ -177,10 +197,7 @@ class Engine:
     def count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, begun_ns: int) -> None:
         """`begun_ns`: when the request arrived, of the monotonic clock."""
         error.request_id = error.request_id or request.id
-        self._count_failure(request, served, error, time.monotonic_ns() - begun_ns)
-
-    def _count_failure(self, request: InferRequest, served: ServedVersion | None, error: ServingError, total_ns: int) -> None:
-        self.trace(request, served.stats.version if served else request.model_version, time.monotonic_ns() - total_ns, (), error.code.value)
+        total_ns = time.monotonic_ns() - begun_ns
         if served is None:
             model = self._served.get(request.model_name)
             served = model.choose(request.model_version) if model is not None else None
@@ -318,63 +335,6 @@ class Engine:
 
     def _gauges(self) -> Gauges:
         return Gauges({(served.name, served.stats.version): _gauges(served) for served in self._models.versions()}, not self._draining)
-
-
-class Stream:
-    """Satisfies `types.Answers`."""
-
-    def __init__(self, engine: Engine, request: InferRequest, watch: int) -> None:
-        self._engine = engine
-        self._request = request
-        self._watch = watch
-        self._begun = time.monotonic_ns()
-        self._stream: ServedStream | None = None
-        self._over = False
-        self._times = [0, 0, 0, 0]
-
-    def next(self, until: float | None = None) -> InferResponse | None:
-        if self._over:
-            return None
-        try:
-            stream, answer = self._next(until)
-        except TimeoutError:
-            raise
-        except ServingError as error:
-            served = self._stream.served if self._stream is not None else None
-            self._over = True
-            self._engine.count_failure(self._request, served, error, self._begun)
-            self.close()
-            raise
-        if answer is None:
-            self._over = True
-            self._engine.trace(self._request, stream.served.stats.version, self._begun, self._times)
-            self.close()
-            return None
-        self._add(answer)
-        return response(self._request, stream.served.stats.version, answer)
-
-    def _next(self, until: float | None) -> tuple[ServedStream, LaneAnswer | None]:
-        while True:
-            if self._stream is None:
-                self._stream = self._engine.begin_stream(self._request, self._watch)
-            try:
-                return self._stream, self._stream.next(until)
-            except Closing:  # swapped out before anything was computed
-                self._stream.close()
-                self._stream = None
-
-    def _add(self, answer: LaneAnswer) -> None:
-        """All answers of a stream are one inference."""
-        of = (answer.queue_ns, answer.input_ns, answer.compute_ns, answer.output_ns)
-        self._times = [sum(pair) for pair in zip(self._times, of, strict=True)]
-
-    def close(self) -> None:
-        """Idempotent."""
-        if not self._over and self._stream is not None:
-            self._engine.trace(self._request, self._stream.served.stats.version, self._begun, self._times, Code.CANCELLED.value)
-        self._over = True
-        if self._stream is not None:
-            self._stream.close()
 
 
 def _gauges(served: ServedVersion) -> VersionGauges:

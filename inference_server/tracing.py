@@ -1,9 +1,9 @@
-"""Where the processes of one server tell of traces, and where they note how many spans they have told of."""
+"""Where the processes of one server tell of traces, what was set for them, and where they note how many spans they have told of."""
 
 from functools import partial
 from pathlib import Path
 
-from idl import trace_export
+from idl import trace_control, trace_export
 from idl.traces import Tracer
 
 FOLDER = "spans"
@@ -16,7 +16,15 @@ def tracer(run_dir: Path, process: str, endpoint: str, rate: float) -> Tracer | 
         return None
     folder = run_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    return trace_export.make_tracer(endpoint, rate, SERVICE, trace_export.version(), folder / f"{process}{trace_export.SUFFIX}")
+    counts = folder / f"{process}{trace_export.SUFFIX}"
+    return trace_export.make_tracer(endpoint, rate, SERVICE, trace_export.version(), counts, trace_control.Followed(run_dir))
+
+
+def published(run_dir: Path, endpoint: str) -> trace_control.Published | None:
+    """Where this server says what is set for its traces; None where nothing is traced, and then nothing is there of an earlier server.
+    Raises OSError."""
+    trace_control.forget(run_dir)
+    return trace_control.Published(run_dir) if endpoint else None
 
 
 def counts(run_dir: Path) -> partial[tuple[int, int]]:

@@ -35,6 +35,10 @@ class Collector:
     body: dict[str, Any] = field(default_factory=dict)
     requests: int = 0
 
+    def whole(self, trace: str) -> list[Got]:
+        """The spans of a trace, in the order of their beginnings."""
+        return sorted((span for span in list(self.spans) if span.trace == trace), key=lambda span: span.start)
+
     def of(self, trace: str) -> dict[str, Got]:
         """The spans of a trace, by name."""
         return {span.name: span for span in list(self.spans) if span.trace == trace}

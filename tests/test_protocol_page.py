@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from idl.generated import inference_pb2
+from idl.trace_control import Published
 from inference_server.engine import EXTENSIONS
 from inference_server.run_time import RunTime
 from inference_server.shared_memory import SharedMemory
@@ -42,10 +43,13 @@ def test_every_row_names_a_test() -> None:
     assert rows and all("::test_" in row for row in rows)
 
 
-def test_every_call_and_every_extension_is_there() -> None:
+def test_every_call_and_every_extension_is_there(tmp_path: Path) -> None:
     methods = {method.name for method in inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods}
     calls, _, extensions = PAGE.partition("## Extensions")
     assert methods <= set(re.findall(r"`(\w+)`", calls))
-    everything = RunTime(SharedMemory(enabled=True), TraceSettings(available=True)).extensions()
+    published = Published(tmp_path)
+    everything = RunTime(SharedMemory(enabled=True), TraceSettings(published=published)).extensions()
+    published.close()
+    assert everything == ("system_shared_memory", "trace")
     assert {*EXTENSIONS, *everything} <= set(re.findall(r"`([\w()]+)`", extensions))
     assert RunTime().extensions() == ()

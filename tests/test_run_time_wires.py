@@ -3,12 +3,14 @@
 import logging
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from idl.codes import Code
 from idl.messages import SharedRegion
+from idl.trace_control import Published
 from inference_client import Client
 from inference_server.run_time import RunTime
 from inference_server.shared_memory import SharedMemory
@@ -22,9 +24,10 @@ __all__ = ["key"]
 
 
 @pytest.fixture(params=["grpc", "thrift"])
-def client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """Ours, against a server with shared memory."""
-    run_time, echo = RunTime(SharedMemory(enabled=True), TraceSettings(available=True)), EchoEngine()
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
+    """Ours, against a server with shared memory and traces."""
+    published = Published(tmp_path)
+    run_time, echo = RunTime(SharedMemory(enabled=True), TraceSettings(published=published)), EchoEngine()
     common: dict[str, Any] = {"threads": 2, "token": "", "default_timeout_s": 20.0, "run_time": run_time}
     server: GrpcServer | ThriftServer
     if request.param == "grpc":
@@ -39,6 +42,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     with Client(address) as made:
         yield made
     server.stop(5)
+    published.close()
 
 
 def test_our_client_registers_regions(client: Client, key: str) -> None:

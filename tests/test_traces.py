@@ -2,11 +2,13 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from idl import steps
 from idl.trace_export import BATCH, DROPPED, EXPORTED, SUFFIX, Endpoint, Exporter, SpanCounts, counted, make_tracer
-from idl.traces import INTERNAL, SERVER, Asked, Span, Trace, Tracer
+from idl.traces import INTERNAL, SERVER, Asked, Span, Streamed, Trace, Tracer
 from tests.collector import collector
 from tests.eventually import eventually
 
@@ -64,7 +66,7 @@ def test_the_rate_is_of_requests_without_a_trace() -> None:
 
 def test_an_inference_and_what_its_executor_says() -> None:
     sink = Kept()
-    Tracer(sink, 1.0).inference(HEADER, Asked("m" * 500, "2", ""), 1000, (100, 50, 600, 50))
+    told(Tracer(sink, 1.0), HEADER, Asked("m" * 500, "2", ""), 1000, (100, 50, 600, 50))
     whole, queue, compute = sink.spans
     assert [span.name for span in sink.spans] == ["inference", "queue", "compute"]
     assert [span.kind for span in sink.spans] == [SERVER, INTERNAL, INTERNAL]
@@ -72,8 +74,63 @@ def test_an_inference_and_what_its_executor_says() -> None:
     assert [(span.start_ns - whole.start_ns, span.end_ns - whole.start_ns) for span in sink.spans] == [(0, 1000), (100, 200), (250, 850)]
     assert compute.attributes == {"outboard.model": "m" * 128, "outboard.version": "2"}, "a caller's text is cut, an empty one left out"
     sink.spans.clear()
-    Tracer(sink, 1.0).inference(HEADER[:-1] + "0", Asked("m", "2", ""), 1000, (100, 50, 600, 50))
+    told(Tracer(sink, 1.0), HEADER[:-1] + "0", Asked("m", "2", ""), 1000, (100, 50, 600, 50))
     assert sink.spans == []
+
+
+def told(tracer: Tracer, header: str, asked: Asked, *more: Any) -> None:
+    """As an event loop does it."""
+    trace = tracer.enter(header, asked.model)
+    if trace is not None:
+        tracer.inference(trace, asked, *more)
+
+
+def test_a_failure_tells_what_its_executor_knew() -> None:
+    sink = Kept()
+    for times, names in (((), []), ((100, 0, 0, 0), ["queue"]), ((0, 0, 600, 0), ["compute"]), ((100, 0, 600, 0), ["queue", "compute"])):
+        sink.spans.clear()
+        told(Tracer(sink, 1.0), HEADER, Asked("m", "2", ""), 1000, times, "model_failed")
+        assert [span.name for span in sink.spans] == ["inference", *names]
+        assert [span.error for span in sink.spans] == ["model_failed"] + [""] * len(names)
+
+
+def test_steps_of_a_pipeline_lie_where_they_were() -> None:
+    sink, now = Kept(), time.monotonic_ns()
+    long = 10**9
+    inner = steps.Step("deep", "n", "1", now - 40_000, 10_000, 0, 8_000)
+    texts = steps.write([
+        steps.Step("second", "m", "3", now - 30_000, 20_000, 0, 0, "model_failed"),
+        steps.Step("first", "m", "2", now - 50_000, 20_000, 4_000, 6_000, steps=(inner,)),
+    ])  # fmt: skip
+    tracer = Tracer(sink, 1.0)
+    tracer.inference(tracer.begin(HEADER, "p"), Asked("p", "1", ""), long, (0, 0, long, 0), steps=texts)
+    whole, _, _, first, queue, compute, deep, _, deep_compute, second = sink.spans
+    assert [span.name for span in (first, deep, second)] == ["step"] * 3 and second.error == "model_failed" and not first.error
+    assert first.trace.parent == second.trace.parent == whole.trace.span_id and deep.trace.parent == first.trace.span_id
+    assert queue.trace.parent == compute.trace.parent == first.trace.span_id and deep_compute.trace.parent == deep.trace.span_id
+    assert first.attributes == {"outboard.model": "m", "outboard.version": "2", "outboard.step": "first"}
+    assert whole.start_ns <= first.start_ns <= queue.start_ns < compute.end_ns <= first.end_ns == second.start_ns <= whole.end_ns
+    assert deep.start_ns - first.start_ns == 10_000 and compute.end_ns - compute.start_ns == 6_000
+
+
+def test_steps_are_bounded_and_nonsense_is_none() -> None:
+    many = [
+        steps.Step("s" * 100, "m", "1", number, 1, 1, 1, steps=(steps.Step("t" * 9000, "m", "1", 1, 1, 1, 1),)) for number in range(500)
+    ]
+    texts = steps.write(many)
+    assert sum(map(len, texts)) <= steps.MOST_BYTES and len(texts) > 50
+    read = steps.read(texts)
+    assert [step.begun_ns for step in read] == list(range(len(texts))) and len(read[0].steps) == 1 and read[-1].steps == ()
+    assert steps.read(["", "[", "{}", "[1]", '["a","m","1",1,1,1,1,"",[1]]', "[" * 100_000]) == []
+
+
+def test_what_is_told_of_a_stream() -> None:
+    streamed = Streamed(time.monotonic_ns() - 5_000_000)
+    assert streamed.times == () and streamed.attributes() == {"outboard.answers": 0}
+    streamed.add((1, 2, 3, 4))
+    streamed.add((0, 0, 30, 40))
+    said = streamed.attributes()
+    assert streamed.times == (1, 2, 33, 44) and said["outboard.answers"] == 2 and 5_000 <= said["outboard.first_answer_us"] < 60_000_000
 
 
 @pytest.mark.parametrize(

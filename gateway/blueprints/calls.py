@@ -7,12 +7,13 @@ from gateway.context import principal, request_id, services
 from gateway.operations.inference import Call
 
 
-def current_call(timeout_s: float = 0.0) -> Call:
-    """This request's call; `timeout_s` 0: what a quick one has. Raises unauthenticated for a token that is not valid."""
+def current_call(timeout_s: float = 0.0, *, inference: str = "") -> Call:
+    """This request's call; `timeout_s` 0: what a quick one has; `inference`: the model that is asked, "" where none is. Raises
+    unauthenticated for a token that is not valid."""
     owned, traceparent = services(), request.headers.get("Traceparent", "")
     if owned.tracer is not None:
         if "trace" not in g:
-            g.trace = owned.tracer.begin(traceparent)
+            g.trace = owned.tracer.begin(traceparent, inference)
         traceparent = g.trace.header
     return wsgi_request.call(principal(), request_id(), timeout_s or owned.settings.request_timeout_s, traceparent, owned.connection())
 

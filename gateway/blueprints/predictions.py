@@ -20,7 +20,8 @@ def predict(model: str) -> ResponseReturnValue:
     """One prediction; `?version=` chooses a version."""
     owned = services()
     return Response(
-        predictions.answer(owned.models, owned.settings, current_call(), model, _version(), _body), content_type="application/json"
+        predictions.answer(owned.models, owned.settings, current_call(inference=model), model, _version(), _body),
+        content_type="application/json",
     )
 
 

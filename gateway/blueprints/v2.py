@@ -132,7 +132,7 @@ def _duration(duration: Duration) -> dict[str, int]:
 def infer(model: str, version: str = "") -> ResponseReturnValue:
     """One inference; tensors as JSON or binary data, body and answer compressed or not."""
     heads = Heads(request.headers.get(HEADER_LENGTH), request.headers.get("Accept-Encoding", ""))
-    answer = v2_inference.infer(services().models, current_call(), model, version, read_body, heads)
+    answer = v2_inference.infer(services().models, current_call(inference=model), model, version, read_body, heads)
     return Response(answer.body, headers=list(answer.headers))
 
 
@@ -140,7 +140,9 @@ def infer(model: str, version: str = "") -> ResponseReturnValue:
 @blueprint.post("/v2/models/<model>/versions/<version>/generate")
 def generate_one(model: str, version: str = "") -> ResponseReturnValue:
     """One answer to a JSON object of texts and numbers (generate extension)."""
-    return Response(generate.one(services().models, current_call(), model, version, read_body()), content_type="application/json")
+    return Response(
+        generate.one(services().models, current_call(inference=model), model, version, read_body()), content_type="application/json"
+    )
 
 
 @blueprint.post("/v2/models/<model>/generate_stream")
@@ -151,7 +153,7 @@ def generate_stream(model: str, version: str = "") -> ResponseReturnValue:
     if not owned.streams.acquire(blocking=False):
         raise ServingError(Code.OVERLOADED, "as many streams are open as this process has threads for", retry_after_ms=1000)
     try:
-        events = generate.Events(owned.models, current_call(owned.settings.stream_timeout_s), model, version, read_body())
+        events = generate.Events(owned.models, current_call(owned.settings.stream_timeout_s, inference=model), model, version, read_body())
     except BaseException:
         owned.streams.release()
         raise

@@ -13,9 +13,9 @@ from gateway.hot_routes import Target
 from gateway.operations import generate
 from idl import affinity
 from idl import lane as frames
-from idl.codes import Code, ServingError
+from idl.codes import Code
 from idl.event_loop import READ, WRITE
-from idl.lane import Frame, LaneError
+from idl.lane import Frame
 from idl.lane_calls import read_answer
 from idl.lane_loop import Lane
 from idl.lane_requests import Packed, Request
@@ -23,11 +23,12 @@ from idl.lane_routes import response
 from idl.lane_streams import WINDOW
 from idl.messages import InferRequest
 from idl.nginx_http import Connection
+from idl.traces import Trace
 
 if TYPE_CHECKING:
     from gateway.front.exchange import Exchanges
 
-_START = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n%b: %b\r\n\r\n"
+_START = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n%b: %b\r\n\r\n"
 
 
 def pack(request: InferRequest) -> Packed:
@@ -44,6 +45,7 @@ class LaneEvents(Request):
         "_body",
         "_caller",
         "_closing",
+        "_ended",
         "_front",
         "_given",
         "_head",
@@ -53,6 +55,7 @@ class LaneEvents(Request):
         "_started",
         "_status",
         "_target",
+        "trace",
     )
 
     def __init__(
@@ -72,12 +75,14 @@ class LaneEvents(Request):
         self._front, self._caller, self._head, self._target, self._started, self._asked = front, caller, head, target, started, asked
         self._sock: socket.socket | None = None
         self._out: list[bytes] = []
-        """Events that were not given to the socket yet."""
+        """Events that were not given to the socket yet, for one chunk."""
         self._rest = memoryview(b"")
         """Of those that were, what it did not take."""
         self._given = 0
-        self._closing = False
+        self._closing = self._ended = False
         self._status = 200
+        self.trace: Trace | None = None
+        """Of which nobody is told: those that are have a thread."""
 
     # what the executor says ------------------------------------------------------------------------------------------------------
 
@@ -88,7 +93,7 @@ class LaneEvents(Request):
             self._event(frame)
         except Exception as error:  # noqa: BLE001 - one stream must not end the front
             self.leave()
-            self._end(error if isinstance(error, ServingError) else LaneError(str(error)))
+            self._end(error)
 
     def paused(self, lane: Lane) -> None:
         """What has come is passed on; the executor goes on where all of it was taken."""
@@ -102,29 +107,29 @@ class LaneEvents(Request):
                 self._event(frame)
             except Exception as error:  # noqa: BLE001 - as above
                 lane.close()
-                self._end(error if isinstance(error, ServingError) else LaneError(str(error)))
+                self._end(error)
                 return
         lane.give_back()
         self._begin()
         self._finish()
 
     def _event(self, frame: Frame) -> None:
-        self._begin()
         assert self._route is not None, "it was sent"
-        self._out.append(generate.event(response(self._asked, self._route.version, read_answer(frame))))
+        event = generate.event(response(self._asked, self._route.version, read_answer(frame)))
+        self._begin()
+        self._out.append(event)
 
     def _end(self, error: Exception) -> None:
-        failed = error if isinstance(error, ServingError) else None
         if self._sock is not None:
-            self._out.append(generate.failure_event(failed or ServingError(Code.INTERNAL, "the stream broke")))
+            self._out.append(generate.failure_event(generate.as_told(error)))
             self._finish()
             return
-        self._front.refuse(self._caller, self._head, self._target, self._started, error)
+        self._front.refuse(self._caller, self._head, self._target, self._started, error, self.trace)
 
     def _decline(self) -> None:
         """The lane has no answer: a thread asks the model host."""
         self._front.services.metrics.withdraw()
-        self._front.stream_by_thread(self._caller, self._head, self._target, self._started, self._body)
+        self._front.stream_by_thread(self._caller, self._head, self._target, self._started, self._body, self.trace)
 
     # what goes to nginx ----------------------------------------------------------------------------------------------------------
 
@@ -133,7 +138,8 @@ class LaneEvents(Request):
             self._sock = self._caller.detach()
             self._front.loop.add(self._sock.fileno(), self._ready)
             self._front.events.add(self)
-            self._out.append(_START % (generate.EVENT_STREAM.encode(), REQUEST_ID_HEADER.encode(), self._head.request_id.encode("latin-1")))
+            start = _START % (generate.EVENT_STREAM.encode(), REQUEST_ID_HEADER.encode(), self._head.request_id.encode("latin-1"))
+            self._rest = memoryview(start)
 
     def _ready(self, events: int) -> None:
         assert self._sock is not None, "it is waited for"
@@ -157,8 +163,11 @@ class LaneEvents(Request):
         if sock is None:
             return
         if self._out:
-            self._rest = memoryview(bytes(self._rest) + b"".join(self._out))
+            self._rest = memoryview(bytes(self._rest) + generate.chunk(b"".join(self._out)))
             self._out = []
+        if self._closing and not self._ended:
+            self._ended = True
+            self._rest = memoryview(bytes(self._rest) + generate.LAST_CHUNK)
         waited = False
         try:
             while self._rest:

@@ -24,12 +24,13 @@ from idl import lane as frames
 from idl.codes import Code, ServingError
 from idl.event_loop import Loop
 from idl.lane import Frame, LaneError
+from idl.lane_calls import known
 from idl.lane_loop import Lane, Lanes
 from idl.lane_requests import Packed, Request, Requests
 from idl.lane_routes import Routes, timed
 from idl.messages import Tensor
 from idl.nginx_http import Buffer, Connection
-from idl.traces import INTERNAL, Asked, Trace, Tracer
+from idl.traces import INTERNAL, Asked, Trace
 
 MOST_BYTES = 64 * 1024
 """Of a body: what takes longer to read would keep the others waiting. nginx is told, and takes larger ones to the workers."""
@@ -89,31 +90,36 @@ class Exchanges(Requests):
 
     def _begin_stream(self, caller: Connection, head: Head, target: Target, started: float, body: bytes) -> LaneEvents | None:
         """In the loop where everything about it is known, else by a thread."""
+        tracer = self.services.tracer
+        trace = None if tracer is None else tracer.begin(head.fields.traceparent, target.model)
         try:
             metadata = self.services.models.recall_metadata(target.model, target.version)
             unknown = metadata is None or head.fields.content_encoding or not self._is_allowed(head, target)
-            if metadata is None or unknown or self.services.tracer is not None:  # the thread tells of traces
-                self.stream_by_thread(caller, head, target, started, body)
+            if metadata is None or unknown or (trace is not None and trace.sampled):  # the thread tells of traces
+                self.stream_by_thread(caller, head, target, started, body, trace)
                 return None
             deadline = time.monotonic() + self.services.settings.stream_timeout_s
-            call = Call(None, head.request_id, deadline, head.fields.traceparent)
+            call = Call(None, head.request_id, deadline, trace.header if trace else head.fields.traceparent)
             stream = LaneEvents(
                 self, caller, head, target, started, deadline, generate.from_body(metadata, call, target.model, target.version, body), body
             )
         except Exception as error:  # noqa: BLE001 - a request must not end the front
             self.services.metrics.begin()
-            self.refuse(caller, head, target, started, error)
+            self.refuse(caller, head, target, started, error, trace)
             return None
+        stream.trace = trace
         self.services.metrics.begin()
         return stream if stream.ask() else None
 
-    def stream_by_thread(self, caller: Connection, head: Head, target: Target, started: float, body: bytes) -> None:
+    def stream_by_thread(
+        self, caller: Connection, head: Head, target: Target, started: float, body: bytes, trace: Trace | None = None
+    ) -> None:
         """Refuses where too many are there."""
         try:
-            self.streaming.begin(caller, head, target, body)
+            self.streaming.begin(caller, head, target, body, trace)
         except ServingError as error:
             self.services.metrics.begin()
-            self.refuse(caller, head, target, started, error)
+            self.refuse(caller, head, target, started, error, trace)
 
     def _is_allowed(self, head: Head, target: Target) -> bool:
         """False where that is not known now. Raises unauthenticated."""
@@ -127,14 +133,15 @@ class Exchanges(Requests):
         return True
 
     def refuse(self, caller: Connection, head: Head, target: Target, started: float, error: Exception, trace: Trace | None = None) -> None:
-        """Answers with an error; the request counts among those that have begun."""
+        """Answers with an error; the request counts among those that have begun. `trace`: where one was begun."""
         if isinstance(error, ServingError):
             answer = problem(error, head.path, head.request_id)
         else:
             answer = internal(error, "POST", head.path, head.request_id)
         self.note(head, target, started, answer.status_code)
-        if self.services.tracer is not None and trace is None:
-            self.tell(self.services.tracer.begin(head.fields.traceparent), head, target, started, answer.status_code, code_of(error))
+        if self.services.tracer is not None:
+            trace = trace or self.services.tracer.begin(head.fields.traceparent, target.model)
+            self.tell(trace, head, target, started, answer.status_code, code_of(error))
         caller.reply((heads.failure(answer, head.request_id),))
 
     def note(self, head: Head, target: Target, started: float, status: int) -> None:
@@ -159,7 +166,7 @@ def _is_plain(head: Head) -> bool:
 class Exchange(Request):
     """One request on its way. Satisfies `nginx_http.Call`."""
 
-    __slots__ = ("_asked", "_caller", "_front", "_head", "_over", "_started", "_target", "_traced")
+    __slots__ = ("_asked", "_caller", "_front", "_head", "_is_told_of", "_over", "_started", "_target", "_trace")
 
     def __init__(
         self,
@@ -179,10 +186,18 @@ class Exchange(Request):
         self._target = target
         self._started = started
         self._asked = asked
-        self._traced: Trace | None = None
-        """Once the inference was told of."""
+        self._trace: Trace | None = None
         self._over = False
         """Answered, or given up."""
+        self._is_told_of = False
+        """Of the inference, as a span."""
+
+    def _is_traced(self) -> bool:
+        tracer = self._front.services.tracer
+        if tracer is None:
+            return False
+        self._trace = tracer.begin(self._head.fields.traceparent, self._target.model)
+        return self._trace.sampled
 
     def _answer(self, lane: Lane, frame: Frame) -> None:
         try:
@@ -193,8 +208,8 @@ class Exchange(Request):
             self.failed(error)
             return
         lane.give_back()
-        if self._front.services.tracer is not None:
-            self._trace(self._front.services.tracer, frame.numbers)
+        if self._trace is not None:
+            self._tell_inference(self._trace, frame.numbers, head.wanted)
         parameters = timed(head.parameters, frame.numbers[0], frame.numbers[2])
         if frame.body.nbytes > _LARGE_ANSWER:
             self._front.errands.run(lambda: self._written(outputs, parameters), self._finish)
@@ -214,30 +229,31 @@ class Exchange(Request):
             return
         if isinstance(result, Answer):
             self._note(200)
-            if self._traced is not None:
-                self._front.tell(self._traced, self._head, self._target, self._started, 200, "")
+            if self._trace is not None:
+                self._front.tell(self._trace, self._head, self._target, self._started, 200, "")
             self._caller.reply((heads.success(result, self._head.request_id),))
         else:
             self._end(result if isinstance(result, Exception) else TypeError(type(result)))
 
     def _end(self, error: Exception) -> None:
         self._over = True
-        tracer = self._front.services.tracer
-        if tracer is not None and self._traced is None:
-            self._trace(tracer, (), code_of(error))
-        self._front.refuse(self._caller, self._head, self._target, self._started, error, self._traced)
-        if self._traced is not None:
-            status = STATUS.get(error.code, 500) if isinstance(error, ServingError) else 500
-            self._front.tell(self._traced, self._head, self._target, self._started, status, code_of(error))
+        if self._trace is not None and not self._is_told_of:
+            times, steps = known(error)
+            self._tell_inference(self._trace, times, steps, code_of(error))
+        self._front.refuse(self._caller, self._head, self._target, self._started, error, self._trace)
 
-    def _trace(self, tracer: Tracer, times: Sequence[int], error: str = "") -> None:
-        """Tells of the inference; the request's own span comes when that is over."""
-        self._traced = tracer.begin(self._head.fields.traceparent)
+    def _tell_inference(self, trace: Trace, times: Sequence[int], steps: Sequence[str], error: str = "") -> None:
+        """The request's own span comes when that is over."""
+        tracer = self._front.services.tracer
+        assert tracer is not None, "it began the trace"
+        self._is_told_of = True
+        if not trace.sampled:
+            return
         asked = Asked(
             self._target.model, self._route.version if self._route else self._target.version, self._asked.id or self._head.request_id
         )
         ns = int((time.perf_counter() - self._started) * 1e9)
-        tracer.inference(self._traced.header, asked, ns, times, error, INTERNAL)
+        tracer.inference(trace.child(), asked, ns, times, error, INTERNAL, steps)
 
     def _decline(self) -> None:
         self._over = True
@@ -248,11 +264,10 @@ class Exchange(Request):
         """The caller has gone: what still waits is not run."""
         self.leave()
         self._note(STATUS[Code.CANCELLED])
-        if self._front.services.tracer is not None:
-            if self._traced is None:
-                self._trace(self._front.services.tracer, (), Code.CANCELLED.value)
-            assert self._traced is not None
-            self._front.tell(self._traced, self._head, self._target, self._started, STATUS[Code.CANCELLED], Code.CANCELLED.value)
+        if self._trace is not None:
+            if not self._is_told_of:
+                self._tell_inference(self._trace, (), (), Code.CANCELLED.value)
+            self._front.tell(self._trace, self._head, self._target, self._started, STATUS[Code.CANCELLED], Code.CANCELLED.value)
 
     def _note(self, status: int) -> None:
         self._over = True

@@ -23,11 +23,12 @@ from gateway.operations.generate import Events
 from gateway.operations.inference import Call
 from idl.codes import Code, ServingError
 from idl.nginx_http import Buffer, Connection
+from idl.traces import Trace
 
 _log = logging.getLogger(__name__)
 
 RETRY_MS = 1000
-_START = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n%b: %b\r\n\r\n"
+_START = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n%b: %b\r\n\r\n"
 
 
 class Streaming:
@@ -43,21 +44,20 @@ class Streaming:
     def running(self) -> int:
         return len(self._running)
 
-    def begin(self, caller: Connection, head: Head, target: Target, body: Buffer) -> None:
-        """Takes the connection over. Raises overloaded, and then has not."""
+    def begin(self, caller: Connection, head: Head, target: Target, body: Buffer, trace: Trace | None = None) -> None:
+        """Takes the connection over. `trace`: where one was begun. Raises overloaded, and then has not."""
         with self._lock:
             if len(self._running) >= self._most:
                 raise ServingError(Code.OVERLOADED, f"{self._most} streams are open already", retry_after_ms=RETRY_MS)
             sock = caller.detach()
             self._running.add(sock)
-        threading.Thread(target=self._run, args=(sock, head, target, bytes(body)), name="front-stream", daemon=True).start()
+        threading.Thread(target=self._run, args=(sock, head, target, bytes(body), trace), name="front-stream", daemon=True).start()
 
-    def _run(self, sock: socket.socket, head: Head, target: Target, body: bytes) -> None:
+    def _run(self, sock: socket.socket, head: Head, target: Target, body: bytes, trace: Trace | None) -> None:
         metrics = self._services.metrics
         started = observation.begin(metrics)
         status = 500
         tracer = self._services.tracer
-        trace = None if tracer is None else tracer.begin(head.fields.traceparent)
         try:
             sock.setblocking(True)
             status = self._answer(sock, head, target, body, trace.header if trace else head.fields.traceparent)
@@ -85,7 +85,8 @@ class Streaming:
         try:
             sock.sendall(_START % (generate.EVENT_STREAM.encode(), REQUEST_ID_HEADER.encode(), head.request_id.encode("latin-1")))
             for event in events:
-                sock.sendall(event)
+                sock.sendall(generate.chunk(event))
+            sock.sendall(generate.LAST_CHUNK)
         finally:
             events.close()
         return 200

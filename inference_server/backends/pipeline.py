@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from idl import tensors
+from idl import steps, tensors
 from idl.codes import Code, ServingError
+from idl.lane_calls import Answered, LaneAnswer
 from idl.lane_routes import LocalLane
-from idl.messages import InferRequest, InferResponse, Tensor
+from idl.messages import InferRequest, Tensor
+from idl.steps import Step
 from idl.tensors import Array
 from inference_server import errors
 from inference_server.backends.pipeline_plan import Link, Plan
@@ -25,10 +27,11 @@ RESTART_WAIT_S, _LOOK_S = 2.0, 0.005
 """How long a step whose process is starting again is waited for, as the server itself does."""
 _TRIM_S, _IDLE_S = 10.0, 30.0
 _OWN = frozenset({"sequence_id", "sequence_start", "sequence_end"})
-_TIMES = frozenset({"queue_us", "compute_us"})
 
-Done = Callable[["tuple[list[Tensor], dict[str, Any]] | ServingError"], None]
-"""Hears once, in any thread, what became of a request: (outputs in the order in which they were wanted, parameters), or what is wrong."""
+Outcome = tuple[list[Tensor], dict[str, Any]] | ServingError
+Done = Callable[[Outcome, tuple[str, ...]], None]
+"""Hears once, in any thread, what became of a request: (outputs in the order in which they were wanted, parameters), or what is wrong; and of
+its steps, where that was asked for."""
 
 
 class PipelineModel:
@@ -53,7 +56,7 @@ class PipelineModel:
         ]
         over, found = threading.Event(), []
 
-        def done(outcome: "tuple[list[Tensor], dict[str, Any]] | ServingError") -> None:
+        def done(outcome: Outcome, _: tuple[str, ...]) -> None:
             found.append(outcome)
             over.set()
 
@@ -64,36 +67,44 @@ class PipelineModel:
         return [tensors.decode(t.name, t.datatype, t.shape, t.data) for t in found[0][0]]
 
     def start(
-        self, given: Sequence[Tensor], wanted: Sequence[str], parameters: Mapping[str, Any], deadline: float | None, watch: int, done: Done
+        self,
+        given: Sequence[Tensor],
+        wanted: Sequence[str],
+        parameters: Mapping[str, Any],
+        deadline: float | None,
+        watch: int,
+        done: Done,
+        traced: bool = False,
     ) -> None:
         """Begins a request and returns. `given`: all inputs; `deadline`: monotonic seconds; `watch`: a descriptor whose hang-up means that
-        nobody waits for the answer any more. Both `given`'s memory and `watch` must hold until `done` is called.
+        nobody waits for the answer any more. Both `given`'s memory and `watch` must hold until `done` is called. `traced`: it is to hear of
+        the steps.
         """
         passed = {name: value for name, value in parameters.items() if name not in _OWN}
-        _Flow(self, self._plan.needed(tuple(wanted)), given, wanted, passed, deadline, watch, done).begin()
+        _Flow(self, self._plan.needed(tuple(wanted)), given, wanted, passed, deadline, watch, done, traced).begin()
 
     def submit(self, work: Callable[[Link], None], link: Link) -> None:
         self._pool.submit(work, link)
 
-    def ask(self, link: Link, request: InferRequest, watch: int) -> InferResponse:
-        """Raises ServingError that names the step."""
+    def ask(self, link: Link, request: InferRequest, watch: int) -> tuple[str, LaneAnswer]:
+        """(version, answer). Raises ServingError that names the step."""
         try:
-            response = self._answered(link, request, watch)
-            for tensor, spec in zip(response.outputs, link.outputs.values(), strict=True):
+            version, answer = self._answered(link, request, watch)
+            for tensor, spec in zip(answer.outputs, link.outputs.values(), strict=True):
                 if tensor.datatype != spec.datatype:
                     raise errors.model_failed(
                         f"it gives {tensor.datatype} as {tensor.name!r}, and gave {spec.datatype} when the pipeline was loaded"
                     )
         except ServingError as error:
             raise ServingError(error.code, f"step {link.name!r}: {error.message}", retry_after_ms=error.retry_after_ms) from error
-        return response
+        return version, answer
 
-    def _answered(self, link: Link, request: InferRequest, watch: int) -> InferResponse:
+    def _answered(self, link: Link, request: InferRequest, watch: int) -> tuple[str, LaneAnswer]:
         give_up = time.monotonic() + RESTART_WAIT_S
         while True:
-            response = self._lane.infer(request, watch)
-            if response is not None:
-                return response
+            found = self._lane.answer(request, watch)
+            if found is not None:
+                return found
             self._check(link, request, give_up)
             self._closed.wait(_LOOK_S)
 
@@ -136,7 +147,10 @@ class _Flow:
         deadline: float | None,
         watch: int,
         done: Done,
+        traced: bool,
     ) -> None:
+        self._traced = traced
+        self._steps: list[Step] = []
         self._pipeline, self._wanted, self._parameters = pipeline, wanted, parameters
         self._deadline, self._watch, self._done = deadline, watch, done
         self._tensors = {tensor.name: tensor for tensor in given}
@@ -168,10 +182,12 @@ class _Flow:
             following = self._step(following)
 
     def _step(self, link: Link) -> Link | None:
-        response: InferResponse | None = None
+        answer: LaneAnswer | None = None
+        version = link.version
         error: ServingError | None = None
+        begun = time.monotonic_ns()
         try:
-            response = self._pipeline.ask(link, self._request(link), self._watch)
+            version, answer = self._pipeline.ask(link, self._request(link), self._watch)
         except ServingError as refusal:
             error = refusal
         except Exception as failure:  # noqa: BLE001 - its caller must hear something
@@ -180,9 +196,11 @@ class _Flow:
         with self._lock:
             self._running -= 1
             self._error = self._error or error
-            if response is not None:
-                self._said[link.index] = response.parameters
-                for name, tensor in zip(link.outputs, response.outputs, strict=True):
+            if self._traced:
+                self._steps.append(_told(link, version, begun, answer or error))
+            if answer is not None:
+                self._said[link.index] = answer.parameters
+                for name, tensor in zip(link.outputs, answer.outputs, strict=True):
                     self._tensors[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
                 for after in self._waiting.values():
                     after.discard(link.index)
@@ -201,13 +219,38 @@ class _Flow:
             tensor = self._tensors[source]
             inputs.append(Tensor(name, tensor.datatype, tensor.shape, tensor.data))
         wanted = tuple(spec.name for spec in link.outputs.values())
-        return InferRequest(link.model, tuple(inputs), link.version, outputs=wanted, parameters=self._parameters, deadline=self._deadline)
+        return InferRequest(
+            link.model,
+            tuple(inputs),
+            link.version,
+            outputs=wanted,
+            parameters=self._parameters,
+            deadline=self._deadline,
+            traced=self._traced,
+        )
 
     def _finish(self) -> None:
+        told = steps.write(self._steps)
         if self._error is not None:
-            self._done(self._error)
+            self._done(self._error, told)
             return
         said: dict[str, Any] = {}
         for index in sorted(self._said):
-            said |= {name: value for name, value in self._said[index].items() if name not in _TIMES}
-        self._done(([self._tensors[name] for name in self._wanted], said))
+            said |= self._said[index]
+        self._done(([self._tensors[name] for name in self._wanted], said), told)
+
+
+def _told(link: Link, version: str, begun_ns: int, became: "LaneAnswer | ServingError | None") -> Step:
+    """A step that has just ended."""
+    times: tuple[int, ...] = ()
+    inside: tuple[str, ...] = ()
+    code = ""
+    if isinstance(became, LaneAnswer):
+        times, inside = (became.queue_ns, became.input_ns, became.compute_ns, became.output_ns), became.steps
+    elif became is not None:
+        code = became.code.value
+        if isinstance(became.__cause__, Answered):  # what was raised names the step, its cause is what the step's executor said
+            times, inside = became.__cause__.times, became.__cause__.steps
+    queue_ns, _, compute_ns, _ = times or (0, 0, 0, 0)
+    ns = time.monotonic_ns() - begun_ns
+    return Step(link.name, link.model, version, begun_ns, ns, queue_ns, compute_ns, code, tuple(steps.read(inside)))

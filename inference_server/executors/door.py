@@ -120,7 +120,7 @@ class Door:
         if frame is None or frame.kind != lane.INFER or connection.request is not None:
             self._drop(descriptor, connection)  # gone, or it broke the rules
             return
-        self._soon = alone and frame.numbers[1] == lane.SOON
+        self._soon = alone and frame.numbers[1] & lane.SOON != 0
         try:
             self._asked(connection, frame, alone)
         except Exception:  # noqa: BLE001 - one caller's frame must not end the model for the others

@@ -125,7 +125,9 @@ class Express:
 
 
 def _waiting(connection: Connection, frame: lane.Frame, prepared: Prepared, started: int) -> Waiting:
-    return Waiting(connection, frame.sequence, frame.body, prepared, started, frame.numbers[0], frame.numbers[0], begun=True)
+    return Waiting(
+        connection, frame.sequence, frame.body, prepared, started, frame.numbers[0], frame.numbers[0], begun=True, started_ns=started
+    )
 
 
 def _as_serving_error(error: Exception) -> ServingError:

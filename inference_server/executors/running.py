@@ -80,7 +80,7 @@ class Runs:
         self.free = False
         board, cells = self._board, self._board.cells
         for request in batch:
-            request.begun = True
+            request.begun, request.started_ns = True, started
             board.begin(request.connection.slot, request.sequence)
         deadlines = [request.deadline_ns for request in batch]
         cells[boards.RUNNING_DEADLINE] = max(deadlines) if all(deadlines) else 0

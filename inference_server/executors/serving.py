@@ -140,6 +140,7 @@ class Executor:
         if prepared.timeout_ns:
             expires = min(deadline or now + prepared.timeout_ns, now + prepared.timeout_ns)
         request = Waiting(connection, frame.sequence, frame.body, prepared, now, deadline, expires)
+        request.traced = frame.numbers[1] & lane.TRACED != 0
         if isinstance(self._streams, Streams):  # its connection's memory is used again before the last answer
             request.body, request.window = memoryview(bytes(frame.body)), frame.numbers[2]
         if self._cache is not None and self._answered_before(self._cache, request, frame.head):
@@ -200,16 +201,21 @@ class Executor:
             self._counts.gone(request, now)
             return
         self._counts.failed(request, error.code, now)
-        self._send_error(request.connection, request.sequence, error)
+        started = request.started_ns or now
+        self._send_error(request.connection, request.sequence, error, (started - request.arrived_ns, now - started), request.steps)
 
     def _refuse_frame(self, connection: Connection, frame: lane.Frame, error: ServingError) -> None:
         """The answer to a request that never came into the queue."""
         self._counts.refused(error.code)
         self._send_error(connection, frame.sequence, error)
 
-    def _send_error(self, connection: Connection, sequence: int, error: ServingError) -> bool:
-        said = json.dumps({"code": error.code.value, "message": error.message[:2000]}).encode()
-        return self._door.send(connection, lane.ERROR, sequence, (error.retry_after_ms, 0, 0, 0), said)
+    def _send_error(
+        self, connection: Connection, sequence: int, error: ServingError, times: tuple[int, int] = (0, 0), steps: tuple[str, ...] = ()
+    ) -> bool:
+        """`times`: ns in the queue and in the model."""
+        said = {"code": error.code.value, "message": error.message[:2000]}
+        head = json.dumps(said | {"steps": steps} if steps else said).encode()
+        return self._door.send(connection, lane.ERROR, sequence, (error.retry_after_ms, *times, 0), head)
 
     # what the supervisor says ----------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ class Concurrent(Protocol):
         parameters: Mapping[str, Any],
         deadline: float | None,
         watch: int,
-        done: Callable[[Outcome], None],
+        done: Callable[[Outcome, tuple[str, ...]], None],
+        traced: bool,
     ) -> None: ...
 
 
@@ -88,7 +89,7 @@ class SideBySide:
 
     def begin(self, request: Waiting) -> None:
         """Of one that has left the queue."""
-        started = time.monotonic_ns()
+        started = request.started_ns = time.monotonic_ns()
         request.begun = True
         self._board.begin(request.connection.slot, request.sequence)
         self._inside += 1
@@ -100,12 +101,20 @@ class SideBySide:
         given = [Tensor(t.name, t.datatype, t.shape, body[t.offset : t.offset + t.size]) for t in prepared.tensors]
         run = _Run(request, watch, started, time.monotonic_ns())
         deadline = request.deadline_ns / 1e9 if request.deadline_ns else None
-        self._model.start(given, prepared.wanted, prepared.parameters, deadline, watch, lambda outcome: self._done(run, outcome))
+        self._model.start(
+            given,
+            prepared.wanted,
+            prepared.parameters,
+            deadline,
+            watch,
+            lambda outcome, steps: self._done(run, outcome, steps),
+            request.traced,
+        )
 
-    def _done(self, run: _Run, outcome: Outcome) -> None:
+    def _done(self, run: _Run, outcome: Outcome, steps: tuple[str, ...]) -> None:
         """In whatever thread."""
         run.computed = time.monotonic_ns()
-        run.outcome = outcome
+        run.outcome, run.request.steps = outcome, steps
         self._over.append(run)
         self._door.stop()  # which only wakes the executor's thread here: no other one keeps the door
 
@@ -127,7 +136,7 @@ class SideBySide:
         outputs, parameters = outcome
         try:
             described = [(t.name, t.datatype, t.shape, len(t.data)) for t in outputs]
-            head, offsets, size = lane.pack_head(described, (), parameters)
+            head, offsets, size = lane.pack_head(described, request.steps, parameters)
         except (ValueError, TypeError) as error:
             self._refuse(request, errors.model_failed(f"the answer cannot be used: {error}"))
             return

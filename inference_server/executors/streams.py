@@ -99,7 +99,7 @@ class Streams:
 
     def begin(self, request: Waiting) -> None:
         """Its first answer is computed at once."""
-        now = time.monotonic_ns()
+        now = request.started_ns = time.monotonic_ns()
         request.begun = True
         self._board.begin(request.connection.slot, request.sequence)
         try:

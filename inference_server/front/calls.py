@@ -3,7 +3,6 @@
 import logging
 import struct
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -13,10 +12,11 @@ from idl import lane as frames
 from idl.codes import Code, ServingError
 from idl.generated import inference_pb2 as pb
 from idl.lane import Frame
+from idl.lane_calls import known
 from idl.lane_loop import Lane, Lanes
 from idl.lane_requests import Packed, Request, Requests
 from idl.lane_routes import Routes
-from idl.traces import Asked, Tracer
+from idl.traces import Asked, Trace, Tracer
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_infer
 from inference_server.transports.grpc_infer import Buffer, Described
@@ -103,7 +103,7 @@ class Calls(Requests):
 class Call(Request):
     """One request on its way."""
 
-    __slots__ = ("_begun", "_caller", "_calls", "_head", "_message")
+    __slots__ = ("_begun", "_caller", "_calls", "_head", "_message", "_trace")
 
     def __init__(self, calls: Calls, caller: Caller, head: Head, message: Message, begun: float, deadline: float) -> None:
         super().__init__(calls, message, deadline)
@@ -112,6 +112,14 @@ class Call(Request):
         self._head = head
         self._message = message
         self._begun = begun
+        self._trace: Trace | None = None
+
+    def _is_traced(self) -> bool:
+        tracer = self._calls.tracer
+        if tracer is None:
+            return False
+        self._trace = tracer.enter(self._head.traceparent, self._message.model)
+        return self._trace is not None
 
     def _answer(self, lane: Lane, frame: Frame) -> None:
         try:
@@ -127,8 +135,8 @@ class Call(Request):
             return
         if self._calls.logging:
             self._log("ok")
-        if self._calls.tracer is not None:
-            self._trace(self._calls.tracer, frame.numbers)
+        if self._trace is not None:
+            self._tell(self._trace, frame.numbers, frames.unpack_head(frame.head).wanted)
         self._caller.succeed(parts, size, lane)
 
     def _written(self, frame: Frame) -> tuple[list[Buffer], int]:
@@ -145,8 +153,8 @@ class Call(Request):
     def cancel(self) -> None:
         """The caller has gone."""
         self.leave()
-        if self._calls.tracer is not None:
-            self._trace(self._calls.tracer, (), Code.CANCELLED.value)
+        if self._trace is not None:
+            self._tell(self._trace, (), (), Code.CANCELLED.value)
 
     def _decline(self) -> None:
         self._caller.decline()
@@ -154,14 +162,16 @@ class Call(Request):
     def _end(self, error: ServingError) -> None:
         if self._calls.logging:
             self._log(error.code.value)
-        if self._calls.tracer is not None:
-            self._trace(self._calls.tracer, (), error.code.value)
+        if self._trace is not None:
+            times, steps = known(error)
+            self._tell(self._trace, times, steps, error.code.value)
         self._caller.fail(error)
 
-    def _trace(self, tracer: Tracer, times: Sequence[int], error: str = "") -> None:
-        message, head, route = self._message, self._head, self._route
-        asked = Asked(message.model, route.version if route else message.version, message.id or head.request_id)
-        tracer.inference(head.traceparent, asked, int((time.monotonic() - self._begun) * 1e9), times, error)
+    def _tell(self, trace: Trace, times: tuple[int, ...], steps: tuple[str, ...], error: str = "") -> None:
+        message, route, tracer = self._message, self._route, self._calls.tracer
+        assert tracer is not None, "it began the trace"
+        asked = Asked(message.model, route.version if route else message.version, message.id or self._head.request_id)
+        tracer.inference(trace, asked, int((time.monotonic() - self._begun) * 1e9), times, error, steps=steps)
 
     def _log(self, code: str) -> None:
         message = self._message

@@ -18,11 +18,14 @@ from idl.generated import inference_pb2 as pb
 from idl.messages import SharedRegion, Tensor
 from idl.shared_regions import FOLDER, Place, Region, place
 from idl.tensors import decode, encode
-from inference_server import logs
+from idl.trace_control import Followed, Published
+from idl.traces import Tracer
+from inference_server import logs, trace_settings
 from inference_server.front.calls import pack
 from inference_server.log_settings import LogSettings
 from inference_server.shared_memory import MOST_REGIONS, SharedMemory
-from inference_server.trace_settings import TraceSetting, TraceSettings, started_with
+from inference_server.trace_settings import TraceSettings, started_with
+from tests.test_traces import Kept
 
 
 def refusal(run: Any, *arguments: Any, **keywords: Any) -> ServingError:
@@ -164,25 +167,83 @@ def test_the_front_leaves_extended_requests_to_the_server() -> None:
 # settings --------------------------------------------------------------------------------------------------------------------------
 
 
-def test_which_requests_are_traced() -> None:
-    traces = TraceSettings(TraceSetting(rate=3), available=True)
-    assert not any(traces.take("m") for _ in range(6)), "off"
-    traces.change("", {"trace_level": ("TIMESTAMPS",)})
-    assert [traces.take("m") for _ in range(7)] == [True, False, False, True, False, False, True]
+@pytest.fixture
+def published(tmp_path: Path) -> Iterator[Published]:
+    made = Published(tmp_path)
+    yield made
+    made.close()
+
+
+def settings(traces: TraceSettings, model: str = "") -> tuple[str, str, str]:
+    """Level, rate, count."""
+    told = traces.change(model, {})
+    return told["trace_level"][0], told["trace_rate"][0], told["trace_count"][0]
+
+
+def test_which_requests_are_traced(tmp_path: Path, published: Published) -> None:
+    traces = TraceSettings(started_with(True, 1.0), published)
+    tracer = Tracer(Kept(), 1.0, control=Followed(tmp_path))
+
+    def take(model: str) -> bool:
+        return tracer.enter("", model) is not None
+
+    assert settings(traces) == ("TIMESTAMPS", "1", "-1") and take("m")
+    assert traces.change("", {"trace_level": ("OFF",)})["trace_level"] == ["OFF"] and not take("m")
+    traces.change("", {"trace_level": ("TIMESTAMPS",), "trace_rate": ("3",)})
+    assert [take("m") for _ in range(7)] == [True, False, False, True, False, False, True]
     traces.change("m", {"trace_rate": ("1",), "trace_count": ("2",)})
-    assert [traces.take("m") for _ in range(4)] == [True, True, False, False]
-    assert [traces.take("n") for _ in range(2)] == [True, False], "another model counts for itself"
+    assert [take("m") for _ in range(4)] == [True, True, False, False] and settings(traces, "m") == ("TIMESTAMPS", "1", "0")
+    assert [take("n") for _ in range(3)] == [False, False, True], "other models go on with the server's"
+    assert settings(traces, "n") == ("TIMESTAMPS", "3", "-1")
     traces.change("m", {"trace_count": ("1",)})
-    assert [traces.take("m") for _ in range(3)] == [True, False, False], "a count begins anew"
+    assert [take("m") for _ in range(3)] == [True, False, False], "a count begins anew"
+    traces.change("", {"trace_count": ("5",)})
+    traces.change("m", {"trace_count": ("-1",)})
+    assert [take("m") for _ in range(6)] == [True] * 6 and settings(traces)[2] == "5", "no limit, whatever the server's is"
     traces.change("m", {"trace_level": ("OFF",)})
-    assert not traces.take("m") and traces.of("m").level == "OFF" and traces.of().level == "TIMESTAMPS"
-    assert traces.change("m", dict.fromkeys(("trace_level", "trace_rate", "trace_count"), ())) == traces.change("", {})
+    assert not take("m") and settings(traces, "m")[0] == "OFF" and settings(traces)[0] == "TIMESTAMPS"
+    cleared = dict.fromkeys(("trace_level", "trace_rate", "trace_count"), ())
+    assert traces.change("m", cleared) == traces.change("", {}), "what the server's are counts again"
+    traces.change("", cleared)
+    assert settings(traces) == ("TIMESTAMPS", "1", "-1") and take("m"), "and after them what it was started with"
+
+
+def test_a_model_without_settings_follows_the_servers(tmp_path: Path, published: Published) -> None:
+    traces = TraceSettings(started_with(True, 0.0), published)
+    assert settings(traces) == ("TIMESTAMPS", "0", "-1")
+    traces.change("m", {"trace_count": ("4",)})
+    traces.change("", {"trace_rate": ("2",)})
+    assert settings(traces, "m") == ("TIMESTAMPS", "2", "4"), "only what was set for it is its own"
+
+
+def test_counts_are_as_many_as_there_are_cells(tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_settings, "MOST_COUNTS", 2)
+    traces = TraceSettings(started_with(True, 1.0), published)
+    for name in ("", "m", "m"):
+        traces.change(name, {"trace_count": ("5",)})
+    assert refusal(traces.change, "n", {"trace_count": ("5",), "trace_rate": ("9",)}).code is Code.INSUFFICIENT_CAPACITY
+    assert settings(traces, "n") == ("TIMESTAMPS", "1", "5"), "nothing of it was taken"
+    traces.change("m", {"trace_count": ()})
+    assert traces.change("n", {"trace_count": ("6",)})["trace_count"] == ["6"]
+
+
+def test_a_change_that_cannot_be_written_is_none(tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = TraceSettings(started_with(True, 1.0), published)
+    for error, code in ((OSError(28, "No space left on device"), Code.INSUFFICIENT_CAPACITY), (TimeoutError("busy"), Code.UNAVAILABLE)):
+
+        def publish(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Published, "publish", publish)
+            assert refusal(traces.change, "", {"trace_rate": ("5",)}).code is code
+        assert settings(traces)[1] == "1"
 
 
 @pytest.mark.parametrize(
     ("name", "values", "code"),
     [
-        ("trace_rate", ("0",), Code.INVALID_INPUT),
+        ("trace_rate", ("-1",), Code.INVALID_INPUT),
         ("trace_rate", ("1", "2"), Code.INVALID_INPUT),
         ("trace_rate", ("many",), Code.INVALID_INPUT),
         ("trace_rate", ("9" * 5000,), Code.INVALID_INPUT),
@@ -195,10 +256,10 @@ def test_which_requests_are_traced() -> None:
         ("trace_colour", ("red",), Code.INVALID_INPUT),
     ],
 )
-def test_trace_settings_that_are_refused_change_nothing(name: str, values: tuple[str, ...], code: Code) -> None:
-    traces = TraceSettings(available=True)
+def test_trace_settings_that_are_refused_change_nothing(published: Published, name: str, values: tuple[str, ...], code: Code) -> None:
+    traces = TraceSettings(published=published)
     assert refusal(traces.change, "m", {"trace_rate": ("5",), name: values}).code is code
-    assert traces.of("m") == TraceSetting()
+    assert settings(traces, "m") == ("OFF", "1000", "-1")
 
 
 def test_other_processes_follow_the_log_level(tmp_path: Path) -> None:
@@ -272,9 +333,11 @@ def test_shapes_of_classes() -> None:
         assert refusal(classify, Tensor("y", datatype, (1,), data), 1, ()).code is Code.INVALID_INPUT
 
 
-def test_settings_that_nobody_follows_tell_the_start_and_cannot_be_changed() -> None:
-    traces = TraceSettings(started_with(0.1))
-    assert traces.change("", {"trace_level": ("TIMESTAMPS",), "trace_rate": ()})["trace_rate"] == ["10"]
-    for changed in ({"trace_rate": ("5",)}, {"trace_level": ("OFF",)}, {"trace_count": ("5",)}):
-        assert refusal(traces.change, "m", changed).code is Code.UNSUPPORTED
-    assert started_with(0).level == "OFF"
+def test_where_nothing_is_traced_settings_tell_so_and_cannot_be_changed() -> None:
+    traces = TraceSettings(started_with(False, 1.0))
+    assert settings(traces) == ("OFF", "1000", "-1")
+    assert traces.change("m", {"trace_level": ("OFF",), "trace_rate": (), "trace_count": ("-1",)})["trace_level"] == ["OFF"]
+    for changed in ({"trace_rate": ("5",)}, {"trace_level": ("TIMESTAMPS",)}, {"trace_count": ("5",)}):
+        error = refusal(traces.change, "m", changed)
+        assert error.code is Code.UNSUPPORTED and "OUTBOARD_SERVER_TRACE_ENDPOINT" in error.message
+    assert [started_with(True, share).rate for share in (1.0, 0.1, 0.3, 0.0)] == [1, 10, 3, 0]

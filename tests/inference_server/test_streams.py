@@ -12,7 +12,8 @@ from idl import tensors
 from idl.codes import Code, ServingError
 from idl.lane_streams import WINDOW
 from idl.messages import InferRequest, InferResponse, Tensor
-from inference_server.engine import Engine, Stream
+from inference_server.engine import Engine
+from inference_server.engine_stream import EngineStream
 from tests.eventually import eventually
 from tests.onnx_models import times
 from tests.python_models import TOKENS_TOML, python_model, tokens
@@ -40,7 +41,7 @@ def token(answer: InferResponse) -> str:
     return str(text.decode())
 
 
-def everything(stream: Stream) -> list[str]:
+def everything(stream: EngineStream) -> list[str]:
     found = []
     while (answer := stream.next()) is not None:
         found.append(token(answer))

@@ -301,10 +301,10 @@ def trace_settings(o: Official) -> None:
     assert before["trace_level"] == ["OFF"], before
     o.tell("update_trace_settings", model_name="simple", settings={"trace_rate": None, "trace_level": ["OFF"]})
     unsupported = "UNIMPLEMENTED" if o.grpc else "501"
-    o.refused(lambda: o.call("update_trace_settings", settings={"trace_rate": "5"}), unsupported, "TRACE_RATE")
+    o.refused(lambda: o.call("update_trace_settings", settings={"trace_rate": "5"}), unsupported, "TRACE_ENDPOINT")
     o.refused(lambda: o.call("update_trace_settings", settings={"trace_level": ["TIMESTAMPS"]}), unsupported, "trace_level")
     o.refused(lambda: o.call("update_trace_settings", settings={"trace_file": "/tmp/x"}), unsupported, "trace_file")
-    o.refused(lambda: o.call("update_trace_settings", settings={"trace_rate": "0"}), "", "trace_rate")
+    o.refused(lambda: o.call("update_trace_settings", settings={"trace_rate": "-1"}), "", "trace_rate")
     o.refused(lambda: o.call("get_trace_settings", "nobody"), "NOT_FOUND" if o.grpc else "404", "nobody")
 
 
