@@ -5,6 +5,7 @@ so that `{"text_input": "Hello"}` fits an input of shape [1] or [-1, 1]. Any oth
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
 from idl.tensors import invalid
 
+_log = logging.getLogger(__name__)
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+LAST_CHUNK = b"0\r\n\r\n"
 _TOGETHER = 32
 """Events that are sent in one piece."""
 _TIMES = frozenset({"queue_us", "compute_us"})
@@ -51,16 +54,16 @@ class Events:
                         events.append(event(answer))
                 except TimeoutError:
                     pass  # there are no more yet
-                except ServingError as error:
-                    failure = error
+                except Exception as error:  # noqa: BLE001 - those before it are still to be told
+                    failure = as_told(error)
                 yield b"".join(events)
                 if failure is not None:
                     raise failure
                 if answer is not None:
                     answer = self._answers.next()
-        except ServingError as error:
-            if error.code is not Code.CANCELLED:  # else nobody reads it
-                yield failure_event(error)
+        except Exception as error:  # noqa: BLE001 - the reader must see that it is not the end
+            if (told := as_told(error)).code is not Code.CANCELLED:  # else nobody reads it
+                yield failure_event(told)
         finally:
             self.close()
 
@@ -96,6 +99,7 @@ def asked(metadata: ModelMetadata, call: Call, model: str, version: str, given: 
     request_id = given.pop("id", call.request_id)
     if not isinstance(request_id, str):
         raise invalid("id is not a text")
+    tensor_json.encode_text("id", request_id)
     parameters |= _parameters(given)
     return InferRequest(
         model, tensors, version, request_id or call.request_id, parameters=parameters, deadline=call.deadline, traceparent=call.traceparent
@@ -126,7 +130,23 @@ def _parameters(given: Any) -> dict[str, Any]:
     for name, value in given.items():
         if not isinstance(value, (str, int, float, bool)):
             raise invalid(f"{name[:80]!r} is neither an input of the model nor a text, a number, or true or false")
+        tensor_json.encode_text("the name of a parameter", name)
+        if isinstance(value, str):
+            tensor_json.encode_text(f"the parameter {name[:80]!r}", value)
     return dict(given)
+
+
+def as_told(error: Exception) -> ServingError:
+    """What a reader is told of it; what nobody expected is in the log."""
+    if isinstance(error, ServingError):
+        return error
+    _log.error("stream_failed", exc_info=error)
+    return ServingError(Code.INTERNAL, "the stream broke")
+
+
+def chunk(data: bytes) -> bytes:
+    """A piece of a body without a length: who is cut off before LAST_CHUNK sees that it was (RFC 9112, section 7.1). `data` is not empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def event(answer: InferResponse) -> bytes:
