@@ -115,7 +115,8 @@ def _files(model: Path, settings: Path | None, version: int, *, is_new: bool) ->
 
     Settings that differ from those of a model that is there are refused, so they go first; a new model's are not left without a model.
     """
-    files = [(model, version, f"model{model.suffix}" if f"model{model.suffix}" in MODEL_FILES else MODEL_FILE)]
+    usual = model.name if model.name in MODEL_FILES else f"model{model.suffix}"
+    files = [(model, version, usual if usual in MODEL_FILES else MODEL_FILE)]
     if settings is not None:
         files.insert(len(files) if is_new else 0, (settings, 0, SETTINGS_FILE))
     return files

@@ -26,11 +26,13 @@ from inference_server.types import Signature
 PLATFORM = "script"
 MOST_SOURCE = 256 * 1024
 """Bytes of a script."""
+MOST_IMPORTS, MOST_LESSONS = 2000, 8
+"""Modules that are imported for it beforehand; how often calls that import further ones change them."""
 _CHOICE = " or ".join(f'"{name}"' for name in frames.FUNCTIONS)
 _ROOTS = sorted({sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parent.parent.parent)}, key=len, reverse=True)
 
 Outcome = tuple[list[Tensor], dict[str, Any]] | ServingError
-Done = Callable[[Outcome], None]
+Done = Callable[[Outcome, tuple[str, ...]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,9 @@ class Box(Protocol):
 
     def call(self, parts: Sequence[bytes | memoryview], deadline: float | None, watch: int) -> Ended: ...
 
-    def prepare(self, modules: Sequence[str]) -> None: ...
+    def prepare(self, modules: Sequence[str]) -> None:
+        """Raises nothing."""
+        ...
 
     def close(self) -> None: ...
 
@@ -102,7 +106,7 @@ def checked(source: bytes, box: Box, limits: Limits) -> Checked:
         if not isinstance(found, dict) or len(answer.outputs) != 1:
             raise Unfit("it gave something that is no answer")
         functions = tuple(name for name in frames.FUNCTIONS if name in found["functions"])
-        imports = tuple(str(name) for name in found["imports"])[:2000]
+        imports = tuple(str(name) for name in found["imports"])[:MOST_IMPORTS]
         checked = Checked(functions, bytes(answer.outputs[0].data), imports, float(found["load_ms"]))
     except ServingError as error:
         raise Unfit(error.message) from error
@@ -129,8 +133,10 @@ class ScriptModel:
             raise errors.invalid_model(name, str(error)) from error
         except BoxEnded as error:
             raise errors.not_ready(f"model {name!r}: {error}") from error
-        self._code = found.code
+        self._code, self._imports = found.code, set(found.imports)
+        self._lessons = MOST_LESSONS
         self.signature = Signature(PLATFORM, (), (), None, functions=found.functions)
+        self._new: set[str] = set()
         self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="script", daemon=True)
         self._thread.start()
@@ -147,9 +153,10 @@ class ScriptModel:
         deadline: float | None,
         watch: int,
         done: Done,
+        traced: bool = False,
     ) -> None:
-        """As `backends.pipeline.PipelineModel.start`."""
-        self._waiting.put(lambda: done(self._outcome(given, wanted, parameters, deadline, watch)))
+        """As `backends.pipeline.PipelineModel.start`; it has no steps to tell of."""
+        self._waiting.put(lambda: done(self._outcome(given, wanted, parameters, deadline, watch), ()))
 
     def close(self) -> None:
         """When no request is inside. Idempotent."""
@@ -160,6 +167,16 @@ class ScriptModel:
     def _work(self) -> None:
         while (call := self._waiting.get()) is not None:
             call()
+            self._learn()
+
+    def _learn(self) -> None:
+        """What the call before has imported is imported before the next."""
+        new, self._new = self._new, set()
+        if not new or not self._lessons or len(self._imports) + len(new) > MOST_IMPORTS:
+            return
+        self._lessons -= 1
+        self._imports |= new
+        self._box.prepare(sorted(self._imports))
 
     def _outcome(
         self, given: Sequence[Tensor], wanted: Sequence[str], parameters: Mapping[str, Any], deadline: float | None, watch: int
@@ -168,7 +185,10 @@ class ScriptModel:
             function = _function(parameters)
             if function in self.signature.functions:
                 said = {"function": function, "limit": self._limits.answer}
-                outputs = _answer_of(self._box.call(frames.question(self._code, given, said), deadline, watch), self._limits).outputs
+                answer = _answer_of(self._box.call(frames.question(self._code, given, said), deadline, watch), self._limits)
+                outputs = answer.outputs
+                if isinstance(gave := answer.said.get("gave"), list):
+                    self._new = {name for name in map(str, gave) if name not in self._imports}
             else:
                 outputs = tuple(given)
             return _chosen(outputs, wanted, function), {}

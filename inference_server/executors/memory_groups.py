@@ -89,7 +89,7 @@ class MemoryGroups:
 
     def _leave(self, folder: Path) -> None:
         """Moves this process, and those that it has started, out of `folder` into a leaf. Raises Unusable where others are in there."""
-        own = {os.getpid(), *_descendants(os.getpid())}
+        own = {os.getpid(), *descendants(os.getpid())}
         if others := _processes(folder) - own:
             raise Unusable(f"{len(others)} processes that are not this server's are in its control group")
         self._leaf = folder / f"{_PREFIX}{self._me}-{_LEAF}"
@@ -185,10 +185,11 @@ def _processes(folder: Path) -> set[int]:
     return set(map(int, (folder / "cgroup.procs").read_text().split()))
 
 
-def _descendants(pid: int) -> set[int]:
+def descendants(pid: int) -> set[int]:
+    """What a process has started, and what that has, of those that are there."""
     found: set[int] = set()
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in map(int, (task / "children").read_text().split()):
-                found |= {child} | _descendants(child)
+                found |= {child} | descendants(child)
     return found

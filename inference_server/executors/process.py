@@ -29,6 +29,7 @@ from idl.lane_streams import LaneStream
 from idl.messages import InferRequest
 from inference_server import errors
 from inference_server.executors.batcher import QueuePolicy
+from inference_server.executors.memory_groups import descendants
 from inference_server.executors.tuning import Tuning
 from inference_server.types import Signature
 
@@ -269,11 +270,8 @@ class ProcessExecutor:
         self._pool.trim(idle_since)
 
     def memory_bytes(self) -> int:
-        """Resident private memory of the process in bytes, 0 when it is gone."""
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
-            return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
-        return 0
+        """Resident private memory of the process, and of what it has started, in bytes, 0 when it is gone."""
+        return sum(_private_bytes(pid) for pid in (self.pid, *descendants(self.pid)))
 
     def close(self) -> None:
         """Ends the process, whatever it is doing, and waits for its end. Idempotent."""
@@ -300,6 +298,13 @@ class ProcessExecutor:
             ended = select.poll()  # select() refuses descriptors above 1023
             ended.register(self._pidfd, select.POLLIN)
             ended.poll(10_000)
+
+
+def _private_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return 0
 
 
 def _fresh_board() -> int:

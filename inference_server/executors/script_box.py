@@ -37,6 +37,8 @@ _SHARED_BYTES = 256 << 20
 """Of address space, besides a call's memory: libraries that the script imports."""
 _UNKNOWN_BYTES = 512 << 20
 """What the interpreter itself has, where that is not told."""
+_SLOWER = 2
+"""What a call has imported within its time may take so many times that, and as many seconds, on a busy host."""
 _PIECE = 1 << 16
 _LAST_PRINTED = 1000
 
@@ -90,15 +92,18 @@ class ScriptBox:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._pid = 0
+        self._cores: set[int] = set()
         self._data = self._space = 0
 
     # life ------------------------------------------------------------------------------------------------------------------------
 
     def prepare(self, modules: Sequence[str]) -> None:
-        """Imports them now, and whenever the box is started again, so that no call has to. Raises BoxEnded."""
+        """Imports them now, and whenever the box is started again, so that no call has to. Which they are a script says: where they take too
+        long, or more memory than a call may, the box is given up and does without them.
+        """
         self._modules = list(modules)
-        if self._process is not None:
-            self._import()
+        if self._control is not None:
+            self._import(self._control)
 
     def close(self) -> None:
         process, self._process = self._process, None
@@ -132,11 +137,11 @@ class ScriptBox:
                 raise BoxEnded(f"no process can be started for it: {error.strerror}") from error
         try:
             self._born(ours)
-            if self._modules:
-                self._import()
         except BaseException:
             self.close()
             raise
+        if self._modules and not self._import(ours):
+            return self._started()
         return ours
 
     def _box(self) -> list[str]:
@@ -159,6 +164,7 @@ class ScriptBox:
             raise BoxEnded("its box ended before it began; the server's log has what it said")
         control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         told = [data for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
+        self._cores = os.sched_getaffinity(0)  # a process begins with its parent's
         self._pid = _CREDENTIALS.unpack(told[0][: _CREDENTIALS.size])[0] if told else 0
         self._measure()
 
@@ -173,17 +179,27 @@ class ScriptBox:
         self._data = found["VmData"] + self._limits.memory
         self._space = found["VmSize"] + self._limits.memory + _SHARED_BYTES
 
-    def _import(self) -> None:
-        assert self._control is not None
-        try:
-            self._control.settimeout(BORN_TIMEOUT_S)
-            self._control.send(json.dumps({"import": self._modules}).encode())
-            if not self._control.recv(4096):
-                raise OSError
-        except OSError as error:
-            self.close()
-            raise BoxEnded("it uses a module that cannot be imported beforehand") from error
-        self._measure()
+    def _import(self, control: socket.socket) -> bool:
+        """False where the box could not do it, and has ended."""
+        before = self._data
+        with contextlib.suppress(OSError):
+            control.settimeout(_SLOWER * self._limits.timeout_s + _SLOWER)
+            control.send(json.dumps({"import": self._modules}).encode())
+            if control.recv(4096):
+                self._measure()
+                if self._data - before <= self._limits.memory:
+                    return True
+        self._modules = []
+        self.close()
+        return False
+
+    def _follow(self) -> None:
+        """Onto the cores that its owner may use: some may have been reserved for others meanwhile."""
+        cores = os.sched_getaffinity(0)
+        if cores != self._cores:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self._pid, cores)
+            self._cores = cores
 
     # one call --------------------------------------------------------------------------------------------------------------------
 
@@ -193,8 +209,7 @@ class ScriptBox:
         Raises BoxEnded, after which the next call starts it again; unsupported.
         """
         control = self._started()
-        with contextlib.suppress(OSError):  # cores may have been reserved for others meanwhile
-            os.sched_setaffinity(self._pid, os.sched_getaffinity(0))
+        self._follow()
         heard = self._printed()
         with contextlib.ExitStack() as closing:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

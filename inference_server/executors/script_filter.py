@@ -77,6 +77,9 @@ _REFUSED: dict[str, tuple[int, int]] = {
     "sched_setattr": (314, 274),
     "setpriority": (141, 140),
     "ioprio_set": (251, 30),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "modify_ldt": (154, -1),
     "personality": (135, 92),
     "syslog": (103, 116),
     "inotify_init": (253, -1),
@@ -112,10 +115,12 @@ def of_scripts(machine: str = "") -> bytes:
 
 
 def of_their_parent(machine: str = "") -> bytes:
-    """For the process that those are forked from: no threads, which a fork would leave behind. As `struct sock_filter[]`."""
+    """For the process that those are forked from: no threads, which a fork would leave behind, and no programs. As `struct sock_filter[]`."""
     column = _COLUMNS.index(machine or platform.machine())
-    steps = [
-        *_begin(column),
+    steps = [*_begin(column)]
+    for name in ("execve", "execveat"):
+        steps += [(_JUMP_EQUAL, 0, 1, _REFUSED[name][column]), (_RETURN, 0, 0, _EPERM)]
+    steps += [
         (_JUMP_EQUAL, 0, 3, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_JUMP_ANY, 0, 1, _CLONE_THREAD),

@@ -7,7 +7,7 @@ true}. When the call's process has ended it says {"ended": status of wait}. End 
 The second process takes one question and gives one answer (`backends.script_frames`), whose parameters are one of
 
     {"found": {...}}     CHECK: which functions are there, what the script has imported, how long that took
-    {"gave": true}       the outputs are the answer's tensors
+    {"gave": [modules]}  the outputs are the answer's tensors; what the call has imported
     {"raised": text, "line": n, "kind": "input" | "memory" | "syntax" | ""}
     {"wrong": text}      what was given is no answer, or the script has not the functions that it should have
     {"large": bytes}     the answer has more bytes than it may have
@@ -118,7 +118,7 @@ def _imported(names: Sequence[str]) -> int:
     """Modules that a script uses are there before it is forked: only what is installed, and none that wants a thread or does not like it here."""
     count = 0
     for name in names:
-        if _MODULE.fullmatch(name) and name not in sys.modules:
+        if _MODULE.fullmatch(name) and "__" not in name and name not in sys.modules:
             try:
                 importlib.import_module(name)
                 count += 1
@@ -198,6 +198,7 @@ def _answered(channel: socket.socket) -> frames.Parts:
     head_size, code_size, body_size = frames.QUESTION.unpack(_received(channel, frames.QUESTION.size))
     head, code = lane.unpack_head(bytes(_received(channel, head_size))), bytes(_received(channel, code_size))
     body, said = _received(channel, body_size), head.parameters
+    before = set(sys.modules)
     try:
         if said["function"] == frames.CHECK:
             return _checked(code)
@@ -206,7 +207,7 @@ def _answered(channel: socket.socket) -> frames.Parts:
         size = sum(len(content) for *_, content in found)
         if size > said["limit"]:
             return frames.answer([], {"large": size})
-        return frames.answer(found, {"gave": True})
+        return frames.answer(found, {"gave": _imports(before)})
     except MemoryError:
         raise
     except script_values.NotATensor as error:
@@ -273,7 +274,7 @@ def _takes_one(function: Callable[..., Any]) -> bool:
 
 
 def _imports(before: set[str]) -> list[str]:
-    """Installed modules that loading it has brought."""
+    """Installed modules that came since."""
     own = {_API, "script"}
     names = [name for name in sorted(set(sys.modules) - before - own) if _MODULE.fullmatch(name)]
     return [name for name in names if not str(getattr(sys.modules[name], "__file__", "") or "").startswith(frames.FOLDER)][:2000]

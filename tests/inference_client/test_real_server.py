@@ -140,6 +140,8 @@ def test_the_control_verbs(server: Process, tmp_path: Path, wire: str) -> None:
 def test_scripts_over_every_address(server: Process, tmp_path: Path) -> None:
     file = tmp_path / "script.py"
     file.write_text("def preprocess(inputs): return {'x': inputs['x'] * 2, 'said': ['ü', b'a\\0']}\n")
+    with Client(f"thrift://{server['thrift']}", timeout_s=60) as control:
+        assert control.validate_script(file.read_bytes()).functions == ("preprocess",)
     with Client(f"grpc://{server['grpc']}", timeout_s=60) as control:
         assert control.validate_script(file.read_bytes()).functions == ("preprocess",)
         with pytest.raises(ServingError) as caught:

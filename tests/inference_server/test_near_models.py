@@ -35,7 +35,7 @@ def said(root: Path) -> dict[str, str]:
         (
             "pb/1/model.pb",
             "mis/pb",
-            "mis/pb/1 has model.pb, which is not served: model.onnx, model.py, model.pmml, model.pt2 or model.pt is",
+            "mis/pb/1 has model.pb, which is not served: model.onnx, model.py, model.pmml, model.pt2, model.pt or script.py is",
         ),
         ("sk/1/m.pkl", "mis/sk", "mis/sk/1 has m.pkl, which is not served; outboard models convert makes ONNX of it: model.onnx, "),
         ("net/1/net.pt", "mis/net", "mis/net/1 has net.pt and no model.pt: rename it, or say in model.toml: model_file = 'net.pt'"),
@@ -44,7 +44,7 @@ def said(root: Path) -> dict[str, str]:
         ("vee/v1/model.pt2", "mis/vee", "without zeros before it; mis/vee/1/model.pt2 is wanted"),
         ("tree.pmml", "mis", "tree.pmml lies in the repository itself; mis/tree/1/model.pmml is wanted"),
         ("1/model.py", "mis", "it is the folder of one model; the repository, the folder that this one lies in, is wanted"),
-        ("empty/1/notes.txt", "mis/empty", "mis/empty/1 has none of model.onnx, model.py, model.pmml, model.pt2 or model.pt"),
+        ("empty/1/notes.txt", "mis/empty", "mis/empty/1 has none of model.onnx, model.py, model.pmml, model.pt2, model.pt or script.py"),
         ("group/double/1/model.onnx", "mis/group", "it holds models of its own, such as mis/group/double, and is a repository itself"),
         ("double.onnx", "mis", "double.onnx lies in the repository itself; mis/double/1/model.onnx is wanted"),
         ("model.onnx", "mis", "model.onnx lies in the repository itself; mis/NAME/1/model.onnx is wanted"),

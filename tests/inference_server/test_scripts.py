@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 from idl.codes import Code, ServingError
 from idl.messages import Tensor
 from inference_server import logs
+from inference_server.backends.script import Limits, checked
 from inference_server.engine import Engine
 from inference_server.executors import sandbox
 from inference_server.executors.process import Watcher, Zygote
+from inference_server.executors.script_box import ScriptBox
 from tests.engines import LIMIT, engine_over
 from tests.eventually import eventually
 from tests.script_models import GOOD, arrays, asked, descendants, script_model
@@ -160,7 +163,7 @@ def test_its_mistakes_are_named_without_a_path_of_the_host(engine: Engine, repos
     }
     assert said["ragged"].message.startswith("output 'y' cannot be made an array: ")
     assert said["import"].message.startswith("the script raised ImportError: cannot import name 'nothing_of_this_name' from 'numpy' (lib/")
-    assert not any(str(root) in error.message for error in said.values() for root in (repository, Path.cwd(), os.sys.prefix))
+    assert not any(str(root) in error.message for error in said.values() for root in (repository, Path.cwd(), sys.prefix))
     assert ask(engine, do="") == {"y": ("INT64", 1)}
 
 
@@ -269,6 +272,7 @@ def test_a_reload_takes_the_new_script_and_leaves_no_box_behind(engine: Engine, 
     before = descendants(zygote._process.pid)
     load(engine, repository)
     boxes = descendants(zygote._process.pid)
+    assert engine.capacity().models[0].memory_bytes > 10 * 2**20, "its box is counted"
     load(engine, repository, "def preprocess(inputs): return {'v': 2}", version=2)
     assert ask(engine) == {"v": ("INT64", 2)}
     eventually(lambda: not descendants(zygote._process.pid).keys() & (boxes.keys() - before.keys()), "the old box has gone")
@@ -284,6 +288,38 @@ def test_a_box_that_is_killed_comes_back(engine: Engine, repository: Path, zygot
     error = refused(engine, x=1)
     assert (error.code, error.message) == (Code.MODEL_FAILED, "the script could not be run: its box has ended")
     assert ask(engine, x=1) == {"x": ("INT64", 2)}
+
+
+def test_what_a_call_imports_is_there_before_the_next(engine: Engine, repository: Path) -> None:
+    code = """
+    import sys
+
+    def preprocess(inputs):
+        had = "xml.dom.minidom" in sys.modules
+        import xml.dom.minidom
+        import beside
+        sys.modules["antigravity.__main__"] = sys.modules["no/module"] = sys
+        return {"had": had, "own": "beside" in sys.modules}
+    """
+    (script_model(repository / "s", code).parent / "beside.py").write_text("x = 1")
+    engine.repository_model_load("s", {})
+    assert ask(engine)["had"] == ("BOOL", False)
+    eventually(lambda: ask(engine)["had"] == ("BOOL", True), "it is imported beforehand")
+
+
+def test_a_script_that_wants_too_much_beforehand_does_without(zygote: Zygote) -> None:
+    limits = Limits(10, 2**25, 2**20)
+    box = ScriptBox(None, limits)
+    try:
+        found = checked(GOOD.encode(), box, limits)
+        box.prepare(["no.such.module", "json.tool", "json.__main__"])
+        assert checked(GOOD.encode(), box, limits).functions == found.functions
+        first = box._pid
+        box.prepare([*sorted(sys.stdlib_module_names), "onnxruntime"])
+        assert checked(GOOD.encode(), box, limits).functions == found.functions
+        assert box._pid != first and box._modules == []
+    finally:
+        box.close()
 
 
 def test_two_instances_work_side_by_side(engine: Engine, repository: Path) -> None:
