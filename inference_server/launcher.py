@@ -22,7 +22,7 @@ from inference_server.executors.thread import ThreadExecutor
 from inference_server.executors.tuning import Tuning
 from inference_server.instance import Executor
 from inference_server.metrics import Metrics
-from inference_server.model_settings import FILE, SCRIPT, SCRIPT_MEMORY, SCRIPT_TIMEOUT_S, ModelSettings, on_gpu, unfit_for_script
+from inference_server.model_settings import FILE, SCRIPT, SCRIPT_TIMEOUT_S, ModelSettings, on_gpu, script_memory, unfit_for_script
 from inference_server.pipeline_steps import Step
 from inference_server.provider_options import not_used
 from inference_server.repository_model import PIPELINE, RepositoryModel
@@ -164,7 +164,7 @@ class Launcher:
         return {
             "script": {
                 "timeout_s": said.get("timeout", SCRIPT_TIMEOUT_S),
-                "memory": said.get("memory", model.settings.memory or SCRIPT_MEMORY),
+                "memory": said.get("memory") or script_memory(model.settings.memory),
             },
             "run_dir": str(self._zygote.run_dir),
             "limit": self._settings.max_message_bytes,

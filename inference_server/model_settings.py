@@ -38,6 +38,8 @@ MODEL_FILES = (*(f"model{suffix}" for suffix in BACKENDS), SCRIPT_FILE)
 """The usual names, the first that is there counts."""
 SCRIPT_TIMEOUT_S, SCRIPT_MEMORY = 5.0, 256 * 2**20
 """Of one call of a script, where its owner says nothing."""
+_SCRIPT_BOX_MEMORY, _LEAST_SCRIPT_MEMORY = 64 * 2**20, 16 * 2**20
+"""What its box and the process that owns it have, at most."""
 _MAX_BYTES = 2**20
 _FLAG = re.compile(r"-[bBdEIOsSuvqx]{1,8}|-[WX]?[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}|-[WX]|[A-Za-z0-9_][A-Za-z0-9_=:.,-]{0,100}")
 """Those that need no file and run nothing of their own (`-c` and `-m` do)."""
@@ -204,6 +206,11 @@ def _check_together(settings: ModelSettings) -> None:
         if settings.cache is not None and getattr(settings, key):
             raise InvalidModelSettings(f"cache and {key} do not go together: the same question may have another answer the next time")
     version_labels.checked(settings.version_labels, settings.canary_percent)
+
+
+def script_memory(memory: int) -> int:
+    """Bytes for one call of a script whose owner says none: what `memory`, the limit of all processes of an instance, leaves beside the others."""
+    return max(_LEAST_SCRIPT_MEMORY, memory - _SCRIPT_BOX_MEMORY) if memory else SCRIPT_MEMORY
 
 
 def unfit_for_script(settings: ModelSettings) -> str:

@@ -136,7 +136,7 @@ SCRIPTS: dict[str, Hostile] = {
     ),
     "closes descriptors": Hostile(_script("os.closerange(0, 1000)"), "the script has closed the way that its answer goes"),
     "closes descriptors and goes on": Hostile(
-        _script("os.closerange(0, 1000)\nwhile True: pass"), "the script was ended without an answer"
+        _script("os.closerange(0, 1000)\nwhile True: pass"), "the script has closed the way that its answer goes"
     ),
     "answers by itself": Hostile(_script("os.write(3, b'x' * 10**6)"), "the script's answer cannot be used|the script gave more than"),
     "says that more comes": Hostile(_script("import struct, time\nos.write(3, struct.pack('=IQ', 100, 100))\ntime.sleep(100)"), SLOW),

@@ -31,6 +31,8 @@ MOST_IMPORTS, MOST_LESSONS = 2000, 8
 _CHOICE = " or ".join(f'"{name}"' for name in frames.FUNCTIONS)
 _ROOTS = sorted({sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parent.parent.parent)}, key=len, reverse=True)
 
+_CLOSED = "the script has closed the way that its answer goes"
+
 Outcome = tuple[list[Tensor], dict[str, Any]] | ServingError
 Done = Callable[[Outcome, tuple[str, ...]], None]
 
@@ -54,6 +56,8 @@ class Ended:
     GONE: ClassVar[str] = "gone"
     LARGE: ClassVar[str] = "large"
     HUNG_UP: ClassVar[str] = "hung up"
+    CLOSED: ClassVar[str] = "closed"
+    """HUNG_UP: its process has ended; CLOSED: it had not, and went on without a way to answer."""
 
     why: str
     status: int
@@ -230,6 +234,8 @@ def _answer_of(ended: Ended, limits: Limits) -> frames.Answer:
         raise ServingError(Code.CANCELLED, "the caller has gone")
     if ended.why == Ended.LARGE:
         raise errors.too_large(f"the script gave more than {limits.answer} bytes, which is the most that is sent")
+    if ended.why == Ended.CLOSED:
+        raise errors.model_failed(_CLOSED)
     if ended.why != Ended.ANSWERED:
         raise errors.model_failed(_late(limits) if ended.why == Ended.LATE else _died(ended.status, limits))
     try:
@@ -263,14 +269,14 @@ def _late(limits: Limits) -> str:
 
 def _died(status: int, limits: Limits) -> str:
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == frames.NO_WAY_OUT:
-        return "the script has closed the way that its answer goes"
+        return _CLOSED
     if os.WIFEXITED(status):
         return f"the script ended its process (status {os.WEXITSTATUS(status)}) instead of giving an answer"
     ended_by = os.WTERMSIG(status)
     if ended_by == signal.SIGXCPU:
         return _late(limits)
     if ended_by == signal.SIGKILL:
-        return "the script was ended without an answer: it closed the way that its answer goes, or there was no memory left for it"
+        return "the script used more memory than there is for its model, or on its host"
     name = signal.Signals(ended_by).name if ended_by in {*signal.Signals} else str(ended_by)
     return f"the script's process died of {name}"
 

@@ -146,13 +146,14 @@ class ScriptBox:
 
     def _box(self) -> list[str]:
         command = [sandbox.PROGRAM, *sandbox.isolation(), "--hostname", "script", "--clearenv", *sandbox.system()]
-        command += ["--dev", "/dev", "--remount-ro", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/tmp"]
+        command += ["--dev", "/dev", "--remount-ro", "/dev", "--tmpfs", "/tmp"]
         command += sandbox.seen(_ROOT / name for name in ("idl", "inference_server"))
         if self._folder is not None:
             command += ["--ro-bind", str(self._folder), frames.FOLDER]
         for name, value in (("HOME", "/"), ("LANG", "C.UTF-8"), *((name, "1") for name in _THREADS)):
             command += ["--setenv", name, value]
-        return [*command, "--remount-ro", "/", "--chdir", frames.FOLDER if self._folder is not None else "/", "--"]
+        # last: some of these may lie in /tmp
+        return [*command, "--remount-ro", "/tmp", "--remount-ro", "/", "--chdir", frames.FOLDER if self._folder is not None else "/", "--"]
 
     def _born(self, control: socket.socket) -> None:
         control.settimeout(BORN_TIMEOUT_S)
@@ -232,8 +233,9 @@ class ScriptBox:
                     os.close(each)
             exchange = _Exchange(ours, control, listening, parts, self._limits)
             try:
-                why = exchange.run(deadline, watch)
-                status = exchange.status if exchange.status is not None else _end(control, why)
+                why, status = exchange.run(deadline, watch), exchange.status
+                if status is None:
+                    why, status = _end(control, why)
             except BoxEnded:
                 self.close()
                 raise
@@ -244,16 +246,17 @@ class ScriptBox:
             return Ended(why, status, exchange.head, exchange.body)
 
 
-def _end(control: socket.socket, why: str) -> int:
-    """Ends a call's process, where it has not ended by itself; its status. Raises BoxEnded."""
+def _end(control: socket.socket, why: str) -> tuple[str, int]:
+    """Ends a call's process, where it has not ended by itself: why it is over, and its status. Raises BoxEnded."""
     try:
         if why == Ended.HUNG_UP:
             control.settimeout(_LAST_WORD_S)
             with contextlib.suppress(TimeoutError):
-                return _status(control.recv(4096))
+                return why, _status(control.recv(4096))
+            why = Ended.CLOSED
         control.settimeout(END_TIMEOUT_S)
         control.send(b'{"kill": true}')
-        return _status(control.recv(4096))
+        return why, _status(control.recv(4096))
     except (OSError, ValueError, KeyError) as error:
         raise BoxEnded("its box has ended") from error
 

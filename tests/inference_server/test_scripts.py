@@ -1,5 +1,6 @@
 """Models that are scripts of users: what they are given, what becomes of their answers and mistakes, and what a load says."""
 
+import hashlib
 import json
 import os
 import sys
@@ -19,6 +20,8 @@ from inference_server.engine import Engine
 from inference_server.executors import sandbox
 from inference_server.executors.process import Watcher, Zygote
 from inference_server.executors.script_box import ScriptBox
+from inference_server.types import FileHeader
+from outboard.models import _files
 from tests.engines import LIMIT, engine_over
 from tests.eventually import eventually
 from tests.script_models import GOOD, arrays, asked, descendants, script_model
@@ -249,6 +252,25 @@ def test_memory_is_bounded_and_given_back(engine: Engine, repository: Path) -> N
         error = refused(engine, **{what: 1})
         assert (error.code, error.message) == (Code.MODEL_FAILED, "the script used more memory than 64 MiB"), what
     assert ask(engine) == {"y": ("INT64", 2**22)}
+
+
+def test_a_models_memory_is_that_of_its_script_and_its_box(engine: Engine, repository: Path) -> None:
+    load(engine, repository, "def preprocess(inputs):\n  return {'y': len(bytes(inputs['n'].item()))}", 'memory = "128MiB"')
+    assert ask(engine, n=40 * 2**20) == {"y": ("INT64", 40 * 2**20)}
+    assert refused(engine, n=100 * 2**20).message == "the script used more memory than 64 MiB"
+
+
+def test_a_script_of_the_users_repository(zygote: Zygote, watcher: Watcher, repository: Path, tmp_path: Path) -> None:
+    with engine_over(zygote, watcher, repository, user_models=tmp_path / "users") as engine:
+        data = GOOD.encode()
+        engine.put_file(FileHeader("ann.iris.script", 1, "script.py", len(data), hashlib.sha256(data).hexdigest(), True), iter([data]))
+        engine.repository_model_load("ann.iris.script", {})
+        assert arrays(engine.model_infer(asked("ann.iris.script", "preprocess", {"x": 1})))["x"] == 2
+
+
+def test_a_script_is_pushed_under_its_own_name() -> None:
+    assert [remote for *_, remote in _files(Path("a/script.py"), None, 1, is_new=True)] == ["script.py"]
+    assert [remote for *_, remote in _files(Path("a/iris.py"), None, 1, is_new=True)] == ["model.py"]
 
 
 def test_files_beside_it_are_read_and_settings_may_name_it(engine: Engine, repository: Path) -> None:
