@@ -7,11 +7,12 @@ from threading import BoundedSemaphore
 from flask import Flask
 
 from gateway import clock
-from gateway.blueprints import errors, health, metrics, openapi, predictions, requests, tokens, users, v2, v2_run_time
+from gateway.blueprints import errors, form_api, health, metrics, openapi, predictions, requests, tokens, users, v2, v2_run_time
 from gateway.context import EXTENSION, Services
 from gateway.hot_routes import HotRoutes
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
+from gateway.operations.credentials import Credentials
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
@@ -36,6 +37,7 @@ def build_services(
         storage,
         models,
         users,
+        Credentials(storage, users, now),
         Tokens(storage, users, settings, now),
         metrics or Metrics(),
         BoundedSemaphore(max(1, settings.threads // 2)),
@@ -82,7 +84,7 @@ def create_app(settings: Settings, *, services: Services | None = None, hot: boo
     app.extensions[EXTENSION] = services = services or default_services(settings)
     requests.watch(app)
     errors.handle(app)
-    for module in (errors, health, metrics, openapi, predictions, tokens, users, v2, v2_run_time):
+    for module in (errors, form_api, health, metrics, openapi, predictions, tokens, users, v2, v2_run_time):
         app.register_blueprint(module.blueprint)
     if hot:
         app.wsgi_app = HotRoutes(app.wsgi_app, services)  # type: ignore[method-assign]

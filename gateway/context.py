@@ -11,6 +11,7 @@ from gateway import clock, wsgi_request
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.operations.access import Access
+from gateway.operations.credentials import Credentials
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
@@ -47,6 +48,7 @@ class Services:
     storage: Storage
     models: Models
     users: Users
+    credentials: Credentials
     tokens: Tokens
     metrics: Metrics
     streams: BoundedSemaphore

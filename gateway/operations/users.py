@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from gateway import clock
 from gateway.errors import InvalidFields
-from gateway.operations import passwords
+from gateway.operations import names, passwords
 from gateway.operations.throttle import Throttle
 from gateway.settings import Settings, SettingsError
 from gateway.storage import Storage
@@ -19,7 +19,6 @@ from idl.codes import Code, ServingError
 FIRST_ADMINISTRATOR = "admin"
 SIGNUP_TTL = timedelta(hours=24)
 MAX_EMAIL = 254
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,253}")
 _WRONG = "the username or the password is wrong"
 
@@ -44,7 +43,7 @@ class Users:
         if not self._open and not signup_token:
             raise ServingError(Code.FORBIDDEN, "registration is closed here: a new account needs a sign-up token")
         _refuse_invalid(
-            {"username": _against_name(username), "password": passwords.reason_against(password), "email": _against_email(email)}
+            {"username": names.reason_against(username), "password": passwords.reason_against(password), "email": _against_email(email)}
         )
         if username.lower() == FIRST_ADMINISTRATOR and not signup_token:
             raise ServingError(Code.ALREADY_EXISTS, f"username: {username!r} is taken")
@@ -127,12 +126,6 @@ class Users:
 def token_hash(token: str) -> str:
     """What is kept of a random token: it has too many bits to be guessed, so a fast hash without salt is enough."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _against_name(name: str) -> str:
-    if _NAME.fullmatch(name):
-        return ""
-    return "must have 1 to 64 letters, digits, _ or -, and begin with a letter or digit"
 
 
 def _against_email(email: str | None) -> str:

@@ -3,6 +3,7 @@
 `Storage` owns the process's database connections and hands out one store per noun; nothing touches the disk before the first use.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gateway.storage import secret
@@ -11,6 +12,7 @@ from gateway.storage.audit import Audit
 from gateway.storage.blobs import Blobs
 from gateway.storage.database import Database
 from gateway.storage.idempotency import Idempotency
+from gateway.storage.incoming import Incoming
 from gateway.storage.marks import Mark
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
@@ -36,12 +38,17 @@ class Storage:
         self.teams = Teams(self.database, self.sharing)
         self.audit = Audit(self.database)
         self.idempotency = Idempotency(self.database)
-        self.blobs = Blobs(self.database, folder / "blobs")
+        self._blobs_folder = folder / "blobs"
+        self.blobs = Blobs(self.database, self._blobs_folder)
         self._secret = folder / "secret"
 
     def secret(self) -> str:
         """The key that signs tokens, made on first use."""
         return secret.load_or_create(self._secret)
+
+    def receive(self, limit: int) -> Callable[[str], Incoming]:
+        """What begins a file of at most `limit` bytes on its way in, given the name that its sender has for it."""
+        return lambda name: Incoming(self._blobs_folder, limit, name)
 
     def close(self) -> None:
         self.database.close()

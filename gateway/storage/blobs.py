@@ -17,7 +17,8 @@ from gateway.clock import to_text
 from gateway.storage.database import Database
 from idl.codes import Code, ServingError
 
-_PIECE = 1 << 20
+PARTIAL = "part-"
+"""What the names of files that are still written begin with."""
 _NAMED_BY = (
     ("model_versions", "sha256"),
     ("script_versions", "sha256"),
@@ -100,7 +101,7 @@ class Blobs:
     def sweep_partial(self, older_than: datetime) -> int:
         """Removes what writers that were killed left behind; how many files."""
         count = 0
-        for path in self._folder.glob("part-*"):
+        for path in self._folder.glob(f"{PARTIAL}*"):
             if path.stat().st_mtime < older_than.timestamp():
                 path.unlink(missing_ok=True)
                 count += 1
@@ -124,7 +125,7 @@ class Blobs:
 
     def _partial(self) -> Path:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self._folder / f"part-{secrets.token_hex(8)}"
+        return self._folder / f"{PARTIAL}{secrets.token_hex(8)}"
 
 
 def full(error: OSError) -> ServingError:
