@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
@@ -32,6 +32,8 @@ class Place:
     ports: Mapping[str, int]
     token: str
     environ: Mapping[str, str]
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    """Options of `host_access.add_files`: name -> what was given."""
 
 
 Check = Callable[[Place], Iterator[Finding]]
@@ -44,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, default in (("http", 8080), ("grpc", 8001), ("thrift", 9090), ("metrics", 8002)):
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"default {default}; 0: do not look")
     parser.add_argument("--token", help="of a server that runs; default: OUTBOARD_TOKEN")
+    for name, text in (
+        ("ca", "the authorities that a server with TLS is of"),
+        ("certificate", "for a server that asks for one"),
+        ("key", "of it"),
+    ):
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"{text}; default: OUTBOARD_{name.upper()}")
     parser.add_argument("--quiet", action="store_true", help="only what is not well")
 
 
@@ -83,4 +91,5 @@ def _place(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Place:
         ports[name] = given if given is not None else next(int(text) for text in named if text.isdecimal())
     host = arguments.host or environ.get("OUTBOARD_HOST") or environ.get("OUTBOARD_SERVER_HOST") or "127.0.0.1"
     token = environ.get("OUTBOARD_TOKEN", environ.get("OUTBOARD_SERVER_TOKEN", "")) if arguments.token is None else arguments.token
-    return Place(data, models, host, ports, token, environ)
+    files = {name: getattr(arguments, name) for name in ("ca", "certificate", "key")}
+    return Place(data, models, host, ports, token, environ, files)

@@ -3,10 +3,15 @@
 import errno
 import http.client
 import socket
+from argparse import Namespace
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from idl.codes import ServingError
 from outboard.doctor import OK, PROBLEM, WARNING, Check, Finding, Place
+
+if TYPE_CHECKING:
+    from inference_client import Client
 
 TIMEOUT_S = 3.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -58,16 +63,27 @@ def _ours(place: Place, name: str, port: int) -> str:
         return f"{type(error).__name__}: {error}"
     except ServingError as error:
         return f"{error.code.value}: {error.message}"
+    except ValueError as error:
+        return str(error)
     if name == "metrics":
         return "" if "outboard_accepting" in text else "it has no metrics of ours"
     return "" if status == 200 else f"/livez says {status}"
 
 
 def _live(place: Place, scheme: str, host: str, port: int) -> bool:
-    from inference_client import Client
-
-    with Client(f"{scheme}://{_bracketed(host)}:{port}", token=place.token, timeout_s=TIMEOUT_S) as client:
+    with _connected(place, scheme, host, port) as client:
         return client.server_live()
+
+
+def _connected(place: Place, scheme: str, host: str, port: int) -> "Client":
+    """Over TLS where the server's settings, or the options, say so. Raises ValueError for files that cannot be used."""
+    from inference_client import Client
+    from outboard import host_access
+
+    tls = host_access.tls(Namespace(**{name: place.files.get(name) for name in host_access.FILES}), place.environ)
+    secure = bool(tls.ca or place.environ.get("OUTBOARD_SERVER_TLS_CERTIFICATE"))
+    address = f"{scheme}{'s' if secure else ''}://{_bracketed(host)}:{port}"
+    return Client(address, token=place.token, timeout_s=TIMEOUT_S, tls=tls if secure else None)
 
 
 def _get(host: str, port: int, path: str) -> tuple[int, str]:
@@ -102,17 +118,18 @@ def model_folders(place: Place) -> Iterator[Finding]:
 
 def server(place: Place) -> Iterator[Finding]:
     """Where one runs: what it serves."""
-    from inference_client import Client
-
     port = place.ports.get("grpc", 0)
     host = _EVERYWHERE.get(place.host, place.host)
     if not port or not _taken(place.host, port):
         yield Finding(OK, "server", "none runs here now")
         return
     try:
-        with Client(f"grpc://{_bracketed(host)}:{port}", token=place.token, timeout_s=TIMEOUT_S) as client:
+        with _connected(place, "grpc", host, port) as client:
             index = client.repository_index()
             ready = client.server_ready()
+    except ValueError as error:
+        yield Finding(PROBLEM, "server", f"cannot be asked: {error}", "see --ca, --certificate and --key")
+        return
     except ServingError as error:
         advice = "give its token with --token" if error.code.value in ("unauthenticated", "forbidden") else "look at its log"
         yield Finding(PROBLEM, "server", f"does not answer: {error.code.value}: {error.message}", advice)

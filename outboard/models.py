@@ -6,7 +6,6 @@ what was asked, or 130 after Ctrl-C. None leaves the host without the version th
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from idl.codes import Code, ServingError
-from inference_client import Client
 from inference_server.model_settings import MODEL_FILES
-from outboard import models_convert, models_serving
+from outboard import host_access, models_convert, models_serving
 from outboard.models_copy import Meter, over_rpc, over_ssh
 from outboard.models_host import Host, Refused, Tested, Version
 from outboard.models_serving import version_number
@@ -59,7 +57,8 @@ def _add(subparsers: Any, verb: str, run: Verb, text: str, *, name: bool) -> arg
     parser.add_argument(
         "--host", default=DEFAULT_HOST, metavar="ADDRESS", help=f"the host's gRPC HOST:PORT, or a URL; default {DEFAULT_HOST}"
     )
-    parser.add_argument("--token", help="default: OUTBOARD_TOKEN")
+    host_access.add_token(parser)
+    host_access.add_files(parser)
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for one load or one request; default 300")
     parser.set_defaults(run=partial(_run, run))
     return parser
@@ -67,9 +66,8 @@ def _add(subparsers: Any, verb: str, run: Verb, text: str, *, name: bool) -> arg
 
 def _run(verb: Verb, arguments: argparse.Namespace) -> int:
     """Connects, runs the verb, and turns what it raises into a line on standard error and an exit status."""
-    token = os.environ.get("OUTBOARD_TOKEN", "") if arguments.token is None else arguments.token
     try:
-        with Client(arguments.host, token=token) as client:
+        with host_access.connect(arguments.host, arguments, token=host_access.token(arguments)) as client:
             return verb(Host(client, arguments.timeout, _say), arguments)
     except KeyboardInterrupt:
         _say("interrupted")

@@ -1,7 +1,6 @@
 """`outboard top`: what a model server does now, live in a terminal; with --once one look for scripts."""
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -9,7 +8,7 @@ import time
 from idl.codes import ServingError
 from idl.messages import Capacity
 from inference_client import Client
-from outboard import scrape
+from outboard import host_access, scrape
 from outboard.models_table import size_text
 from outboard.scrape import Key, Look, VersionLook
 
@@ -27,16 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default=DEFAULT_HOST, metavar="ADDRESS", help=f"its gRPC HOST:PORT, or a URL; default {DEFAULT_HOST}; '': do not ask"
     )
-    parser.add_argument("--token", help="default: OUTBOARD_TOKEN")
+    host_access.add_token(parser)
+    host_access.add_files(parser)
     parser.add_argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks; default 2")
     parser.add_argument("--once", action="store_true", help="print one table, of what came within one interval, and end")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit status: 0, 1 where the server does not answer at first, 130 after Ctrl-C."""
-    token = os.environ.get("OUTBOARD_TOKEN", "") if arguments.token is None else arguments.token
+    client: Client | None = None
     try:
-        client = Client(arguments.host, token=token, timeout_s=_TIMEOUT_S) if arguments.host else None
+        if arguments.host:
+            client = host_access.connect(arguments.host, arguments, token=host_access.token(arguments), timeout_s=_TIMEOUT_S)
         try:
             return _once(arguments, client) if arguments.once else _live(arguments, client)
         finally:
