@@ -11,6 +11,7 @@ from gateway.storage.attempts import Attempts
 from gateway.storage.audit import Audit
 from gateway.storage.blobs import Blobs
 from gateway.storage.database import Database
+from gateway.storage.deployments import Deployments
 from gateway.storage.idempotency import Idempotency
 from gateway.storage.incoming import Incoming
 from gateway.storage.marks import Mark
@@ -36,6 +37,7 @@ class Storage:
         self.sharing = Mark(folder / "sharing")
         """Changes with every change of who may see or call what of users: teams, models, deployments."""
         self.teams = Teams(self.database, self.sharing)
+        self.deployments = Deployments(self.database, self.sharing)
         self.audit = Audit(self.database)
         self.idempotency = Idempotency(self.database)
         self._blobs_folder = folder / "blobs"

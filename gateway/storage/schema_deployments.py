@@ -33,8 +33,9 @@ def m010_scripts(db: SqliteDatabase) -> None:
 
 
 def m011_deployments(db: SqliteDatabase) -> None:
-    """`desired_state` is what the owner wants, `state` what the model host was last seen to do. `generation` counts changes of what is
-    wanted, `observed_generation` is the last one that the reconciler carried out."""
+    """`desired_state` is what the owner wants, `state` what the model host was last seen to do. `version_id` is the version that is wanted,
+    `serving_version_id` the one that answers. `generation` counts changes of what is wanted, `observed_generation` is the last one that
+    the reconciler carried out. A row that is being deleted (`state` deleting) may have `deleted_at` already: then its name is free again."""
     db.execute(
         """create table deployments (
             id integer primary key,
@@ -42,6 +43,7 @@ def m011_deployments(db: SqliteDatabase) -> None:
             name text not null collate nocase,
             model_id integer not null references models (id),
             version_id integer not null references model_versions (id),
+            serving_version_id integer references model_versions (id),
             visibility text not null default 'private' check (visibility in ('private', 'team', 'public')),
             team_id integer references teams (id),
             desired_state text not null check (desired_state in ('running', 'paused', 'deleted')),
@@ -74,6 +76,8 @@ def m011_deployments(db: SqliteDatabase) -> None:
     db.execute("create unique index deployments_name on deployments (owner_id, name) where deleted_at is null")
     db.execute("create index deployments_model on deployments (model_id)")
     db.execute("create index deployments_team on deployments (team_id) where team_id is not null")
+    db.execute("create index deployments_public on deployments (id) where visibility = 'public' and deleted_at is null")
+    db.execute("create index deployments_alive on deployments (id) where state <> 'deleted'")
     db.execute(
         """create table golden (
             id integer primary key,
@@ -91,7 +95,8 @@ def m011_deployments(db: SqliteDatabase) -> None:
 
 def m012_deployment_statistics(db: SqliteDatabase) -> None:
     """`span` 60 or 3600 s; `begin` in seconds since the epoch, a multiple of it. `errors`: JSON, code -> count. `latency`: JSON, counts in
-    the fixed buckets of the statistics. Sums in ns, memory in bytes at its highest."""
+    the fixed buckets of the statistics. Sums in ns, memory in bytes at its highest. `deployment_counters`: what a host said last of a
+    version, as JSON, so that the next look knows what is new; `epoch` is another number after each start of that host."""
     db.execute(
         """create table deployment_statistics (
             deployment_id integer not null references deployments (id) on delete cascade,
@@ -105,6 +110,18 @@ def m012_deployment_statistics(db: SqliteDatabase) -> None:
             compute_ns integer not null,
             memory integer not null,
             primary key (deployment_id, span, begin)
+        ) strict, without rowid"""
+    )
+    db.execute("create index deployment_statistics_age on deployment_statistics (span, begin)")
+    db.execute(
+        """create table deployment_counters (
+            host text not null,
+            model text not null,
+            version text not null,
+            epoch real not null,
+            counts text not null,
+            seen_at real not null,
+            primary key (host, model, version)
         ) strict, without rowid"""
     )
 
