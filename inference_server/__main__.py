@@ -50,7 +50,8 @@ from inference_server.trace_settings import TraceSettings, started_with
 from inference_server.transports.framed_tls import TlsSocket
 from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 from inference_server.transports.thrift_server import ThriftServer
-from inference_server.user_models import UserModels
+from inference_server.user_models import TRIALS, UserModels
+from inference_server.validation.validations import ValidationLimits, Validations
 
 log = logging.getLogger("outboard.server")
 
@@ -135,7 +136,9 @@ class Server:
         try:
             self._listeners = self._listen()
             self.metrics = Metrics()
-            limits = MemoryLimits(settings.memory_limits)  # before the zygote: it may move this process into a group of its own
+            self._limits = limits = MemoryLimits(
+                settings.memory_limits
+            )  # before the zygote: it may move this process into a group of its own
             self._closers.callback(limits.close)
             log.info("memory limits", extra={"fields": {"by": limits.means}})
             self._reservations = Reservations(
@@ -174,7 +177,14 @@ class Server:
         self._poll = RepositoryPoll(repository) if settings.model_control == "poll" else None
         self._library = Library(repository, self._launcher, served, self.metrics, spool, self._poll)
         self.engine = Engine(
-            self._library, served, self.metrics, self._routes, self._reservations, version=_version(), run_time=self._run_time
+            self._library,
+            served,
+            self.metrics,
+            self._routes,
+            self._reservations,
+            version=_version(),
+            run_time=self._run_time,
+            validations=self._validations(repository),
         )
         self._closers.callback(self.engine.close)
         self.engine.tracer = tracer = tracing.tracer(self._run_dir, "server", settings.trace_endpoint, settings.trace_rate)
@@ -216,6 +226,17 @@ class Server:
             run_time=self._run_time,
             tls=None if (known := self._certificates) is None else lambda: known.current.context,
         )
+
+    def _validations(self, repository: Repository) -> Validations | None:
+        """Their files lie where models do: temporary ones may be in memory."""
+        said = self._settings
+        if not said.validations:
+            return None
+        root = repository.users.root / TRIALS if repository.users is not None else self._run_dir / "trials"
+        bounds = ValidationLimits(said.validations, said.validation_max_bytes, said.validation_timeout_s, said.validation_memory_bytes)
+        made = Validations(root.absolute(), self._limits, bounds)
+        self._closers.callback(made.close)
+        return made
 
     def _grpc_server(self, addresses: Sequence[str], shortcut: MakeShortcut | None) -> GrpcServer:
         settings = self._settings

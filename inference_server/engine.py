@@ -38,6 +38,7 @@ from inference_server.served import Closing, ServedVersion
 from inference_server.served_models import ServedModel, ServedModels
 from inference_server.served_stream import ServedStream
 from inference_server.types import FileHeader, StoredFile
+from inference_server.validation.validations import Validations
 
 log = logging.getLogger("outboard.server")
 
@@ -74,6 +75,7 @@ class Engine:
         *,
         version: str,
         run_time: RunTime | None = None,
+        validations: Validations | None = None,
     ) -> None:
         self._library = library
         self._models = served
@@ -82,6 +84,7 @@ class Engine:
         self._routes = routes
         self._version = version
         self._run_time = run_time or RunTime()
+        self._validations = validations
         self._scripts = ScriptChecks()
         self._started = False
         self._draining = False
@@ -264,7 +267,10 @@ class Engine:
         return self._library.remove(name, version)
 
     def validate(self, parts: Iterator[FileHeader | bytes], deadline: float, active: Callable[[], bool]) -> Validation:
-        raise errors.unsupported("this server validates no models")
+        """See `Validations.validate`."""
+        if self._validations is None:
+            raise errors.unsupported("this server validates no models (OUTBOARD_SERVER_VALIDATIONS)")
+        return self._validations.validate(parts, deadline, active)
 
     def capacity(self) -> Capacity:
         total, available = host.memory()

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from idl import archives
 from idl.codes import Code, ServingError
 from inference_server import errors, whole_files
-from inference_server.file_stamps import DEPTH
 from inference_server.load_order import MARK_FILE, MODEL_NAME, PIN_FILE, VERSION
 from inference_server.types import FileHeader, StoredFile
 from inference_server.version_labels import LABELS_FILE
@@ -83,9 +83,10 @@ def check(header: FileHeader) -> None:
             f"model name {header.model_name!r} is not letters, digits, '_', '-' and '.', a letter or digit first, 194 at most"
         )
     parts = header.file_name.split("/")
-    if not is_path(header.file_name) or (len(parts) > 1 and not header.user):
-        more = f", with folders of such names, {DEPTH - 1} at most" if header.user else ""
-        raise errors.invalid_input(f"file name {header.file_name!r} is not a plain name of letters, digits, '_', '-' and '.'{more}")
+    if header.user and not archives.is_path(header.file_name):
+        raise errors.invalid_input(f"file name {header.file_name!r} is not one of {archives.PATH_RULE}")
+    if not header.user and (not _FILE_NAME.fullmatch(header.file_name) or header.file_name.endswith(".part")):
+        raise errors.invalid_input(f"file name {header.file_name!r} is not a plain name of letters, digits, '_', '-' and '.'")
     if not 0 <= header.version < 10**18:
         raise errors.invalid_input(f"version {header.version} is not a whole number from 1 (or 0 for a file beside the versions)")
     own = (PIN_FILE, LABELS_FILE, MARK_FILE, *(() if len(parts) > 1 else (WARMUP,)))
@@ -93,12 +94,6 @@ def check(header: FileHeader) -> None:
         raise errors.invalid_input(f"file name {header.file_name!r} is the server's own")
     if not _SHA256.fullmatch(header.sha256):
         raise errors.invalid_input("sha256 is not 64 lower-case hexadecimal digits")
-
-
-def is_path(name: str) -> bool:
-    """Whether `name` is a plain file name, or one in folders with plain names."""
-    parts = name.split("/")
-    return len(parts) <= DEPTH and all(_FILE_NAME.fullmatch(part) for part in parts) and not name.endswith(".part")
 
 
 def _already(target: Path, header: FileHeader, replaces: bool) -> StoredFile | None:

@@ -25,6 +25,7 @@ class Settings:
     `models`: repository roots, the first one wins where two hold the same model. `push_dir`: where pushed models go that no root has;
     empty means the first root. `user_models`: the repository of users' models, None for none. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files. `memory_limits`:
     "auto" (control groups where they can be used, else watching) or "watch". `shared_memory`: callers may register POSIX shared memory. `kept_memory_bytes` cannot be reserved by models.
+    `validations`: how many at once, 0 for none at all; of one `validation_max_bytes` are its files', `validation_memory_bytes` its process's.
     """
 
     models: tuple[Path, ...] = ()
@@ -56,6 +57,10 @@ class Settings:
     memory_limits: str = "auto"
     kept_memory_bytes: int = 512 * 2**20
     hang_grace_s: float = 10.0
+    validations: int = 2
+    validation_max_bytes: int = 2 * 2**30
+    validation_memory_bytes: int = 2 * 2**30
+    validation_timeout_s: float = 60.0
     execution_providers: tuple[str, ...] = ("CPUExecutionProvider",)
     model_control: str = "explicit"
     poll_interval_s: float = 5.0
@@ -86,12 +91,14 @@ class Settings:
         for port in (self.grpc_port, self.thrift_port, self.metrics_port):
             if not -1 <= port <= 65535:
                 raise InvalidSettings(f"port {port} is not a port")
-        for name in ("max_message_bytes", "grpc_threads", "thrift_threads", "max_connections"):
+        for name in ("max_message_bytes", "grpc_threads", "thrift_threads", "max_connections", "validation_max_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidSettings(f"{PREFIX}{name.upper()} = {getattr(self, name)} is below 1")
-        for name in ("kept_memory_bytes", "hang_grace_s"):
+        for name in ("kept_memory_bytes", "hang_grace_s", "validations"):
             if getattr(self, name) < 0:
                 raise InvalidSettings(f"{PREFIX}{name.upper()} = {getattr(self, name)} is below 0")
+        if self.validation_memory_bytes < 64 * 2**20 or not 1 <= self.validation_timeout_s <= 3600:
+            raise InvalidSettings(f"{PREFIX}VALIDATION_MEMORY_BYTES is from 67108864, and {PREFIX}VALIDATION_TIMEOUT_S from 1 to 3600")
         if self.memory_limits not in ("auto", "watch"):
             raise InvalidSettings(f"{PREFIX}MEMORY_LIMITS = {self.memory_limits!r} is neither auto nor watch")
         if self.model_control not in ("explicit", "poll"):

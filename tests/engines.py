@@ -20,6 +20,7 @@ from inference_server.served_models import ServedModels
 from inference_server.settings import Settings
 from inference_server.spool import Spool
 from inference_server.user_models import UserModels
+from inference_server.validation.validations import ValidationLimits, Validations
 
 LIMIT = 8 * 2**20
 
@@ -39,11 +40,16 @@ def engine_over(
     library = Library(
         repository, launcher, served, metrics, spool, RepositoryPoll(repository) if settings.model_control == "poll" else None
     )
-    engine = Engine(library, served, metrics, routes, reservations, version="test")
+    bounds = ValidationLimits(
+        settings.validations, settings.validation_max_bytes, settings.validation_timeout_s, settings.validation_memory_bytes
+    )
+    validations = Validations(zygote.run_dir / "trials", limits, bounds)
+    engine = Engine(library, served, metrics, routes, reservations, version="test", validations=validations)
     try:
         yield engine
     finally:
         engine.close()
         launcher.close()
+        validations.close()
         spool.close()
         limits.close()

@@ -53,7 +53,7 @@ ROOMS = {
         ["served_labels"],
         ["index"],
         ["pipelines"],
-        ["launcher", "served_models"],
+        ["launcher", "served_models", "validation"],
         ["served_stream"],
         ["served"],
         ["instance"],

@@ -28,7 +28,7 @@ _KEY, _VALUE = 1, 2
 _VARINT, _EIGHT, _COUNTED, _FOUR = 0, 1, 2, 5
 
 
-class _Malformed(Exception):
+class Malformed(Exception):
     """Not protobuf, or not whole."""
 
 
@@ -46,7 +46,7 @@ def check(path: Path, name: str, host_memory: int) -> None:
                 try:
                     for entry in _external(data, size):
                         _check_entry(entry, path, name, beside)
-                except _Malformed:
+                except Malformed:
                     raise _refused(name, f"{path.name} is not an ONNX file, or is cut off") from None
     needed = size + sum(beside.values())
     if host_memory and needed > host_memory:
@@ -82,12 +82,12 @@ def _refused(name: str, why: str) -> ServingError:
 
 
 def _external(data: mmap.mmap, size: int) -> Iterator[list[tuple[str, str]]]:
-    """For each tensor that has some: (key, value) of its external data. Raises _Malformed."""
+    """For each tensor that has some: (key, value) of its external data. Raises Malformed."""
     waiting = [("model", 0, size, 0)]
     while waiting:
         kind, begin, end, depth = waiting.pop()
         if depth > _DEEPEST:
-            raise _Malformed
+            raise Malformed
         below = _BELOW[kind]
         entry = []
         for number, start, stop in _fields(data, begin, end):
@@ -106,27 +106,27 @@ def _pair(data: mmap.mmap, begin: int, end: int) -> tuple[str, str]:
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, begin, end) of the fields with a length. Raises _Malformed."""
+    """(number, begin, end) of the fields with a length. Raises Malformed."""
     while position < end:
-        tag, position = _varint(data, position, end)
+        tag, position = varint(data, position, end)
         kind = tag & 7
         if kind == _COUNTED:
-            size, position = _varint(data, position, end)
+            size, position = varint(data, position, end)
             if size > end - position:
-                raise _Malformed
+                raise Malformed
             yield tag >> 3, position, position + size
             position += size
         elif kind == _VARINT:
-            _, position = _varint(data, position, end)
+            _, position = varint(data, position, end)
         elif kind in (_EIGHT, _FOUR):
             position += 8 if kind == _EIGHT else 4
         else:
-            raise _Malformed
+            raise Malformed
     if position != end:
-        raise _Malformed
+        raise Malformed
 
 
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while position < end and shift < 64:
         byte = data[position]
@@ -135,4 +135,4 @@ def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise _Malformed
+    raise Malformed

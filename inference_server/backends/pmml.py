@@ -57,8 +57,8 @@ class PmmlModel:
         outputs = tuple(TensorSpec(field, _INPUTS.get(datatype, "BYTES"), (-1,)) for field, datatype in results)
         if not inputs or not outputs:
             raise errors.invalid_model(name, f"{path.name} has no {'field that it takes' if not inputs else 'result'}")
-        self._fields = {field: fields[field] for field, _ in given if field in fields}
-        notes = {field: known.described() for field, known in self._fields.items()}
+        self.fields = {field: fields[field] for field, _ in given if field in fields}
+        notes = {field: known.described() for field, known in self.fields.items()}
         self.signature = Signature(PLATFORM, inputs, outputs, 0, notes=notes)
         self._outputs = {spec.name: spec for spec in outputs}
 
@@ -69,7 +69,7 @@ class PmmlModel:
             told = ", ".join(f"{name!r} {len(array)}" for name, array in inputs.items())
             raise errors.invalid_input(f"the inputs have different numbers of rows: {told}")
         columns = {name: _column(name, array) for name, array in inputs.items()}
-        for name, field in self._fields.items():
+        for name, field in self.fields.items():
             field.check(inputs[name])
         answers = []
         for row in zip(*columns.values(), strict=True):

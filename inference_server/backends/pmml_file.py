@@ -22,6 +22,7 @@ _DECLARATION = re.compile(r"<\?xml\s[^>]*?\?>")
 _ENCODING = re.compile(rb"""<\?xml\s[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _ENCODINGS = frozenset({"utf-8", "utf-16", "ascii", "iso8859-1", "cp1252"})
+_NO_MODELS = frozenset({"Header", "MiningBuildTask", "DataDictionary", "TransformationDictionary", "Extension"})
 _DEEPEST = 2000
 """Elements inside one another: the reader in Java takes some of its stack for each."""
 
@@ -103,6 +104,28 @@ def read(path: Path, model: str) -> tuple[str, Mapping[str, Field]]:
         raise errors.invalid_model(model, f"{path.name} is empty: it has {len(raw)} bytes")
     text = _DECLARATION.sub("", _decoded(raw, path, model), count=1)
     return text, _Reading(model, path.name).fields(text)
+
+
+def described(path: Path, model: str) -> tuple[str, str]:
+    """(the element that is the model, such as "TreeModel"; what wrote the file, "" where it does not say). Raises invalid_model."""
+    text, _ = read(path, model)
+    elements: list[str] = []
+    found, maker = "", ""
+
+    def begin(tag: str, attributes: Mapping[str, str]) -> None:
+        nonlocal found, maker
+        name = tag.rpartition(":")[2]
+        elements.append(name)
+        if elements == ["PMML", name] and name not in _NO_MODELS and not found:
+            found = name
+        elif elements == ["PMML", "Header", "Application"]:
+            maker = " ".join(filter(None, (attributes.get("name", ""), attributes.get("version", ""))))
+
+    parser = expat.ParserCreate("utf-8")
+    parser.StartElementHandler = begin
+    parser.EndElementHandler = lambda tag: elements.pop()
+    parser.Parse(text.encode(), True)  # `read` has refused what could go wrong
+    return found[:64] or "none", maker[:256]
 
 
 def _decoded(raw: bytes, path: Path, model: str) -> str:

@@ -4,15 +4,17 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inference_server import errors
 from inference_server.executors import sandbox
@@ -22,13 +24,14 @@ _PACKAGES = tuple(_ROOT / name for name in ("idl", "inference_server"))
 _CREDENTIALS = struct.Struct("3i")
 BORN_TIMEOUT_S = 30.0
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inference_server.executors.fresh import main; main(sys.argv[1:])"
+_EXECUTOR = "inference_server.executors.fresh"
+_MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {} import main; main(sys.argv[1:])"
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """Of one process: `flags` of its interpreter; `readable`: folders that a boxed one sees besides the interpreter's own; `devices`: files
-    below /dev that it may use.
+    below /dev that it may use. `silent`: nobody reads what it prints.
     """
 
     flags: tuple[str, ...] = ()
@@ -36,6 +39,7 @@ class Surroundings:
     readable: tuple[Path, ...] = ()
     threads: int = 0
     devices: tuple[Path, ...] = ()
+    silent: bool = False
 
 
 class FreshProcesses:
@@ -68,39 +72,79 @@ class FreshProcesses:
             listener.bind(str(path))
             path.chmod(0o660)  # the folder's mode decides who may call
             listener.listen(4096)
+            told = {"name": f"outboard:{name}", "memory_limit": self._memory_limit}
+            control, pid, pidfd, _ = self._run(_EXECUTOR, told, [listener.fileno()], [board], surroundings)
+            return control, pid, pidfd
+
+    def trial(self, module: str, told: Mapping[str, Any], surroundings: Surroundings) -> "Trial":
+        """A process of `main` in `module`, which is given `told` and the descriptor of its end of the control socket. Raises not_ready."""
+        try:
+            return Trial(*self._run(module, told, [], [], surroundings))
+        except OSError as error:
+            raise errors.not_ready(f"no process can be started for it: {error.strerror or error}") from error
+
+    def _run(
+        self, module: str, told: Mapping[str, Any], before: list[int], after: list[int], surroundings: Surroundings
+    ) -> tuple[socket.socket, int, int, "subprocess.Popen[bytes]"]:
+        """(control socket, pid, pidfd, what was started). `before`, `after`: descriptors beside that of its control socket."""
+        with contextlib.ExitStack() as closing:
             control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             closing.enter_context(theirs)
             try:
                 control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-                descriptors = [listener.fileno(), theirs.fileno(), board]
-                command = self._command(name, descriptors, surroundings)
+                descriptors = [*before, theirs.fileno(), *after]
+                command = self._command(module, told, descriptors, surroundings)
                 if surroundings.boxed:
                     filtered = closing.enter_context(sandbox.seccomp_filter())
                     command = [*sandbox.box((*_PACKAGES, *surroundings.readable), filtered, surroundings.devices), *command]
                     descriptors.append(filtered)
                 process = self._keeper.submit(self._start, command, descriptors, surroundings).result()
                 theirs.close()  # else its end would not be seen
-                return control, *_born(control, process)
+                return control, *_born(control, process), process
             except BaseException:
                 control.close()
                 raise
 
-    def _command(self, name: str, descriptors: Sequence[int], surroundings: Surroundings) -> list[str]:
-        told = json.dumps(
-            {"name": f"outboard:{name}", "memory_limit": self._memory_limit, "parent": 0 if surroundings.boxed else os.getpid()}
-        )
-        return [sys.executable, "-P", "-s", *surroundings.flags, "-c", _MAIN, str(_ROOT), told, *map(str, descriptors)]
+    def _command(self, module: str, told: Mapping[str, Any], descriptors: Sequence[int], surroundings: Surroundings) -> list[str]:
+        text = json.dumps({**told, "parent": 0 if surroundings.boxed else os.getpid()})
+        return [sys.executable, "-P", "-s", *surroundings.flags, "-c", _MAIN.format(module), str(_ROOT), text, *map(str, descriptors)]
 
     @staticmethod
     def _start(command: list[str], descriptors: list[int], surroundings: Surroundings) -> "subprocess.Popen[bytes]":
+        output = subprocess.DEVNULL if surroundings.silent else None
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOARD_", "PYTHON"))}
         threads = dict.fromkeys(_THREADS, str(surroundings.threads)) if surroundings.threads else {}
-        process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL, env=kept | threads)
+        process = subprocess.Popen(
+            command, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=kept | threads
+        )
         threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
         return process
 
     def close(self) -> None:
         self._keeper.shutdown()
+
+
+@dataclass(slots=True)
+class Trial:
+    """A process that is not an executor. `process`: what was started, which in a box is another one than `pid`, and ends with it."""
+
+    control: socket.socket
+    pid: int
+    pidfd: int
+    process: "subprocess.Popen[bytes]"
+
+    def end(self) -> int:
+        """Ends it, whatever it does, and gives its exit status, as the shell has it (128 and the signal's number)."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self.process.kill()
+        status = self.process.wait()
+        self.control.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        return 128 - status if status < 0 else status
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def load(asked: dict[str, Any]) -> tuple[Backend, Tuning, QueuePolicy]:
     if asked.get("cores"):
         os.sched_setaffinity(0, asked["cores"])
     kind = asked.get("backend", "onnx")
-    model = _sequenced(_MADE_BY[kind](asked), asked)
+    model = _sequenced(backend(asked), asked)
     if asked.get("cache") is not None and model.signature.streams:
         raise errors.invalid_model(asked["name"], "it has a cache and gives several answers for a request, which are not kept")
     if named := asked.get("named"):
@@ -111,6 +111,11 @@ _MADE_BY: dict[str, Callable[[Mapping[str, Any]], Backend]] = {
 }
 _GUESSED = frozenset({"onnx"})
 """Backends whose models may be run on inputs of the server's own making: an owner's code is only run on what somebody asked."""
+
+
+def backend(asked: Mapping[str, Any]) -> Backend:
+    """The model itself, loaded and not run. Raises invalid_model, unsupported."""
+    return _MADE_BY[asked.get("backend", "onnx")](asked)
 
 
 DEFAULT_SHARING = 16

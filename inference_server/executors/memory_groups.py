@@ -62,7 +62,7 @@ class MemoryGroups:
         if found is None:
             raise Unusable("this process is in no control group that counts memory")
         self._group: ControlGroup = found
-        self._me = f"{os.getpid()}-{_started(os.getpid())}"
+        self._me = f"{os.getpid()}-{started(os.getpid())}"
         self._numbers = itertools.count(1)
         self._leaf: Path | None = None
         self.version = found.version
@@ -167,13 +167,13 @@ def _settings(version: int, limit: int) -> tuple[tuple[str, int], ...]:
 def remove_left_overs(folder: Path) -> None:
     """Removes the groups of servers that have ended. A process in one, should there be any, keeps it."""
     for left_over in folder.glob(f"{_PREFIX}*-*-*"):
-        pid, started = left_over.name.removeprefix(_PREFIX).split("-")[:2]
-        if pid.isdigit() and _started(int(pid)) != started:
+        pid, began = left_over.name.removeprefix(_PREFIX).split("-")[:2]
+        if pid.isdigit() and started(int(pid)) != began:
             with contextlib.suppress(OSError):
                 left_over.rmdir()
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process began, in clock ticks since the boot: with its number the name of that very process. "" where there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

@@ -104,7 +104,7 @@ Make = Callable[[int, int], dict[str, Array]]
 
 def _single(run: Run, signature: Signature, names: list[str], samples: Mapping[str, Array] | None, clock: Clock) -> tuple[int, Make] | None:
     """The time of a run of one row, and what makes inputs that the model takes."""
-    for make in _makers(signature, samples):
+    for make in makers(signature, samples):
         try:
             inputs, begun = make(1, 0), clock()
             run(inputs, names)
@@ -115,7 +115,8 @@ def _single(run: Run, signature: Signature, names: list[str], samples: Mapping[s
     return None
 
 
-def _makers(signature: Signature, samples: Mapping[str, Array] | None) -> Iterator[Make]:
+def makers(signature: Signature, samples: Mapping[str, Array] | None = None) -> Iterator[Make]:
+    """What makes inputs that fit the signature, of several kinds: a model may take one and not another."""
     if samples is not None and set(samples) == {spec.name for spec in signature.inputs}:
         yield lambda rows, seed: {name: _repeated(array, rows, seed) for name, array in samples.items()}
     for size in _OPEN_SIZES if any(-1 in spec.shape[1:] for spec in signature.inputs) else (1,):
