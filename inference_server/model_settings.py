@@ -199,6 +199,8 @@ def _check_together(settings: ModelSettings) -> None:
         raise InvalidModelSettings(f"default_priority = {settings.default_priority}, and priority_levels is {settings.priority_levels}")
     if settings.backend and not settings.model_file.endswith(".py"):
         raise InvalidModelSettings(f"model_file = {shown(settings.model_file)}, and backend says that it is a script, a .py file")
+    if settings.memory and settings.script.get("memory", 0) > (left := script_memory(settings.memory)):
+        raise InvalidModelSettings(f"script.memory is more than memory leaves for a call: {left // 2**20} MiB")
     for key in ("state", "onnxruntime", "python", "model_file", "backend", "script"):
         if settings.steps and getattr(settings, key):
             raise InvalidModelSettings(f"{key} and steps do not go together: a pipeline has no model of its own")

@@ -238,7 +238,7 @@ def _loaded(code: types.CodeType) -> types.ModuleType:
 
 
 def _checked(source: bytes) -> frames.Parts:
-    code = compile(source.decode(), frames.FILE, "exec", dont_inherit=True)
+    code = compile(source, frames.FILE, "exec", dont_inherit=True)
     before, begun = set(sys.modules), time.monotonic()
     module = _loaded(code)
     functions = [name for name in frames.FUNCTIONS if hasattr(module, name)]

@@ -192,6 +192,8 @@ def test_its_mistakes_are_named_without_a_path_of_the_host(engine: Engine, repos
         (GOOD, "max_batch_size = 4", "model.toml: max_batch_size says nothing to a script"),
         (GOOD, "[python]\nsandbox = 'off'", "model.toml: python says nothing to a script"),
         (GOOD, "executor = 'thread'", "model.toml: executor says nothing to a script"),
+        (GOOD, "memory = '128MiB'\n[script]\nmemory = '65MiB'", "script.memory is more than memory leaves for a call: 64 MiB"),
+        (GOOD, "backend = 'script'\nmodel_file = 'a.onnx'", "model_file = 'a.onnx', and backend says that it is a script, a .py file"),
         (GOOD, "[script]\ntime = 1", "script has an unknown key 'time'; known are memory, timeout"),
     ],
 )
@@ -258,6 +260,20 @@ def test_a_models_memory_is_that_of_its_script_and_its_box(engine: Engine, repos
     load(engine, repository, "def preprocess(inputs):\n  return {'y': len(bytes(inputs['n'].item()))}", 'memory = "128MiB"')
     assert ask(engine, n=40 * 2**20) == {"y": ("INT64", 40 * 2**20)}
     assert refused(engine, n=100 * 2**20).message == "the script used more memory than 64 MiB"
+
+
+def test_a_script_with_a_byte_order_mark_and_line_ends_of_another_system(engine: Engine, repository: Path) -> None:
+    script_model(repository / "s").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    engine.repository_model_load("s", {})
+    assert ask(engine, x=1) == {"x": ("INT64", 2)}
+
+
+def test_a_stream_of_a_script_is_its_one_answer(engine: Engine, repository: Path) -> None:
+    load(engine, repository)
+    answers = engine.model_stream(asked("s", "preprocess", {"x": 1}))
+    assert arrays(answers.next() or pytest.fail("no answer"))["x"] == 2
+    assert answers.next() is None
+    answers.close()
 
 
 def test_a_script_of_the_users_repository(zygote: Zygote, watcher: Watcher, repository: Path, tmp_path: Path) -> None:
