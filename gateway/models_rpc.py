@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
 
 from gateway import model_declaration
 from gateway.model_declaration import Declaration
 from idl.codes import Code, ServingError
-from idl.messages import InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion
+from idl.messages import InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion, Validation
 
 if TYPE_CHECKING:
     from inference_client import Client
@@ -115,6 +116,26 @@ class Models:
         """The same for taking it out."""
         self._on_every_host(name, lambda client: client.unload_model(name, parameters))
 
+    def validate(self, files: "Sequence[tuple[str, BinaryIO]]") -> Validation:
+        """One host tries a model that lies in no repository and says what it is, or refuses it: see `inference_client.Client.validate`."""
+        try:
+            return self._client().validate(files)
+        except OSError as error:
+            raise _unreadable(error) from error
+
+    def put_file(self, path: Path, model: str, version: int, file_name: str) -> None:
+        """Copies a file into the users' repository of every host; `version` 0: beside the versions. Raises already_exists where a
+        version's file has other bytes there."""
+        try:
+            self._on_every_host(model, lambda client: client.put_file(path, model, version, file_name, user=True))
+        except OSError as error:
+            raise _unreadable(error) from error
+
+    def remove_model(self, name: str, version: int = 0) -> None:
+        """Unloads a model of the users' repository on every host, and removes its files; `version` 0: all of it. What is not there is a
+        success."""
+        self._on_every_host(name, lambda client: client.remove_model(name, version))
+
     @property
     def max_message_bytes(self) -> int:
         """Of a request to a model host."""
@@ -146,6 +167,15 @@ class Models:
         """The same."""
         return [self._client((address,)).log_settings(settings) for address in self._addresses][-1]
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Their addresses."""
+        return self._addresses
+
+    def on(self, address: str) -> "Client":
+        """One host alone, for verbs that change it. Raises unavailable while the gateway stops."""
+        return self._client((address,))
+
     def ready(self, timeout_s: float) -> Sequence[tuple[str, bool, str]]:
         """(address, ready, reason) of each host, asked side by side; raises nothing."""
         with ThreadPoolExecutor(len(self._addresses)) as pool:
@@ -165,7 +195,7 @@ class Models:
         for client in clients.values():
             client.close()
 
-    def _on_every_host(self, name: str, change: "Callable[[Client], None]") -> None:
+    def _on_every_host(self, name: str, change: "Callable[[Client], object]") -> None:
         failure: ServingError | None = None
         for address in self._addresses:
             try:
@@ -190,6 +220,10 @@ class Models:
             if addresses not in self._clients:
                 self._clients[addresses] = self._connect(addresses or self._addresses)
             return self._clients[addresses]
+
+
+def _unreadable(error: OSError) -> ServingError:
+    return ServingError(Code.INTERNAL, f"a file of the gateway's cannot be read: {error.strerror}")
 
 
 class _Fresh(Generic[Value]):

@@ -5,10 +5,11 @@ transaction that sees the blob's row (foreign keys), so `sweep` never takes away
 that are older than a while, and the files afterwards.
 """
 
+import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,7 @@ PARTIAL = "part-"
 """What the names of files that are still written begin with."""
 _NAMED_BY = (
     ("model_versions", "sha256"),
+    ("version_files", "sha256"),
     ("script_versions", "sha256"),
     ("golden", "request_sha256"),
     ("golden", "answer_sha256"),
@@ -43,26 +45,23 @@ class Blobs:
         digest, size = hashlib.sha256(), 0
         partial = self._partial()
         try:
-            with partial.open("xb") as file:
-                for piece in pieces:
+            with _writing(), partial.open("xb") as file:
+                for piece in _theirs(pieces):
                     digest.update(piece)
                     size += len(piece)
                     file.write(piece)
                 _settle(file)
             return self._keep(partial, digest.hexdigest(), size, now), size
-        except OSError as error:
-            raise full(error) from error
+        except _Theirs as broken:
+            raise broken.error from None
         finally:
             partial.unlink(missing_ok=True)
 
     def adopt(self, path: Path, sha256: str, size: int, now: datetime) -> None:
         """Takes a finished file of the same file system, whose digest the caller has computed, by renaming it."""
-        try:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            self._keep(path, sha256, size, now)
-        except OSError as error:
-            raise full(error) from error
+        with _writing(), path.open("rb") as file:
+            os.fsync(file.fileno())
+        self._keep(path, sha256, size, now)
 
     def path(self, sha256: str) -> Path:
         """Where a blob lies, for reading only."""
@@ -109,7 +108,9 @@ class Blobs:
 
     def _keep(self, partial: Path, sha256: str, size: int, now: datetime) -> str:
         final = self.path(sha256)
-        with self._database.write() as db:
+        with _writing():
+            final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._database.write() as db, _writing():
             db.execute(
                 "insert into blobs (sha256, size, created_at) values (?, ?, ?) on conflict do update set created_at = excluded.created_at",
                 [sha256, size, to_text(now)],
@@ -117,7 +118,6 @@ class Blobs:
             if final.exists():
                 partial.unlink()
             else:
-                final.parent.mkdir(mode=0o700, exist_ok=True)
                 partial.chmod(0o400)
                 partial.rename(final)
                 _settle_folder(final.parent)
@@ -131,6 +131,29 @@ class Blobs:
 def full(error: OSError) -> ServingError:
     """What is told when a file cannot be written."""
     return ServingError(Code.INSUFFICIENT_CAPACITY, f"the gateway cannot keep the file: {error.strerror or 'the disk refuses it'}")
+
+
+class _Theirs(Exception):
+    """What the pieces raised: it may be an OSError, and none of the disk's."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _theirs(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from pieces
+    except Exception as error:
+        raise _Theirs(error) from error
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise full(error) from error
 
 
 def _settle(file: IO[bytes]) -> None:

@@ -4,7 +4,8 @@ from sqlite_utils import Database as SqliteDatabase
 
 
 def m008_blobs(db: SqliteDatabase) -> None:
-    """Files on the disk under their SHA-256; what no row names is removed some time after."""
+    """Files on the disk under their SHA-256; what no row names is removed some time after. An upload's bytes are a file beside: how many came
+    is how long that is."""
     db.execute(
         """create table blobs (
             sha256 text primary key check (length(sha256) = 64),
@@ -18,7 +19,6 @@ def m008_blobs(db: SqliteDatabase) -> None:
             user_id integer not null references users (id),
             file_name text not null,
             size integer not null,
-            received integer not null default 0,
             sha256 text,
             created_at text not null,
             expires_at text not null
@@ -29,7 +29,9 @@ def m008_blobs(db: SqliteDatabase) -> None:
 
 
 def m009_models(db: SqliteDatabase) -> None:
-    """A model is a name with versions; a version's file never changes. JSON in `signature`, `facts` and `measured`."""
+    """A model is a name with versions, of which `versions` were made in all; a version's files never change. JSON in `signature`, `facts` and `measured`. `version_files`: what a
+    version has besides its own file: its weights, its `model.toml`, its labels; `beside` those that lie beside the versions. `test_loads`:
+    what is loaded on the model hosts to be tried."""
     db.execute(
         """create table models (
             id integer primary key,
@@ -40,6 +42,7 @@ def m009_models(db: SqliteDatabase) -> None:
             card text not null default '',
             visibility text not null default 'private' check (visibility in ('private', 'team', 'public')),
             team_id integer references teams (id),
+            versions integer not null default 0,
             revision integer not null default 1,
             created_at text not null,
             updated_at text not null,
@@ -65,7 +68,6 @@ def m009_models(db: SqliteDatabase) -> None:
             sha256 text not null references blobs (sha256),
             size integer not null,
             file_name text not null,
-            declaration text not null default '',
             signature text not null,
             facts text not null,
             measured text not null,
@@ -76,6 +78,27 @@ def m009_models(db: SqliteDatabase) -> None:
         ) strict"""
     )
     db.execute("create index model_versions_blob on model_versions (sha256)")
+    db.execute(
+        """create table version_files (
+            version_id integer not null references model_versions (id) on delete cascade,
+            name text not null,
+            sha256 text not null references blobs (sha256),
+            size integer not null,
+            beside integer not null,
+            primary key (version_id, name)
+        ) strict, without rowid"""
+    )
+    db.execute("create index version_files_blob on version_files (sha256)")
+    db.execute(
+        """create table test_loads (
+            name text primary key,
+            version_id integer not null,
+            number integer not null,
+            memory integer not null,
+            ready integer not null default 0,
+            used_at real not null
+        ) strict, without rowid"""
+    )
 
 
 STEPS = (m008_blobs, m009_models)

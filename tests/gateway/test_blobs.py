@@ -1,7 +1,6 @@
 """Files under their SHA-256: whole or not there, never gone while a row names them."""
 
 import hashlib
-import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.storage import Storage, blobs
+from gateway.types import Role
 from idl.codes import Code, ServingError
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -56,7 +56,7 @@ def test_an_adopted_file(storage: Storage, tmp_path: Path) -> None:
 
 
 def test_a_sweep_takes_what_nobody_names(storage: Storage) -> None:
-    user = storage.users.create("ann", None, "x", "user", NOW)  # type: ignore[arg-type]
+    user = storage.users.create("ann", None, "x", Role.USER, NOW)
     kept, _ = storage.blobs.put([b"kept"], NOW)
     gone, _ = storage.blobs.put([b"gone"], NOW)
     young, _ = storage.blobs.put([b"young"], LATER)
@@ -95,9 +95,13 @@ def test_a_put_while_it_is_swept_is_there(storage: Storage) -> None:
 
 def test_everything_that_names_a_blob_is_known(storage: Storage) -> None:
     with storage.database.read() as db:
-        tables = db.execute("select name, sql from sqlite_master where type = 'table'").fetchall()
-    named = {(row["name"], column) for row in tables for column in re.findall(r"(\w*sha256)\b", row["sql"] or "")}
-    assert named - {("blobs", "sha256"), ("uploads", "sha256")} == set(blobs._NAMED_BY)
+        tables = [row["name"] for row in db.execute("select name from sqlite_master where type = 'table'")]
+        columns = {(table, row["name"]) for table in tables for row in db.execute(f"pragma table_info({table})")}
+        keys = {
+            (table, row["from"]) for table in tables for row in db.execute(f"pragma foreign_key_list({table})") if row["table"] == "blobs"
+        }
+    assert {pair for pair in columns if pair[1].endswith("sha256")} - {("blobs", "sha256"), ("uploads", "sha256")} == set(blobs._NAMED_BY)
+    assert keys == set(blobs._NAMED_BY), "no blob goes away under a row that names it"
 
 
 def test_a_full_disk_is_said(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
