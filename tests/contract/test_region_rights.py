@@ -27,6 +27,7 @@ token = "controls-one"
 rights = ["infer", "read", "control"]
 models = ["m"]
 """
+VERBS = (("get", "_status"), ("register", ""), ("unregister", ""))
 NAME = "of-a-caller-5f0c41"
 
 
@@ -72,15 +73,10 @@ def infer(client: triton.InferenceServerClient, token: str, name: str) -> list[l
 
 @pytest.mark.parametrize("token", ["one-model", "infers", "controls-one"])
 def test_a_limited_token_finds_out_no_region(client: triton.InferenceServerClient, region: str, token: str) -> None:
-    for ask in (
-        lambda: client.get_system_shared_memory_status(headers=of(token)),
-        lambda: client.get_system_shared_memory_status(NAME, headers=of(token)),
-        lambda: client.register_system_shared_memory("mine", region, 8, headers=of(token)),
-        lambda: client.unregister_system_shared_memory(NAME, headers=of(token)),
-        lambda: client.unregister_system_shared_memory(headers=of(token)),
-    ):
+    status, register, unregister = (getattr(client, f"{verb}_system_shared_memory{end}") for verb, end in VERBS)
+    for ask, arguments in ((status, ()), (status, (NAME,)), (register, ("mine", region, 8)), (unregister, (NAME,)), (unregister, ())):
         with pytest.raises(InferenceServerException) as caught:
-            ask()
+            ask(*arguments, headers=of(token))
         assert caught.value.status() == "StatusCode.PERMISSION_DENIED" and NAME not in caught.value.message()
     with pytest.raises(InferenceServerException, match="has not been registered") as caught:
         infer(client, token, "of-a-caller-guess")
