@@ -7,7 +7,7 @@ server, each as a text.
 from dataclasses import dataclass
 from textwrap import dedent
 
-SLOW = "the script took longer than 0.5 s"
+SLOW = r"the script took longer than [\d.]+ s"
 MEMORY = "the script used more memory than 64 MiB"
 DENIED = r"the script raised PermissionError: \[Errno 1\] Operation not permitted"
 GONE = r"the script raised FileNotFoundError: \[Errno 2\] No such file or directory"

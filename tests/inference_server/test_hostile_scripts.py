@@ -90,7 +90,7 @@ def test_every_hostile_script_is_held(engine: Engine, repository: Path, zygote: 
     token.write_text(SECRET)
     sockets = [str(path) for path in zygote.run_dir.glob("*.lane")]
     paths = [str(token), str(repository / "other"), sockets[0]]
-    assert [called(engine, model, "honest", paths) for model in ("quick", "slow")] == [ANSWERS, ANSWERS]
+    assert called(engine, "quick", "honest", paths) == ANSWERS
     tree = descendants(zygote._process.pid)
     memory, bystander, found = resident(tree), Bystander(engine), {}
     try:
@@ -109,12 +109,12 @@ def test_every_hostile_script_is_held(engine: Engine, repository: Path, zygote: 
     assert bystander.answers and not bystander.wrong
     eventually(lambda: descendants(zygote._process.pid) == tree, "the same processes as before, and none besides")
     assert resident(tree) < memory + 16 * 2**20
-    assert called(engine, "slow", "honest", paths) == ANSWERS
+    eventually(lambda: called(engine, "slow", "honest", paths) == ANSWERS, "so does the one whose calls took too long")
     assert token.read_text() == SECRET
 
 
 def test_a_script_is_looked_at_in_a_box_of_which_nothing_is_left(engine: Engine, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script_checks, "_LIMITS", Limits(0.5, 64 * 2**20, 2**20))
+    monkeypatch.setattr(script_checks, "_LIMITS", Limits(1.5, 64 * 2**20, 2**20))
     before, running = list(repository.iterdir()), descendants(os.getpid())
     report = engine.validate_script(HONEST.encode())
     assert report.functions == ("preprocess",) and 0 <= report.load_ms < 5000

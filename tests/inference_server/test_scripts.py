@@ -210,7 +210,7 @@ def test_a_call_that_takes_too_long_costs_itself_only(engine: Engine, repository
         while "loop" in inputs: pass
         return {"y": 1}
     """
-    load(engine, repository, code, "[script]\ntimeout = 0.5")
+    load(engine, repository, code, "[script]\ntimeout = 1.5")
     (before,) = (executor.pid for executor in engine._served["s"].versions[1].executors)
     answers: list[Any] = []
     threads = [
@@ -222,7 +222,7 @@ def test_a_call_that_takes_too_long_costs_itself_only(engine: Engine, repository
     for thread in threads:
         thread.join()
     (late,) = (answer for answer in answers if isinstance(answer, ServingError))
-    assert (late.code, late.message) == (Code.MODEL_FAILED, "the script took longer than 0.5 s")
+    assert (late.code, late.message) == (Code.MODEL_FAILED, "the script took longer than 1.5 s")
     assert [answer for answer in answers if answer is not late] == [{"y": ("INT64", 1)}] * 3, "who waited behind it is answered"
     assert [executor.pid for executor in engine._served["s"].versions[1].executors] == [before], "the model's process has gone on"
 
