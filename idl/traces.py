@@ -94,32 +94,26 @@ class Tracer:
         if rule is not None and rule.off:
             return None
         found = _read(traceparent) if traceparent else None
-        if not self._is_wanted(rule, model, None if found is None else found.sampled):
-            return None
-        return found if found is not None else Trace(_number(32), _number(16), "", True)
+        return _begun(found) if self._is_wanted(rule, model, found and found.sampled) else None
 
     def begin(self, traceparent: str = "", model: str = "") -> Trace:
         """The same for who passes the trace on, sampled or not. Without a `model` it is no inference: of such `trace_level` alone is
         heeded, and they are left out while traces are counted."""
         found = _read(traceparent) if traceparent else None
         rule = None if self._control is None else self._control.rule(model)
-        sampled = None if found is None else found.sampled
+        sampled = found and found.sampled
         if rule is not None and rule.off:
             sampled = False
         elif model or rule is None:
             sampled = self._is_wanted(rule, model, sampled)
         else:
             sampled = not rule.is_counted and self._is_wanted(None, "", sampled)
-        if found is not None:
-            return found if found.sampled == sampled else found._replace(sampled=sampled)
-        return Trace(_number(32), _number(16), "", sampled)
+        return _begun(found, bool(sampled))
 
     def below(self, traceparent: str) -> Trace | None:
         """A span below one that was begun, and decided on, in this process; or the first of a new trace. None where it is told to nobody."""
         found = _read(traceparent) if traceparent else None
-        if not (self._is_wanted(None, "", None) if found is None else found.sampled):
-            return None
-        return found if found is not None else Trace(_number(32), _number(16), "", True)
+        return _begun(found) if self._is_wanted(None, "", found and found.sampled) else None
 
     def _is_wanted(self, rule: Rule | None, model: str, flag: bool | None) -> bool:
         """`flag`: of the trace that it came with, None without one."""
@@ -236,15 +230,30 @@ class Streamed:
         return {"outboard.answers": self._answers, **first}
 
 
-def _read(traceparent: str) -> Trace | None:
-    """A span below the one that the header names; None where it is none."""
+class _Above(NamedTuple):
+    """What a header names."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+
+def _begun(above: _Above | None, sampled: bool = True) -> Trace:
+    """A span below it, or the first of a new trace."""
+    if above is None:
+        return Trace(_number(32), _number(16), "", sampled)
+    return Trace(above.trace_id, _number(16), above.span_id, sampled)
+
+
+def _read(traceparent: str) -> _Above | None:
+    """None where it is no header."""
     found = _HEADER.fullmatch(traceparent)
     if found is None:
         return None
     version, trace, parent, flags, more = found.groups()
     if version == "ff" or trace == _NO_TRACE or parent == _NO_SPAN or (version == "00" and more):
         return None
-    return Trace(trace, _number(16), parent, bool(int(flags, 16) & 1))
+    return _Above(trace, parent, bool(int(flags, 16) & 1))
 
 
 def _number(digits: int) -> str:

@@ -180,6 +180,8 @@ def test_the_flag_and_the_rate_keep_quiet(ways: Ways) -> None:
         client.infer("m", {"x": X}, traceparent=header)
         client.infer("m", {"x": X})
     ways.post("/v2/models/m/infer", BODY, header)
+    for _ in range(2):  # the first by a thread, the next by the loop, which knows the model by then
+        assert b"data:" in ways.post("/v2/models/m/generate_stream", json.dumps({"x": [[1, 2]]}), header)[1]
     loud, header = fresh()
     ways.post("/v2/models/m/infer", BODY, header)
     ways.spans(loud, 4)
