@@ -7,6 +7,7 @@ from threading import BoundedSemaphore
 from flask import Flask
 
 from gateway import clock
+from gateway.bells import Bell
 from gateway.blueprints import errors, form_api, health, metrics, openapi, predictions, requests, tokens, users, v2, v2_run_time
 from gateway.context import EXTENSION, Services
 from gateway.hot_routes import HotRoutes
@@ -41,6 +42,7 @@ def build_services(
         Tokens(storage, users, settings, now),
         metrics or Metrics(),
         BoundedSemaphore(max(1, settings.threads // 2)),
+        Bell(settings.run_dir),
         tracer=tracer,
         now=now,
     )

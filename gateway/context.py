@@ -8,6 +8,7 @@ from typing import cast
 from flask import current_app, g, request
 
 from gateway import clock, wsgi_request
+from gateway.bells import Bell
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.operations.access import Access
@@ -42,7 +43,7 @@ def _no_connection() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What one gateway process owns. `streams`: of its threads those that may be in a stream of answers. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
+    """What one gateway process owns. `streams`: of its threads those that may be in a stream of answers. `bell` wakes the jobs of the task worker. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
 
     settings: Settings
     storage: Storage
@@ -52,6 +53,7 @@ class Services:
     tokens: Tokens
     metrics: Metrics
     streams: BoundedSemaphore
+    bell: Bell
     connection: Callable[[], int] = _no_connection
     tracer: Tracer | None = None
     now: clock.Clock = clock.now
@@ -63,6 +65,7 @@ class Services:
 
     def close(self) -> None:
         self.models.close()
+        self.bell.close()
         if self.tracer is not None:
             self.tracer.close()
         self.storage.close()

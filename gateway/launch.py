@@ -19,6 +19,7 @@ from inference_client import Client
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parent.parent
 _MULE = _ROOT / "gateway" / "front" / "mule.py"
+_WORKER = _ROOT / "gateway" / "worker" / "mule.py"
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 _HARAKIRI_MARGIN_S = 15
 """What a worker may take beyond the longest request before uWSGI ends it: it hangs."""
@@ -103,6 +104,7 @@ def _values(settings: Settings, log_descriptor: int) -> dict[str, str]:
         "processes": str(settings.processes),
         "threads": str(settings.threads),
         "listeners": _listeners(settings),
+        "workers": "\n".join(f"mule = {_value(_WORKER)}" for _ in range(settings.workers)),
         "stop": _STOP_BEHIND_NGINX if settings.socket else _STOP_ROUTER,
         "listen_queue": str(min(settings.listen_queue, _kernel_queue())),
         "drain_s": str(max(1, math.ceil(settings.drain_timeout_s))),

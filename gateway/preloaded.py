@@ -10,7 +10,7 @@ from importlib import import_module
 for _number in (signal.SIGTERM, signal.SIGINT):
     # uWSGI ignores these until its master is up, a second later: there is no request yet, and whoever asks for the end gets it at once
     signal.signal(_number, signal.SIG_DFL)
-for _name in ("gateway.application", "gateway.front.server", "inference_client.thrift_channel"):
+for _name in ("gateway.application", "gateway.front.server", "gateway.worker.process", "inference_client.thrift_channel"):
     import_module(_name)
 gc.collect()
 gc.freeze()  # a collection in a child would write to every object, and so copy what is shared

@@ -46,6 +46,7 @@ class Settings:
     hot_processes: int = _setting(
         -1, "event loops that answer inference of models on this host, behind nginx; 0: the workers do; -1: one for every two cores", low=-1
     )
+    workers: int = _setting(1, "task workers that run beside it; 0: none here, `outboard worker` is one", low=0, high=16)
     listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
     max_body_bytes: int = _setting(64 * _MIB, "largest request body", low=1024)
     max_upload_bytes: int = _setting(4096 * _MIB, "largest file of a model, script or batch that is uploaded", low=1024)

@@ -26,6 +26,13 @@ def _gateway(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     return lambda arguments: int(gateway.main(["--check"] if arguments.check else []))
 
 
+def _worker(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    worker = import_module("gateway.worker.__main__")
+    worker.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = worker.run
+    return run
+
+
 def _up(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     up = import_module("outboard.up")
     up.add_arguments(parser)
@@ -81,6 +88,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "up": (_up, "everything on this machine: model server, gateway, web server, demo model"),
     "serve": (_serve, "the inference server alone"),
     "gateway": (_gateway, "the web gateway alone"),
+    "worker": (_worker, "a task worker apart from its gateway, on the same data folder"),
     "web": (_web, "the web gateway with nginx in front"),
     "health": (_health, "asks a model host or a gateway once: is it alive, is it ready"),
     "models": (_models, "push, reload, roll back, list and test the models of a host"),
