@@ -168,6 +168,11 @@ class LaneConnection:
         self, deadline: float | None, head: bytes, parts: Sequence[tuple[int, Any]], size: int, window: int = 0, traced: bool = False
     ) -> None:
         """As `send`, for what `lane.pack_request` or `lane.pack_head` made. `window`: see INFER; the answers then come by `receive_part`."""
+        if lane.HEADER.size + len(head) > lane.FRAME_BYTES:
+            limit = lane.FRAME_BYTES - lane.HEADER.size
+            raise ServingError(
+                Code.TOO_LARGE, f"the names, shapes and parameters of the request have {len(head)} bytes, at most {limit} are taken"
+            )
         self._sequence += 1
         bits = lane.SOON if self._pool is not None and self._pool.linger.worth and not window else 0
         if traced:

@@ -13,7 +13,7 @@ from gateway.front.errands import Errands
 from gateway.front.events import LaneEvents
 from gateway.front.heads import DECLINED, Head
 from gateway.front.known import Known
-from gateway.front.streaming import Streaming
+from gateway.front.streaming import RETRY_MS, Streaming
 from gateway.hot_routes import PREDICTIONS, STREAMS, Target
 from gateway.operations import generate, inference, v2_inference
 from gateway.operations.inference import Call
@@ -51,6 +51,7 @@ class Exchanges(Requests):
         self.services = services
         self.errands = errands
         self.streaming = Streaming(services, services.settings.max_streams)
+        """Whoever begins one has asked `_streams` before."""
         self._known = Known(services, errands)
         self._timeout_s = services.settings.request_timeout_s
 
@@ -93,6 +94,9 @@ class Exchanges(Requests):
         tracer = self.services.tracer
         trace = None if tracer is None else tracer.begin(head.fields.traceparent, target.model)
         try:
+            most = self.services.settings.max_streams
+            if self._streams() >= most:
+                raise ServingError(Code.OVERLOADED, f"{most} streams are open already", retry_after_ms=RETRY_MS)
             metadata = self.services.models.recall_metadata(target.model, target.version)
             unknown = metadata is None or head.fields.content_encoding or not self._is_allowed(head, target)
             if metadata is None or unknown or (trace is not None and trace.sampled):  # the thread tells of traces
@@ -110,6 +114,11 @@ class Exchanges(Requests):
         stream.trace = trace
         self.services.metrics.begin()
         return stream if stream.ask() else None
+
+    def _streams(self) -> int:
+        """How many there are: with a thread, under way in this loop, and asked for in it."""
+        asked = sum(isinstance(request, LaneEvents) and request not in self.events for request in self.running)
+        return self.streaming.running + len(self.events) + asked
 
     def stream_by_thread(
         self, caller: Connection, head: Head, target: Target, started: float, body: bytes, trace: Trace | None = None

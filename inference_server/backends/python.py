@@ -11,6 +11,7 @@ the model's.
 """
 
 import inspect
+import math
 import runpy
 import sys
 import traceback
@@ -97,7 +98,7 @@ class PythonModel:
         """Raises invalid_input where the model says so, model_failed for everything else that goes wrong in it."""
         try:
             given = self._infer(inputs, parameters) if self._takes_parameters else self._infer(inputs)
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise self._failure(error) from error
         return self._answer(given, wanted)
 
@@ -112,7 +113,7 @@ class PythonModel:
                 given.close()
         except ServingError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise self._failure(error) from error
 
     def close(self) -> None:
@@ -122,7 +123,7 @@ class PythonModel:
         except Exception:  # noqa: BLE001 - it is on its way out
             traceback.print_exc()
 
-    def _failure(self, error: Exception) -> ServingError:
+    def _failure(self, error: BaseException) -> ServingError:
         if isinstance(error, InvalidInput):
             return errors.invalid_input(f"the model refuses its input: {str(error)[:_LONGEST_WORDS]}")
         traceback.print_exc()
@@ -143,6 +144,9 @@ class PythonModel:
             isinstance(key, str) and isinstance(value, (bool, int, float, str)) for key, value in parameters.items()
         ):
             raise errors.model_failed("the parameters of an answer are texts, numbers and truth values by their names")
+        for key, value in parameters.items():
+            if reason := _against(key) or _against(value):
+                raise errors.model_failed(f"the parameter {ascii(key)[:80]} of an answer {reason}")
         return Answer([self._array(name, outputs) for name in wanted], dict(parameters))
 
     def _array(self, name: str, outputs: Mapping[str, Any]) -> Array:
@@ -185,6 +189,20 @@ def _is_plain(value: Any, array: Array, wanted: "np.dtype[Any]") -> bool:
     if isinstance(value, np.ndarray) or array.dtype.kind not in "iu" or wanted.kind not in "iuf":
         return False
     return wanted.kind == "f" or bool(array.size == 0 or (array.min() >= np.iinfo(wanted).min and array.max() <= np.iinfo(wanted).max))
+
+
+def _against(value: Any) -> str:
+    """Why no protocol can carry it, "" where each of them can."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "holds half a surrogate pair, which is no text"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}, which JSON has no word for"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "does not fit 64 bits"
+    return ""
 
 
 def _texts(name: str, value: Any) -> Array:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from inference_server.executors.requests import Waiting
 
 _FEW = 64
+EXPIRE_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Batcher:
     def __init__(self, policy: QueuePolicy) -> None:
         self.policy = policy
         self.size = 0
+        self._expire_ns = 0
         self._gone = 0
         """Of those in the queue, at least how many nobody waits for."""
         self._levels: list[dict[Hashable, deque[Waiting]]] = [{} for _ in range(max(1, policy.priority_levels))]
@@ -105,6 +107,27 @@ class Batcher:
                 batch = self._collect(index, key, now_ns, expired)
                 if batch:
                     return batch
+        return []
+
+    def expire(self, now_ns: int, expired: list[Waiting]) -> list[Waiting]:
+        """As `take` while nothing may run: those whose deadline has passed go to `expired`, and none is given. Looks at all of them once in
+        EXPIRE_NS.
+        """
+        if not self.size or now_ns < self._expire_ns:
+            return []
+        self._expire_ns = now_ns + EXPIRE_NS
+        for level in self._levels:
+            for key, waiting in list(level.items()):
+                late = [request for request in waiting if not request.gone and request.expires_ns and now_ns > request.expires_ns]
+                if late:
+                    expired += late
+                    known = set(map(id, late))
+                    left = deque(request for request in waiting if id(request) not in known)
+                    self.size -= len(late)
+                    if left:
+                        level[key] = left
+                    else:
+                        del level[key]
         return []
 
     def everything(self) -> list[Waiting]:

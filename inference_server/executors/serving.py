@@ -16,7 +16,7 @@ from idl import lane
 from idl.board import Board
 from idl.codes import ServingError
 from inference_server import errors
-from inference_server.executors.batcher import Batcher, QueuePolicy
+from inference_server.executors.batcher import EXPIRE_NS, Batcher, QueuePolicy
 from inference_server.executors.counting import Counts, Times
 from inference_server.executors.door import Door, Doorkeeper
 from inference_server.executors.express import Express
@@ -83,16 +83,15 @@ class Executor:
         batcher, streams = self._batcher, self._streams
         due = batcher.due_in(time.monotonic_ns()) if batcher.size else None
         if streams is not None:
-            due = 0 if streams.may_go_on else None if streams.full else due
+            due = _sooner(streams.due_in(time.monotonic_ns()), due if not streams.full else EXPIRE_NS if batcher.size else None)
         self._door.step(-1 if due is None else due / 1e9, linger=True)
         if self._commands:
             self._obey(load)
         if streams is not None:
             streams.step()
-            if streams.full:
-                return
         expired: list[Waiting] = []
-        batch = batcher.take(time.monotonic_ns(), expired)
+        full = streams is not None and streams.full
+        batch = batcher.expire(time.monotonic_ns(), expired) if full else batcher.take(time.monotonic_ns(), expired)
         for request in expired:
             self._refuse(request, errors.deadline_exceeded("the deadline passed in the queue; the request was not run"))
         if batch:
@@ -340,3 +339,8 @@ class Executor:
             self._control.send(json.dumps(message).encode())
         except OSError:
             self._running = False
+
+
+def _sooner(one: int | None, other: int | None) -> int | None:
+    """Of two waits, None for one without an end."""
+    return one if other is None else other if one is None else min(one, other)

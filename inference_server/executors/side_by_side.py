@@ -82,10 +82,9 @@ class SideBySide:
     def empty(self) -> bool:
         return not self._inside
 
-    @property
-    def may_go_on(self) -> bool:
-        """There are answers to hand out."""
-        return bool(self._over)
+    def due_in(self, now: int) -> int | None:
+        """0 where there are answers to hand out."""
+        return 0 if self._over else None
 
     def begin(self, request: Waiting) -> None:
         """Of one that has left the queue."""

@@ -22,6 +22,10 @@ from inference_server.executors.merging import Encoded, Heads, Results, decode
 from inference_server.executors.requests import Waiting
 from inference_server.types import Answer
 
+STALLED_NS = 600_000_000_000
+"""A reader that takes nothing for so long has left, whatever its connection says."""
+CLOSE_NS = 10_000_000_000
+"""What a model may take to end a stream that nobody wants any more, where its caller has set no deadline."""
 LONG_PART_NS = 2_000_000
 """From this on somebody else keeps the door while an answer is computed."""
 
@@ -47,6 +51,8 @@ class Stream:
     sent: int = 0
     begun: int = 0
     computed: int = 0
+    seen_taken: int = 0
+    seen_at: int = 0
     ready: tuple[Encoded, tuple[int, int, int, int]] | None = field(default=None)
 
     @property
@@ -58,6 +64,14 @@ class Stream:
         if waiting is not None:
             return request.taken >= self.sent
         return self.sent - request.taken < max(1, request.window)
+
+    def left_ns(self, now: int) -> int:
+        """How long it may still wait for its reader."""
+        request = self.request
+        if request.taken != self.seen_taken or not self.seen_at:
+            self.seen_taken, self.seen_at = request.taken, now
+        left = self.seen_at + STALLED_NS - now
+        return min(left, request.deadline_ns - now) if request.deadline_ns else left
 
 
 class Streams:
@@ -92,10 +106,11 @@ class Streams:
     def empty(self) -> bool:
         return not self._running
 
-    @property
-    def may_go_on(self) -> bool:
-        """Something can be computed, or ended, now."""
-        return any(stream.may_go_on for stream in self._running)
+    def due_in(self, now: int) -> int | None:
+        """Nanoseconds until something can be computed, or is to be ended; None: nothing is there."""
+        if any(stream.may_go_on for stream in self._running):
+            return 0
+        return max(0, min(stream.left_ns(now) for stream in self._running)) if self._running else None
 
     def begin(self, request: Waiting) -> None:
         """Its first answer is computed at once."""
@@ -115,9 +130,15 @@ class Streams:
         self._advance(stream)
 
     def step(self) -> None:
-        """One answer of each that may go on."""
-        for stream in [stream for stream in self._running if stream.may_go_on]:
-            self._advance(stream)
+        """One answer of each that may go on; and the end of those that have waited for too long."""
+        now = time.monotonic_ns()
+        for stream in list(self._running):
+            if stream.may_go_on or (stream.request.deadline_ns and now > stream.request.deadline_ns):
+                self._advance(stream)
+            elif stream.left_ns(now) <= 0:
+                self._fail(
+                    stream, errors.deadline_exceeded(f"the reader of the stream has taken nothing for {STALLED_NS // 1_000_000_000} s")
+                )
 
     def _advance(self, stream: Stream) -> None:
         request, cells = stream.request, self._board.cells
@@ -223,8 +244,11 @@ class Streams:
 
     def _cancel(self, stream: Stream) -> None:
         """Nobody waits for it any more."""
-        begun = time.monotonic_ns()
+        cells, begun = self._board.cells, time.monotonic_ns()
+        cells[boards.RUNNING_DEADLINE] = max(stream.request.deadline_ns, begun + CLOSE_NS)
+        cells[boards.RUNNING_SINCE] = begun
         self._end(stream)
+        cells[boards.RUNNING_SINCE] = 0
         now = time.monotonic_ns()
         self._board.answered(stream.sent, "cancel", now - begun)
         self._gone(stream.request, now)

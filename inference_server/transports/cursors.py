@@ -24,9 +24,13 @@ MOST_AT_ONCE = 1024
 
 @dataclass(slots=True, eq=False)
 class _Cursor:
+    """`busy`: who has it may use `answers`. `closed`: whoever has `busy` closes them. `failed`: what the next call is told."""
+
     answers: Answers
     used: float
     busy: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
+    failed: ServingError | None = None
 
 
 class Cursors:
@@ -38,6 +42,8 @@ class Cursors:
         self._waiting = threading.Semaphore(waiting)
         self._lock = threading.Lock()
         self._open: dict[str, _Cursor] = {}
+        self._timer: threading.Timer | None = None
+        """Looks for those that nobody asks for, while any are open."""
 
     def open(self, request: InferRequest) -> tuple[str, Sequence[InferResponse], bool]:
         """(cursor, the answers so far, whether these are all). Raises ServingError; then nothing is open."""
@@ -47,6 +53,7 @@ class Cursors:
                 raise errors.overloaded(f"{self._most} streams are open already", 1000)
             name = secrets.token_urlsafe(18)
             cursor = self._open[name] = _Cursor(self._inference.model_stream(request), time.monotonic())
+            self._look_again()
         answers, done = self._take(name, cursor, MOST_AT_ONCE, MOST_WAIT_S)
         return name, answers, done
 
@@ -64,9 +71,13 @@ class Cursors:
         if not cursor.busy.acquire(blocking=False):
             raise ServingError(Code.CONFLICT, "another call is taking answers of this stream")
         try:
+            if cursor.closed:
+                raise ServingError(Code.NOT_FOUND, "the stream was closed")
+            if cursor.failed is not None:
+                raise cursor.failed
             waits = self._waiting.acquire(blocking=False)
             try:
-                answers, done = _gather(cursor.answers, most, time.monotonic() + wait_s if waits else 0.0)
+                answers, done = _gather(cursor, most, time.monotonic() + wait_s if waits else 0.0)
             finally:
                 if waits:
                     self._waiting.release()
@@ -76,6 +87,7 @@ class Cursors:
         finally:
             cursor.used = time.monotonic()
             cursor.busy.release()
+            _close(cursor)
         if done:
             self._drop(name)
         return answers, done
@@ -87,8 +99,12 @@ class Cursors:
     def _drop(self, name: str) -> None:
         with self._lock:
             cursor = self._open.pop(name, None)
+            if not self._open and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
         if cursor is not None:
-            cursor.answers.close()
+            cursor.closed = True
+            _close(cursor)
 
     def sweep(self, now: float) -> None:
         """Closes those that were not asked for a while; `now` in monotonic seconds."""
@@ -96,19 +112,44 @@ class Cursors:
             if now - cursor.used > IDLE_S and not cursor.busy.locked():
                 self._drop(name)
 
+    def _look_again(self) -> None:
+        """Under the lock."""
+        if self._open and self._timer is None:
+            self._timer = threading.Timer(IDLE_S / 4, self._look)
+            self._timer.daemon, self._timer.name = True, "reap-cursors"
+            self._timer.start()
+
+    def _look(self) -> None:
+        self.sweep(time.monotonic())
+        with self._lock:
+            if self._timer is threading.current_thread():
+                self._timer = None
+                self._look_again()
+
     def close_all(self) -> None:
         for name in list(self._open):
             self._drop(name)
 
 
-def _gather(stream: Answers, most: int, until: float) -> tuple[list[InferResponse], bool]:
+def _close(cursor: _Cursor) -> None:
+    """Ends a closed one where nobody has it; else whoever has it does so afterwards. It is not given back: nobody takes of it any more."""
+    if cursor.closed and cursor.busy.acquire(blocking=False):
+        cursor.answers.close()
+
+
+def _gather(cursor: _Cursor, most: int, until: float) -> tuple[list[InferResponse], bool]:
     """An error behind answers is left to the next call: these are not lost for it."""
     found: list[InferResponse] = []
     size = 0
-    while len(found) < most and size < MOST_BYTES:
+    while len(found) < most and size < MOST_BYTES and not cursor.closed:
         try:
-            answer = stream.next(0.0 if found else until)
+            answer = cursor.answers.next(0.0 if found else until)
         except TimeoutError:
+            break
+        except ServingError as error:
+            if not found:
+                raise
+            cursor.failed = error
             break
         if answer is None:
             return found, True

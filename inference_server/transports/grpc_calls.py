@@ -139,7 +139,8 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             except grpc.RpcError:
                 raise
             except Exception as error:  # noqa: BLE001  as below
-                refuse(context, as_serving_error(error, path))
+                failed = as_serving_error(error, path)
+                refuse(context, failed)
             finally:
                 workers.leave()
 

@@ -18,7 +18,7 @@ from idl.generated import inference_pb2 as pb
 from idl.messages import InferRequest, InferResponse
 from inference_server.transports import grpc_codec as codec
 from inference_server.transports import grpc_status
-from inference_server.transports.grpc_calls import NO_DEADLINE_S, Receiving, refuse, serialized
+from inference_server.transports.grpc_calls import NO_DEADLINE_S, Receiving, serialized
 from inference_server.transports.guard import as_serving_error
 from inference_server.transports.tensor_extensions import TensorExtensions
 from inference_server.transports.tokens import Token
@@ -66,8 +66,10 @@ class StreamInfer:
             raise
         except Exception as error:  # noqa: BLE001 - one request must not end the stream
             failed = as_serving_error(error, "ModelStreamInfer", message.id)
+            if not context.is_active():  # nobody reads it
+                return
             if str(metadata.get(_AS_STATUS, "")).lower() == "true" or failed.code is Code.CANCELLED:
-                refuse(context, failed)
+                raise failed from None
             yield _failure(failed, message)
 
     def _answers(self, asked: InferRequest, tell_last: bool, watch: int) -> Iterator[InferResponse]:

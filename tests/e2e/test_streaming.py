@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import select
+import signal
 import socket
 import threading
 import time
@@ -19,7 +21,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from inference_client import Client, Code, ServingError
-from tests.e2e.conftest import Process, needs, start_up
+from tests.e2e.conftest import Process, alive, needs, start_up
 from tests.eventually import eventually
 from tests.onnx_models import times
 from tests.python_models import TOKENS_TOML, python_model, tokens
@@ -152,6 +154,24 @@ def test_the_official_client_streams(up: Process) -> None:
         client.stop_stream()
 
 
+def test_the_official_client_asks_for_errors_as_the_calls_status(up: Process) -> None:
+    """Over nginx, and over grpcio behind it."""
+    front = f"unix://{Path(up['data']) / 'run' / 'grpc-front' / 'grpcio.sock'}"
+    for address in (up["grpc"], front):
+        found: list[Any] = []
+        with closing(triton.InferenceServerClient(address)) as official:
+            official.start_stream(lambda result, error, found=found: found.append((result, error)), headers={"triton_grpc_error": "true"})
+            asked = triton.InferInput("count", [1], "INT32")
+            asked.set_data_from_numpy(COUNT["count"])
+            official.async_stream_infer("paced", [asked], parameters={"fail": "1"})
+            eventually(lambda found=found: any(error for _, error in found), "the error")
+            official.stop_stream()
+        error = next(error for _, error in found if error is not None)
+        assert error.status() == "StatusCode.INTERNAL" and "ValueError: at once" in error.message(), error
+    server_log = (Path(up["data"]) / "logs" / "server.log").read_text()
+    assert "internal error" not in server_log
+
+
 def test_the_official_client_is_told_which_is_the_last(up: Process) -> None:
     with closing(triton.InferenceServerClient(up["grpc"])) as client:
         replies = Replies()
@@ -244,6 +264,9 @@ def test_generate_gives_one_answer_and_says_where_there_are_more(up: Process) ->
         ({"count": 1, "other": [1]}, "'other' is neither an input of the model nor a text, a number, or true or false"),
         ({"count": 1, "parameters": 3}, "parameters is not an object"),
         ([1], "the body is not a JSON object"),
+        ({"count": 1, "id": "\ud800"}, "id has a text that is not Unicode"),
+        ({"count": 1, "word": "\udfff"}, "the parameter 'word' has a text that is not Unicode"),
+        ({"count": 1, "parameters": {"\ud800": 1}}, "the name of a parameter has a text that is not Unicode"),
     ],
 )
 @pytest.mark.parametrize("verb", ["generate", "generate_stream"])
@@ -276,6 +299,47 @@ def test_a_private_model_wants_a_token(up: Process) -> None:
     assert post(up, "/v2/models/private/generate_stream", {"count": 1}).status == 401
     assert post(up, "/v2/models/private/generate_stream", {"count": 1}, Authorization="Bearer nonsense").status == 401
     assert post(up, "/v2/models/nobody/generate_stream", {"count": 1}).status == 404
+
+
+def test_a_description_that_is_too_long_is_the_callers_fault(up: Process) -> None:
+    for verb in ("generate", "generate_stream"):
+        answer = post(up, f"/v2/models/tokens/{verb}", {"count": 1, "word": "x" * 130_000})
+        assert answer.status == 413 and "the names, shapes and parameters of the request have" in json.loads(answer.read())["error"]
+
+
+@needs("nginx")
+def test_a_stream_that_is_cut_off_does_not_look_as_if_it_had_ended(up: Process) -> None:
+    """The process in front of the model dies: its readers see a body that breaks off, by thread and in the event loop."""
+    for _ in range(2):
+        response = post(up, "/v2/models/paced/generate_stream", {"count": 1000, "pause": 0.02})
+        assert next(events(response))["token"] == "t0"
+        (front,) = {int(line["pid"]) for line in gateway_log(up) if line["event"] == "gateway_front_ready" and alive([int(line["pid"])])}
+        os.kill(front, signal.SIGKILL)
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+        eventually(lambda: in_flight(up, "paced") == 0, "nothing is left inside")
+        eventually(lambda: post(up, "/v2/models/tokens/generate_stream", {"count": 1}).status == 200, "the next one is there")
+
+
+def gateway_log(up: Process) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(up["data"]) / "logs" / "gateway.log").read_text().splitlines() if line.startswith("{")]
+
+
+@needs("nginx")
+def test_no_more_streams_than_the_setting_says(tmp_path: Path) -> None:
+    python_model(tmp_path / "models" / "paced", PACED, TOKENS_TOML)
+    up = start_up(tmp_path / "data", "--no-demo", "--models", str(tmp_path / "models"), OUTBOARD_GATEWAY_MAX_STREAMS="3")
+    try:
+        post(up, "/v2/models/paced/generate_stream", {"count": 1}).read()
+        open_ones = [post(up, "/v2/models/paced/generate_stream", {"count": 1000, "pause": 0.01}) for _ in range(3)]
+        refused = post(up, "/v2/models/paced/generate_stream", {"count": 1})
+        assert refused.status == 429 and "3 streams are open already" in json.loads(refused.read())["error"]
+        open_ones[0].close()
+        eventually(lambda: post(up, "/v2/models/paced/generate_stream", {"count": 1}).status == 200, "there is a place again")
+    finally:
+        for each in open_ones:
+            each.close()
+        assert up.stop() == 0
 
 
 @needs("nginx")

@@ -103,6 +103,28 @@ def test_its_mistakes_are_named_and_harm_nobody(engine: Engine, repository: Path
 
 
 @pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("float('nan')", "is nan, which JSON has no word for"),
+        ("10**30", "does not fit 64 bits"),
+        ("'\\ud800'", "half a surrogate pair"),
+        ("[1]", "texts, numbers and truth values"),
+    ],
+)
+def test_parameters_of_an_answer_that_no_protocol_carries(engine: Engine, repository: Path, value: str, words: str) -> None:
+    load(engine, repository, f"def infer(inputs): return {{'y': inputs['x']}}, {{'p': {value}}}\n")
+    error = refused(engine)
+    assert error.code is Code.MODEL_FAILED and words in error.message
+
+
+def test_leaving_the_interpreter_is_a_mistake_like_any_other(engine: Engine, repository: Path) -> None:
+    code = "import sys\ndef infer(inputs):\n  if inputs['x'][0] < 0: sys.exit(3)\n  return {'y': inputs['x']}\n"
+    load(engine, repository, code)
+    assert "SystemExit: 3" in refused(engine, values=[-1.0, 2.0]).message
+    assert floats(ask(engine)) == [1, 2]
+
+
+@pytest.mark.parametrize(
     ("code", "toml", "reason"),
     [
         ("def infer(:", DOUBLE_TOML, "SyntaxError"),

@@ -1,19 +1,27 @@
 """Several answers to one request: in order, computed as they are taken, each stream at its reader's pace."""
 
+import contextlib
+import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from idl import board as boards
 from idl import tensors
 from idl.codes import Code, ServingError
 from idl.lane_streams import WINDOW
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_server.engine import Engine
 from inference_server.engine_stream import EngineStream
+from inference_server.executors import streams
+from inference_server.executors.requests import Waiting
+from inference_server.types import Answer
 from tests.eventually import eventually
 from tests.onnx_models import times
 from tests.python_models import TOKENS_TOML, python_model, tokens
@@ -191,6 +199,98 @@ def test_more_than_the_most_wait_in_the_queue_which_has_an_end(engine: Engine, r
     running[0].close()
     assert everything(waiting) == ["t0", "t1", "t2"]
     assert len(everything(running[1])) == 99
+
+
+def test_one_that_nobody_reads_ends_at_its_deadline_and_those_in_the_queue_at_theirs(engine: Engine, repository: Path) -> None:
+    load(engine, repository, more="max_streams = 1\n")
+    unread = engine.model_stream(asked(1000, deadline=time.monotonic() + 0.5))
+    assert unread.next() is not None
+    short = engine.model_stream(asked(3, deadline=time.monotonic() + 0.1))
+    with pytest.raises(TimeoutError):
+        short.next(time.monotonic() + 0.01)
+    eventually(lambda: engine.model_statistics("m", "")[0].fail.count == 1, "the one in the queue is refused while the place is taken")
+    assert everything(engine.model_stream(asked(3, deadline=time.monotonic() + 10))) == ["t0", "t1", "t2"]
+    unread.close()
+    short.close()
+
+
+class _Told:
+    """A door that lets everything through."""
+
+    memory_limit = 1 << 20
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+
+    def send(self, connection: Any, kind: int, *rest: Any) -> bool:
+        self.sent.append(kind)
+        return True
+
+
+class _Tokens:
+    """Gives texts without end, and notes what the board says while it is ended."""
+
+    def __init__(self, board: boards.Board) -> None:
+        self.board = board
+        self.ended: list[tuple[int, int]] = []
+
+    def answers(self, inputs: Any, wanted: list[str], parameters: Any) -> Iterator[Answer]:
+        try:
+            while True:
+                yield Answer([np.array([b"a"], object)], {})
+        finally:
+            self.ended.append((self.board.cells[boards.RUNNING_SINCE], self.board.cells[boards.RUNNING_DEADLINE]))
+
+
+@pytest.fixture
+def alone() -> Iterator[tuple[streams.Streams, _Tokens, Waiting, list[ServingError]]]:
+    """The streams of an executor without a process, one request that wants four answers ahead, and what was refused."""
+    descriptor = boards.create()
+    board = boards.Board(descriptor, writable=True)
+    os.close(descriptor)
+    model, refused = _Tokens(board), []
+    made = streams.Streams(
+        _Told(),  # type: ignore[arg-type]
+        board,
+        model,
+        {"token": "BYTES"},
+        contextlib.nullcontext(),
+        most=1,
+        refuse=lambda request, error: refused.append(error),
+        gone=lambda request, now: None,
+        succeeded=lambda stream, now: None,
+    )
+    prepared = SimpleNamespace(layout=(), tensors=(), wanted=["token"], parameters={})
+    connection = SimpleNamespace(slot=0)
+    request = Waiting(connection, 1, memoryview(b""), prepared, 1, 0, 0)  # type: ignore[arg-type]
+    request.window = 4
+    made.begin(request)
+    yield made, model, request, refused
+
+
+def test_a_reader_that_takes_nothing_for_long_loses_its_place(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, model, request, refused = alone
+    while made.due_in(time.monotonic_ns()) == 0:
+        made.step()
+    due = made.due_in(time.monotonic_ns())
+    assert due is not None and 0 < due <= streams.STALLED_NS and made.full
+    request.taken = 1
+    made.step()
+    assert (made.due_in(time.monotonic_ns()) or 0) > due - 1_000_000_000 and not refused, "it has begun to wait again"
+    monkeypatch.setattr(streams, "STALLED_NS", 0)
+    assert made.due_in(time.monotonic_ns()) == 0
+    made.step()
+    assert made.empty and len(model.ended) == 1 and "has taken nothing for" in refused[0].message
+
+
+def test_a_model_that_hangs_at_the_end_of_a_stream_is_seen_to_hang(alone: Any) -> None:
+    """Also where its caller, who has gone, had set no deadline: the board says since when, and until when, for who watches."""
+    made, model, request, _ = alone
+    request.gone = True
+    made.step()
+    ((since, deadline),) = model.ended
+    assert since > 0 and deadline == since + streams.CLOSE_NS
+    assert made.empty and model.board.cells[boards.RUNNING_SINCE] == 0
 
 
 def test_a_reload_lets_those_under_way_finish(engine: Engine, repository: Path) -> None:
