@@ -217,7 +217,8 @@ def _laid_out(model: Path, sent: Path, names: Sequence[str], kind: str, own: str
 
 def _in_their_words(text: str, kind: str, own: str) -> str:
     """The file as its sender calls it; its name is said once."""
-    return text.replace(formats.MODEL_FILES[kind], own).removeprefix(f"{own} ").removeprefix(f"{own}: ")
+    text = text.replace(formats.MODEL_FILES[kind], own)
+    return next((text.removeprefix(said) for said in (f"{own} ", f"{own}: ", f"{own}, ") if text.startswith(said)), text)
 
 
 def _sweep(root: Path) -> None:
