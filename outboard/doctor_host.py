@@ -114,7 +114,9 @@ def sandbox(place: Place) -> Iterator[Finding]:
     from inference_server.executors import sandbox
 
     if why := sandbox.unusable():
-        advice = 'install it, or allow user namespaces; until then models that are Python files are refused unless they say sandbox = "off"'
+        advice = (
+            "install it, or allow user namespaces; until then code of Python models may do what the server may, and scripts are refused"
+        )
         yield Finding(WARNING, "box for Python models", why, advice)
     else:
         yield Finding(OK, "box for Python models", "bubblewrap works")
