@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
 from gateway import model_declaration
 from gateway.model_declaration import Declaration
 from idl.codes import Code, ServingError
-from idl.messages import InferRequest, InferResponse, ModelIndex, ModelMetadata, ModelStatistics, ServerMetadata, SharedRegion, Validation
+from idl.messages import (
+    Capacity,
+    InferRequest,
+    InferResponse,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    SharedRegion,
+    Validation,
+)
 
 if TYPE_CHECKING:
     from inference_client import Client
@@ -181,6 +191,17 @@ class Models:
         with ThreadPoolExecutor(len(self._addresses)) as pool:
             return tuple(pool.map(lambda address: (address, *self._is_ready(address, timeout_s)), self._addresses))
 
+    def capacities(self, timeout_s: float) -> Sequence[tuple[str, Capacity | ServingError]]:
+        """(address, what the host has, or why it does not say) of each, asked side by side; raises nothing."""
+        with ThreadPoolExecutor(len(self._addresses)) as pool:
+            return tuple(pool.map(lambda address: (address, self._capacity(address, timeout_s)), self._addresses))
+
+    def _capacity(self, address: str, timeout_s: float) -> Capacity | ServingError:
+        try:
+            return self._client((address,)).capacity(timeout_s=timeout_s)
+        except ServingError as error:
+            return error
+
     def _is_ready(self, address: str, timeout_s: float) -> tuple[bool, str]:
         try:
             is_ready = self._client((address,)).server_ready(timeout_s=timeout_s)
@@ -202,11 +223,12 @@ class Models:
                 change(self._client((address,)))
             except ServingError as error:
                 failure = failure or error
-        self._forget(name)
+        self.forget(name)
         if failure is not None:
             raise failure
 
-    def _forget(self, name: str) -> None:
+    def forget(self, name: str) -> None:
+        """What is remembered of a model is asked again."""
         for cache in (self._metadata, self._configs, self._declarations):
             cache.forget(name)
 

@@ -50,7 +50,7 @@ def predict(
         answer["labels"] = top_labels(outputs[labelled], declaration.labels[labelled], body.top_k or declaration.top_k)
     if prepared.assumed:
         answer["assumed"] = prepared.assumed
-    answer["timing_ms"] = _timing(response, time.monotonic() - started)
+    answer["timing_ms"] = timing(response, time.monotonic() - started)
     return answer
 
 
@@ -102,6 +102,7 @@ def _number(score: Any) -> Any:
     return tensor_json.finite_or_name(score) if isinstance(score, float) else score
 
 
-def _timing(response: InferResponse, total_s: float) -> dict[str, float]:
+def timing(response: InferResponse, total_s: float) -> dict[str, float]:
+    """Milliseconds in the queue, in the model, and in all."""
     queue_us, compute_us = (int(response.parameters.get(name, 0)) for name in ("queue_us", "compute_us"))
     return {"queue": queue_us / 1000, "compute": compute_us / 1000, "total": round(total_s * 1000, 3)}

@@ -12,6 +12,7 @@ from gateway.storage.audit import Audit
 from gateway.storage.blobs import Blobs
 from gateway.storage.database import Database
 from gateway.storage.deployments import Deployments
+from gateway.storage.golden import Golden
 from gateway.storage.idempotency import Idempotency
 from gateway.storage.incoming import Incoming
 from gateway.storage.marks import Mark
@@ -38,6 +39,7 @@ class Storage:
         """Changes with every change of who may see or call what of users: teams, models, deployments."""
         self.teams = Teams(self.database, self.sharing)
         self.deployments = Deployments(self.database, self.sharing)
+        self.golden = Golden(self.database)
         self.audit = Audit(self.database)
         self.idempotency = Idempotency(self.database)
         self._blobs_folder = folder / "blobs"

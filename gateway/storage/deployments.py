@@ -17,8 +17,8 @@ RUNNING, PAUSED, DELETED = "running", "paused", "deleted"
 STARTING, PAUSING, SLEEPING, FAILED, DELETING = "starting", "pausing", "sleeping", "failed", "deleting"
 """What it may be besides."""
 
-_SELECT = """select d.id, d.owner_id, d.name, d.model_id, d.version_id, d.serving_version_id, d.previous_version_id, d.canary_version_id,
-    d.canary_percent, d.visibility, d.team_id, d.desired_state, d.state, d.reason, d.instances, d.min_instances, d.max_instances, d.cpus,
+_SELECT = """select d.id, d.owner_id, d.name, d.model_id, d.version_id, d.serving_version_id, d.previous_version_id, d.check_golden,
+    d.canary_version_id, d.canary_percent, d.visibility, d.team_id, d.desired_state, d.state, d.reason, d.notice, d.instances, d.min_instances, d.max_instances, d.cpus,
     d.memory, d.sleep_after_s, d.script_version_id, d.golden_tolerance, d.shown_time, d.generation, d.observed_generation, d.retry_at,
     d.failures, d.last_call_at, d.revision, d.created_at, d.updated_at, d.deleted_at,
     u.name as owner, u.deleted_at is null and u.disabled_at is null as owner_active, m.name as model, v.number as version,
@@ -43,6 +43,7 @@ class DeploymentRecord:
     version_id: int
     serving_version_id: int | None
     previous_version_id: int | None
+    check_golden: int
     canary_version_id: int | None
     canary_percent: int
     visibility: str
@@ -50,6 +51,7 @@ class DeploymentRecord:
     desired_state: str
     state: str
     reason: str
+    notice: str
     instances: int
     min_instances: int | None
     max_instances: int | None
@@ -188,7 +190,7 @@ class Deployments:
         with self._database.write() as db:
             row = db.execute(
                 f"update deployments set {sets}{', ' if sets else ''}revision = revision + 1, generation = generation + 1, retry_at = 0,"
-                f" failures = 0, updated_at = ? where id = ? and deleted_at is null and state <> 'deleting' {asked} returning id",
+                f" failures = 0, notice = '', updated_at = ? where id = ? and deleted_at is null and state <> 'deleting' {asked} returning id",
                 [*changes.values(), to_text(now), deployment_id, *([] if revision is None else [revision])],
             ).fetchone()
             if row is None:
@@ -228,6 +230,18 @@ class Deployments:
         """Another number of instances, which its owner left to us."""
         where = f"state = 'running' and max_instances is not null and generation = {int(seen.generation)}"
         return self._turn(seen.id, where, f"instances = {int(instances)}", now)
+
+    def removed(self, seen: DeploymentRecord, now: datetime) -> None:
+        """No host has anything of it any more; neither is anything kept that was measured or pinned."""
+        with self._database.write() as db:
+            db.execute(
+                "update deployments set state = 'deleted', reason = '', observed_generation = generation, deleted_at = coalesce(deleted_at, ?)"
+                " where id = ? and state = 'deleting'",
+                [to_text(now), seen.id],
+            )
+            for table in ("golden", "deployment_statistics"):
+                db.execute(f"delete from {table} where deployment_id = ?", [seen.id])
+        self._sharing.change()
 
     def called(self, at: Mapping[int, datetime]) -> None:
         """When each was called last."""

@@ -35,7 +35,9 @@ def m010_scripts(db: SqliteDatabase) -> None:
 def m011_deployments(db: SqliteDatabase) -> None:
     """`desired_state` is what the owner wants, `state` what the model host was last seen to do. `version_id` is the version that is wanted,
     `serving_version_id` the one that answers. `generation` counts changes of what is wanted, `observed_generation` is the last one that
-    the reconciler carried out. A row that is being deleted (`state` deleting) may have `deleted_at` already: then its name is free again."""
+    the reconciler carried out. A row that is being deleted (`state` deleting) may have `deleted_at` already: then its name is free again. `reason`: why it is in its
+    state; `notice`: what became of the last change, until the next. `check_golden` 0: the wanted version has
+    served before and is gone back to, at once."""
     db.execute(
         """create table deployments (
             id integer primary key,
@@ -50,6 +52,7 @@ def m011_deployments(db: SqliteDatabase) -> None:
             state text not null
                 check (state in ('starting', 'running', 'pausing', 'paused', 'sleeping', 'failed', 'deleting', 'deleted')),
             reason text not null default '',
+            notice text not null default '',
             instances integer not null default 1,
             min_instances integer,
             max_instances integer,
@@ -59,6 +62,7 @@ def m011_deployments(db: SqliteDatabase) -> None:
             canary_version_id integer references model_versions (id),
             canary_percent integer not null default 0,
             previous_version_id integer references model_versions (id),
+            check_golden integer not null default 1,
             script_version_id integer references script_versions (id),
             golden_tolerance real not null default 0.001,
             shown_time text not null default '',

@@ -9,10 +9,12 @@ from gateway.clock import to_text
 from gateway.storage import Storage
 from gateway.storage.audit import Doer
 from gateway.storage.deployments import DeploymentRecord
+from gateway.storage.model_records import FileRecord, NewVersion
 from gateway.types import Principal, Role
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 DOER = Doer(None, "test")
+"""Nobody in particular."""
 
 
 def user(storage: Storage, name: str, role: Role = Role.USER) -> Principal:
@@ -20,24 +22,25 @@ def user(storage: Storage, name: str, role: Role = Role.USER) -> Principal:
     return Principal(made.id, made.name, role)
 
 
-def model(storage: Storage, owner: Principal, name: str, *files: Path, declaration: str = "") -> tuple[int, list[int]]:
-    """The ids of a model and of its versions, one for each ONNX file."""
-    blobs = [storage.blobs.put([file.read_bytes()], NOW) for file in files]
-    with storage.database.write() as db:
-        moment = to_text(NOW)
-        model_id = db.execute(
-            "insert into models (owner_id, name, created_at, updated_at) values (?, ?, ?, ?) returning id",
-            [owner.user_id, name, moment, moment],
-        ).fetchone()["id"]
-        versions = [
-            db.execute(
-                "insert into model_versions (model_id, number, format, sha256, size, file_name, declaration, signature, facts, measured,"
-                " created_by, created_at) values (?, ?, 'onnx', ?, ?, 'model.onnx', ?, '{}', '{}', '{}', ?, ?) returning id",
-                [model_id, number, sha256, size, declaration, owner.user_id, moment],
-            ).fetchone()["id"]
-            for number, (sha256, size) in enumerate(blobs, 1)
-        ]
-    return model_id, versions
+def model(storage: Storage, owner: Principal, name: str, *files: Path, declared: str = "") -> tuple[int, list[int]]:
+    """The ids of a model and of its versions, one for each ONNX file; `declared`: the `model.toml` of all."""
+    versions = [_version(storage, file, declared) for file in files]
+    made = storage.models.create(owner.user_id, {"name": name}, (), versions[0], doer(owner), NOW, 100)
+    for version in versions[1:]:
+        storage.models.add_version(made.id, version, doer(owner), NOW)
+    return made.id, [version.id for version in reversed(storage.models.versions(made.id))]
+
+
+def _version(storage: Storage, file: Path, declared: str) -> NewVersion:
+    sha256, size = storage.blobs.put([file.read_bytes()], NOW)
+    files = []
+    if declared:
+        files = [FileRecord("model.toml", *storage.blobs.put([declared.encode()], NOW), True)]
+    return NewVersion("onnx", sha256, size, "model.onnx", {}, {}, {}, files)
+
+
+def doer(owner: Principal) -> Doer:
+    return Doer(owner.user_id, owner.name)
 
 
 def deployment(storage: Storage, owner: Principal, name: str, model_id: int, version_id: int, **values: Any) -> DeploymentRecord:

@@ -1,0 +1,319 @@
+"""Makes the model hosts agree with what the database wants of deployments.
+
+One look after the other; what each finds to do is done beside, a deployment at a time for each name. Everything here may be killed at any
+moment and is done again by the next look: steps on hosts can be repeated, and what came of them is written only where nobody has wanted
+something else meanwhile.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway import clock
+from gateway.models_rpc import Models
+from gateway.operations import deployments
+from gateway.operations.host_side import NOTHING, SETTINGS_FILE, HostSide, Plan, ScriptPlan, Seen, SentFile, look
+from gateway.storage import Storage
+from gateway.storage.deployments import DELETING, FAILED, PAUSED, PAUSING, RUNNING, SLEEPING, STARTING, DeploymentRecord
+from idl.codes import Code, ServingError
+
+_log = logging.getLogger(__name__)
+LOOK_AT_HOSTS_S = 5.0
+"""How often what runs is compared with what should."""
+_SIDE_BY_SIDE = 8
+_LONGEST_WAIT_S, _LONGEST_WAIT_OF_HOST_S = 300.0, 5.0
+_PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.NOT_READY, Code.OVERLOADED, Code.CANCELLED})
+"""What says nothing of the deployment: the host is away, or busy."""
+Check = Callable[[DeploymentRecord, int], str]
+"""Why a version that is loaded must not serve, by the golden requests; "" where it may."""
+
+
+class Refused(Exception):
+    """A version that answers its golden requests otherwise; the message says which."""
+
+
+class Reconciler:
+    """Belongs to the worker's process: there is one of it for a data folder. `step` is for one thread. `done` is called, by any thread, when
+    something that was under way has ended."""
+
+    def __init__(
+        self, storage: Storage, models: Models, check: Check, now: clock.Clock = clock.now, done: Callable[[], None] = lambda: None
+    ) -> None:
+        self._storage = storage
+        self._models = models
+        self._check = check
+        self._now = now
+        self._done = done
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Thread] = {}
+        self._looked_at = 0.0
+
+    def step(self) -> int:
+        """Begins what is to be done and not under way; returns how many are under way."""
+        moment = self._now().timestamp()
+        records = self._storage.deployments.alive()
+        leaving = {record.rpc_name.lower() for record in records if record.state == DELETING}
+        hosts = self._look(moment, records)
+        for record in records:
+            if record.state != DELETING and record.rpc_name.lower() in leaving:
+                continue  # its name is still another one's on the hosts
+            if moment >= record.retry_at and (_is_due(record) or (hosts is not None and _differs(record, hosts))):
+                self._begin(record, hosts)
+        with self._lock:
+            return len(self._busy)
+
+    def wait(self, timeout_s: float) -> bool:
+        """True where nothing is under way any more."""
+        until = time.monotonic() + timeout_s
+        while True:
+            with self._lock:
+                running = list(self._busy.values())
+            if not running or time.monotonic() >= until:
+                return not running
+            running[0].join(max(0.0, until - time.monotonic()))
+
+    def _look(self, moment: float, records: list[DeploymentRecord]) -> list[dict[str, Seen]] | None:
+        """What each host has, now and then; None for not now, or where one does not answer."""
+        settled = any(record.state in (RUNNING, PAUSED, SLEEPING) for record in records)
+        if not settled or 0 <= moment - self._looked_at < LOOK_AT_HOSTS_S:
+            return None
+        self._looked_at = moment
+        try:
+            return [look(self._models.on(address)) for address in self._models.hosts]
+        except ServingError as error:
+            _log.warning("model_host_unseen", extra={"reason": error.message})
+            return None
+
+    def _begin(self, record: DeploymentRecord, hosts: list[dict[str, Seen]] | None) -> None:
+        name = record.rpc_name.lower()
+        broken = _broken(record, hosts) if hosts is not None else ""
+        with self._lock:
+            if name in self._busy or len(self._busy) >= _SIDE_BY_SIDE:
+                return
+            # a daemon: what it does may be left half-way
+            thread = threading.Thread(target=self._run, args=(name, record, broken), name="reconcile", daemon=True)
+            self._busy[name] = thread
+        thread.start()
+
+    def _run(self, name: str, record: DeploymentRecord, broken: str) -> None:
+        try:
+            self._carry_out(record, broken)
+        except Exception:  # noqa: BLE001 - the database is away: the next look begins anew
+            _log.exception("reconcile_failed", extra={"deployment": record.rpc_name})
+        finally:
+            with self._lock:
+                self._busy.pop(name, None)
+            self._done()
+
+    # one deployment --------------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, record: DeploymentRecord, broken: str) -> None:
+        try:
+            if broken and record.state == RUNNING:
+                self._fail(record, ServingError(Code.MODEL_FAILED, broken))
+                return
+            if record.state == DELETING:
+                self._remove(record)
+            elif record.wants_to_run:
+                self._serve(record)
+            else:
+                self._stop(record)
+        except Refused as refused:
+            self._go_back(record, str(refused))
+        except ServingError as error:
+            self._failed(record, error)
+        except OSError as error:
+            self._failed(record, ServingError(Code.UNAVAILABLE, f"its files cannot be read: {error.strerror}"))
+        except Exception:  # noqa: BLE001 - the others are still to be seen to
+            _log.exception("reconcile_failed", extra={"deployment": record.rpc_name})
+            self._failed(record, ServingError(Code.INTERNAL, "the gateway made a mistake; the worker's log has it"))
+
+    def _remove(self, record: DeploymentRecord) -> None:
+        for side in self._sides():
+            side.remove(record.rpc_name, deployments.script_name(record))
+        self._storage.deployments.removed(record, self._now())
+        _log.info("deployment_removed", extra={"deployment": record.rpc_name})
+
+    def _stop(self, record: DeploymentRecord) -> None:
+        # whoever asks from now on is told so, and what is inside goes on
+        is_told = record.state in (SLEEPING, PAUSING) or self._storage.deployments.settle(record, {"state": PAUSING}, self._now())
+        if not is_told:
+            return
+        for side in self._sides():
+            side.stop(record.rpc_name, deployments.script_name(record))
+        state = SLEEPING if record.state == SLEEPING else PAUSED
+        reason = "" if record.owner_active else "its owner's account is closed"
+        self._settle(record, {"state": state, "reason": reason}, f"deployment_{state}")
+
+    def _serve(self, record: DeploymentRecord) -> None:
+        plan, before = self._plan(record), record.serving_version or 0
+        sides = self._sides()
+        for side in sides:
+            side.prepare(plan, before)
+        self._check_new(record, plan, sides)
+        for side in sides:
+            side.switch(plan)
+        self._models.forget(record.rpc_name)
+        changes: dict[str, Any] = {"state": RUNNING, "serving_version_id": record.version_id, "check_golden": 1, "reason": ""}
+        if record.serving_version_id not in (None, record.version_id):
+            changes["previous_version_id"] = record.serving_version_id
+        self._settle(record, changes | self._resized(record, plan, sides), "deployment_running")
+
+    def _resized(self, record: DeploymentRecord, plan: Plan, sides: list[HostSide]) -> dict[str, Any]:
+        """As many instances as are wanted. What there is no room for does not stop those that are there."""
+        try:
+            for side in sides:
+                side.resize(plan)
+        except ServingError as error:
+            if error.code is not Code.INSUFFICIENT_CAPACITY:
+                raise
+            if record.max_instances is not None:
+                return {"instances": min(side.instances(plan.name) for side in sides)}
+            delayed = {"failures": record.failures + 1, "retry_at": self._retry_at(record, _LONGEST_WAIT_S)}
+            return {"reason": error.message} | delayed
+        return {}
+
+    def _check_new(self, record: DeploymentRecord, plan: Plan, sides: list[HostSide]) -> None:
+        """Versions that have not served yet answer the golden requests as these say, or are refused."""
+        if record.serving_version is None or not record.check_golden or record.observed_generation == record.generation:
+            return
+        for version in plan.versions:
+            if version == record.serving_version or not self._storage.golden.of(record.id):
+                continue
+            for side in sides:
+                side.load_beside(plan, version)
+            if reason := self._check(record, version):
+                for side in sides:
+                    side.take_back(plan, record.serving_version)
+                raise Refused(f"version {version} was refused: {reason}")
+
+    def _plan(self, record: DeploymentRecord) -> Plan:
+        proven = record.serving_version_id if not record.failures else None
+        files: list[SentFile] = []
+        for version_id in {record.version_id, record.canary_version_id or record.version_id}:
+            if version_id != proven:
+                files += self._files(version_id)
+        script = None
+        if record.script_version_id is not None and record.script_sha256 is not None:
+            source = self._storage.blobs.path(record.script_sha256)
+            script = ScriptPlan(deployments.script_name(record), record.script_version_id, source)
+        return Plan(
+            record.rpc_name,
+            record.version,
+            record.canary_version or 0,
+            record.canary_percent,
+            files,
+            self._declared(record.version_id),
+            record.instances,
+            record.cpus,
+            record.memory,
+            script,
+            [number for number in (record.previous_version, record.serving_version) if number],
+        )
+
+    def _files(self, version_id: int) -> list[SentFile]:
+        version, blobs = self._storage.models.version_by_id(version_id), self._storage.blobs
+        assert version is not None, "a deployment names it"
+        made = [SentFile(version.number, version.file_name, blobs.path(version.sha256))]
+        for file in self._storage.models.files(version_id):
+            if file.name != SETTINGS_FILE:
+                made.append(SentFile(0 if file.beside else version.number, file.name, blobs.path(file.sha256)))
+        return made
+
+    def _declared(self, version_id: int) -> bytes:
+        for file in self._storage.models.files(version_id):
+            if file.name == SETTINGS_FILE:
+                return self._storage.blobs.read(file.sha256)
+        return b""
+
+    def _sides(self) -> list[HostSide]:
+        return [HostSide(self._models.on(address)) for address in self._models.hosts]
+
+    # what came of it -------------------------------------------------------------------------------------------------------------
+
+    def _settle(self, record: DeploymentRecord, changes: Mapping[str, Any], event: str) -> None:
+        done = {"observed_generation": record.generation, "failures": 0, "retry_at": 0.0}
+        if self._storage.deployments.settle(record, {**done, **changes}, self._now()):
+            _log.info(event, extra={"deployment": record.rpc_name, "version": record.version})
+
+    def _failed(self, record: DeploymentRecord, error: ServingError) -> None:
+        if error.code in _PASSING or not record.wants_to_run or record.state == DELETING:
+            self._try_again(record, error.message, _LONGEST_WAIT_OF_HOST_S)
+        elif record.serving_version_id is None or not self._serves(record):
+            self._fail(record, error)
+        elif record.serving_version_id != record.version_id:
+            self._go_back(record, f"version {record.version} was refused: {error.message}")
+        elif record.canary_version_id is not None and record.observed_generation != record.generation:
+            self._go_back(record, f"version {record.canary_version} was refused: {error.message}")
+        else:  # it goes on as it was: more memory than there is, say
+            self._try_again(record, error.message, _LONGEST_WAIT_S)
+
+    def _fail(self, record: DeploymentRecord, error: ServingError) -> None:
+        changes = {"state": FAILED, "reason": error.message, "failures": record.failures + 1}
+        self._storage.deployments.settle(record, changes | {"retry_at": self._retry_at(record, _LONGEST_WAIT_S)}, self._now())
+        _log.warning("deployment_failed", extra={"deployment": record.rpc_name, "code": error.code.value, "reason": error.message})
+
+    def _try_again(self, record: DeploymentRecord, reason: str, longest_s: float) -> None:
+        changes = {"reason": reason, "failures": record.failures + 1, "retry_at": self._retry_at(record, longest_s)}
+        self._storage.deployments.settle(record, changes, self._now())
+        _log.warning("deployment_delayed", extra={"deployment": record.rpc_name, "reason": reason})
+
+    def _retry_at(self, record: DeploymentRecord, longest_s: float) -> float:
+        return self._now().timestamp() + min(longest_s, 2.0 ** min(record.failures, 20))
+
+    def _go_back(self, record: DeploymentRecord, reason: str) -> None:
+        """What served goes on serving, and is what is wanted again; why stands beside it."""
+        changes = {
+            "version_id": record.serving_version_id,
+            "canary_version_id": None,
+            "canary_percent": 0,
+            "notice": reason,
+            "reason": "",
+            "retry_at": 0.0,
+            "failures": 0,
+            "generation": record.generation + 1,
+        }
+        state = {} if record.state == RUNNING else {"state": STARTING}
+        self._storage.deployments.settle(record, changes | state, self._now())
+        _log.warning("version_refused", extra={"deployment": record.rpc_name, "reason": reason})
+
+    def _serves(self, record: DeploymentRecord) -> bool:
+        """Whether the version that served before still does, on every host."""
+        try:
+            seen = [look(self._models.on(address), record.rpc_name).get(record.rpc_name, NOTHING) for address in self._models.hosts]
+        except ServingError:
+            return False
+        return all(record.serving_version in each.ready for each in seen)
+
+
+def _is_due(record: DeploymentRecord) -> bool:
+    """Whether the database alone says that something is to be done."""
+    if record.state == DELETING or record.generation != record.observed_generation:
+        return True
+    return record.state not in ((RUNNING,) if record.wants_to_run else (PAUSED, SLEEPING))
+
+
+def _differs(record: DeploymentRecord, hosts: list[dict[str, Seen]]) -> bool:
+    """Whether some host has another idea of it."""
+    for host in hosts:
+        seen, script = host.get(record.rpc_name, NOTHING), host.get(deployments.script_name(record), NOTHING)
+        if not record.wants_to_run:
+            if seen.ready or seen.broken or script.ready:
+                return True
+            continue
+        wanted = {number for number in (record.version, record.canary_version) if number}
+        # a process that died is started again by its host; one that is given up has a reason
+        is_recovering = set(seen.ready) | set(seen.broken) == wanted and not any(seen.broken.values()) and bool(seen.broken)
+        if not is_recovering and (set(seen.ready) != wanted or set(seen.ready.values()) != {record.instances}):
+            return True
+        if (record.script_version_id is not None) != bool(script.ready or script.broken):
+            return True
+    return False
+
+
+def _broken(record: DeploymentRecord, hosts: list[dict[str, Seen]]) -> str:
+    """Why one of its versions serves no more on some host; "" where all do."""
+    reasons = (host.get(record.rpc_name, NOTHING).broken.get(record.version, "") for host in hosts)
+    return next(filter(None, reasons), "") if record.state == RUNNING else ""
