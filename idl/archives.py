@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 DEPTH = 4
 """Parts of a path in a model's folder."""
@@ -102,12 +103,19 @@ def _announced(path: Path) -> tuple[int, int]:
         _, _, _, here, entries, directory, _, _ = struct.unpack("<4s4H2LH", tail[at : at + _END_BYTES])
         if at >= 20 and tail[at - 20 : at - 16] == _LOCATOR:
             (offset,) = struct.unpack("<Q", tail[at - 12 : at - 4])
-            file.seek(min(offset, size))
-            end = file.read(56)
-            if len(end) == 56 and end.startswith(_END64):
-                _, _, entries, directory = struct.unpack("<4Q", end[24:56])
-                here = 0
+            before = size - len(tail) + at - 20 - 56
+            found = [_announced64(file, each) for each in (offset, before) if 0 <= each < size]  # readers differ in where they look
+            return max((each[0] for each in found), default=entries), max((each[1] for each in found), default=directory)
     return max(entries, here), directory
+
+
+def _announced64(file: BinaryIO, offset: int) -> tuple[int, int]:
+    file.seek(offset)
+    end = file.read(56)
+    if len(end) < 56 or not end.startswith(_END64):
+        return 0, 0
+    here, entries, directory = struct.unpack("<3Q", end[24:48])
+    return max(here, entries), directory
 
 
 def _checked(archive: zipfile.ZipFile, path: Path, limits: Limits) -> list[zipfile.ZipInfo]:

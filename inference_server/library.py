@@ -329,6 +329,7 @@ class Library:
         with self._loading_lock(name):
             self._stop_version(name, version) if version else self._stop(name)
             removed = users.remove(name, version)
+            self._metrics.forget(name, str(version or ""))
         log.info("removed", extra={"fields": {"model": name, "version": version or "all", "was_there": removed}})
         return removed
 

@@ -264,6 +264,16 @@ class Metrics:
                 self._models[key] = ModelStats(name, version)
             return self._models[key]
 
+    def forget(self, name: str, version: str = "") -> None:
+        """What is counted of a model that is gone for ever, or of one version of it, is told no more."""
+        with self._lock:
+            for key in [key for key in self._models if key[0] == name and version in ("", key[1])]:
+                del self._models[key]
+            if not version:
+                self._deaths.pop(name, None)
+                for load in [load for load in self._loads if load[0] == name]:
+                    del self._loads[load]
+
     def models(self) -> tuple[ModelStats, ...]:
         with self._lock:
             return tuple(self._models.values())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from idl.codes import Code, ServingError
 from inference_server.engine import Engine
@@ -56,6 +57,12 @@ def onnx(tmp_path: Path) -> bytes:
 
 def answer(engine: Engine, name: str, version: str = "") -> list[float]:
     return floats(engine.model_infer(request(name, [[1, 2]], version=version)))
+
+
+def page(engine: Engine) -> str:
+    registry = CollectorRegistry()
+    registry.register(engine._metrics)
+    return generate_latest(registry).decode()
 
 
 def states(engine: Engine) -> dict[str, str]:
@@ -210,10 +217,12 @@ def test_removed_again_and_again(serving: Engine, users: Path, onnx: bytes) -> N
     assert not serving.remove_model("ann.iris", 0) and not serving.remove_model("not a name", 0)
     put(serving, "ann.iris", 1, "model.onnx", onnx)
     serving.repository_model_load("ann.iris", {})
+    assert answer(serving, "ann.iris") == [3, 6] and "ann.iris" in page(serving)
     assert serving.remove_model("ann.iris", 0)
     assert not serving.remove_model("ann.iris", 0)
     assert refused(lambda: answer(serving, "ann.iris")).code is Code.MODEL_NOT_FOUND
     assert states(serving) == {} and [path for path in users.rglob("*") if path.is_file()] == []
+    assert "ann.iris" not in page(serving), "nor is it counted any more"
     for version in (-1, 10**18):
         assert refused(lambda: serving.remove_model("ann.iris", version)).code is Code.INVALID_INPUT  # noqa: B023
 

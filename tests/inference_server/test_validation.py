@@ -5,6 +5,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,16 @@ def test_code_without_a_box_is_not_run(host: Validations, monkeypatch: pytest.Mo
     monkeypatch.setattr(trials.sandbox, "unusable", lambda: "there is none")
     assert refused(lambda: tried(host, ("model.py", DOUBLE.encode()))).code is Code.UNSUPPORTED
     assert tried(host, ("m", times(tmp_path / "m", 2).read_bytes())).format == "onnx", "which is no code"
+
+
+@boxed
+@pytest.mark.skipif(find_spec("torch") is not None, reason="torch is installed: it would be tried")
+@pytest.mark.parametrize("inside", [("m/constants.pkl", "m/data.pkl", "m/code/x.py"), ("m/archive_format", "m/models/model.json")])
+def test_what_the_host_has_not_installed_is_said(host: Validations, inside: tuple[str, ...]) -> None:
+    error = refused(lambda: tried(host, ("m", zipped(**dict.fromkeys(inside, b"x")))))
+    toml = b'[inputs.x]\ndatatype = "FP32"\nshape = [-1]\n[outputs.y]\ndatatype = "FP32"\nshape = [-1]\n'
+    again = refused(lambda: tried(host, ("m", zipped(**dict.fromkeys(inside, b"x"))), ("model.toml", toml)))
+    assert error.code is again.code is Code.UNSUPPORTED and "torch 2.6 or later" in again.message
 
 
 # who goes, and what is too much ----------------------------------------------------------------------------------------------------------
