@@ -22,7 +22,15 @@ from outboard import nginx
 from outboard.processes import Children
 
 PREFIX = "OUTBOARD_"
-OTHERS = ("OUTBOARD_SERVER_", "OUTBOARD_GATEWAY_", "OUTBOARD_ADMIN_PASSWORD", "OUTBOARD_TOKEN", "OUTBOARD_CA", "OUTBOARD_CERTIFICATE", "OUTBOARD_KEY")
+OTHERS = (
+    "OUTBOARD_SERVER_",
+    "OUTBOARD_GATEWAY_",
+    "OUTBOARD_ADMIN_PASSWORD",
+    "OUTBOARD_TOKEN",
+    "OUTBOARD_CA",
+    "OUTBOARD_CERTIFICATE",
+    "OUTBOARD_KEY",
+)
 """What may stand in the environment beside the options of `up`: the parts' own settings."""
 LONGEST_SOCKET_PATH = 107
 START_TIMEOUT_S = 120.0
