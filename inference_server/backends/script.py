@@ -74,6 +74,10 @@ class Box(Protocol):
 
     def call(self, parts: Sequence[bytes | memoryview], deadline: float | None, watch: int) -> Ended: ...
 
+    def settle(self) -> None:
+        """Waits until nothing of the last call is left. Raises nothing."""
+        ...
+
     def prepare(self, modules: Sequence[str]) -> None:
         """Raises nothing."""
         ...
@@ -171,6 +175,7 @@ class ScriptModel:
     def _work(self) -> None:
         while (call := self._waiting.get()) is not None:
             call()
+            self._box.settle()
             self._learn()
 
     def _learn(self) -> None:

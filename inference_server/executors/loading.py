@@ -83,7 +83,7 @@ def _pytorch(asked: Mapping[str, Any]) -> Backend:
 
 
 def _script(asked: Mapping[str, Any]) -> Backend:
-    from inference_server.executors.script_box import boxed_script
+    from inference_server.executors.script_loading import boxed_script
 
     return boxed_script(asked)
 

@@ -6,7 +6,6 @@ Always bubblewrap: no network, no /proc, nothing that can be written, no environ
 
 import contextlib
 import json
-import logging
 import math
 import os
 import select
@@ -15,16 +14,13 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from inference_server import errors, logs
+from inference_server import errors
 from inference_server.backends import script_frames as frames
-from inference_server.backends.script import MOST_SOURCE, BoxEnded, Ended, Limits, ScriptModel
+from inference_server.backends.script import BoxEnded, Ended, Limits
 from inference_server.executors import sandbox, script_filter
-
-log = logging.getLogger("outboard.server")
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inference_server.executors.script_worker import main; main(sys.argv[1:])"
@@ -40,41 +36,13 @@ _UNKNOWN_BYTES = 512 << 20
 _SLOWER = 2
 """What a call has imported within its time may take so many times that, and as many seconds, on a busy host."""
 _PIECE = 1 << 16
+_KILL = b'{"kill": true}'
 _LAST_PRINTED = 1000
 
 
 def unusable() -> str:
     """Why scripts cannot run here; "" where they can."""
     return sandbox.unusable() or ("" if script_filter.known() else "there is no system call filter for this machine")
-
-
-def boxed_script(asked: Mapping[str, Any]) -> ScriptModel:
-    """The script that a load message describes (see `loading.load`), in a box of its own: `script` are the limits of a call, `limit` bytes of its
-    answer. What it prints is in the log where that is at debug. Raises invalid_model, unsupported, not_ready.
-    """
-    file, name = Path(asked["path"]), asked["name"]
-    try:
-        with file.open("rb") as opened:
-            source = opened.read(MOST_SOURCE + 1)
-    except OSError as error:
-        raise errors.invalid_model(name, f"{file.name} cannot be read: {error.strerror}") from error
-    logs.configure(asked["log_level"])
-    follower = logs.Follower(Path(asked["run_dir"]))
-
-    def printed() -> Callable[[int, str], None] | None:
-        follower.look()
-        if not log.isEnabledFor(logging.DEBUG):
-            return None
-        told = {"model": name, "version": asked["version"]}
-        return lambda size, text: log.debug("script printed", extra={"fields": told | {"bytes": size, "text": text}})
-
-    limits = Limits(asked["script"]["timeout_s"], asked["script"]["memory"], asked["limit"])
-    box = ScriptBox(file.parent.resolve(), limits, printed)
-    try:
-        return ScriptModel(name, source, box, limits)
-    except BaseException:
-        box.close()
-        raise
 
 
 class ScriptBox:
@@ -93,6 +61,7 @@ class ScriptBox:
         self._control: socket.socket | None = None
         self._pid = 0
         self._cores: set[int] = set()
+        self._leaving = False
         self._data = self._space = 0
 
     # life ------------------------------------------------------------------------------------------------------------------------
@@ -101,11 +70,13 @@ class ScriptBox:
         """Imports them now, and whenever the box is started again, so that no call has to. Which they are a script says: where they take too
         long, or more memory than a call may, the box is given up and does without them.
         """
+        self.settle()
         self._modules = list(modules)
         if self._control is not None:
             self._import(self._control)
 
     def close(self) -> None:
+        self._leaving = False
         process, self._process = self._process, None
         control, self._control = self._control, None
         if control is not None:
@@ -194,6 +165,24 @@ class ScriptBox:
         self.close()
         return False
 
+    def _dismiss(self, control: socket.socket) -> int:
+        """Ends a process that has answered; `settle` waits for that, so that nobody else has to. 0, for its status."""
+        self._leaving = True
+        with contextlib.suppress(OSError):
+            control.send(_KILL)
+        return 0
+
+    def settle(self) -> None:
+        """Waits for the end of the call's process before, whose answer has been given. Raises nothing: a box that does not end it is ended."""
+        if not self._leaving or self._control is None:
+            return
+        self._leaving = False
+        try:
+            self._control.settimeout(END_TIMEOUT_S)
+            _status(self._control.recv(4096))
+        except (OSError, ValueError, KeyError):
+            self.close()
+
     def _follow(self) -> None:
         """Onto the cores that its owner may use: some may have been reserved for others meanwhile."""
         cores = os.sched_getaffinity(0)
@@ -209,6 +198,7 @@ class ScriptBox:
 
         Raises BoxEnded, after which the next call starts it again; unsupported.
         """
+        self.settle()
         control = self._started()
         self._follow()
         heard = self._printed()
@@ -234,7 +224,9 @@ class ScriptBox:
             exchange = _Exchange(ours, control, listening, parts, self._limits)
             try:
                 why, status = exchange.run(deadline, watch), exchange.status
-                if status is None:
+                if status is None and why == Ended.ANSWERED:
+                    status = self._dismiss(control)
+                elif status is None:
                     why, status = _end(control, why)
             except BoxEnded:
                 self.close()
@@ -255,7 +247,7 @@ def _end(control: socket.socket, why: str) -> tuple[str, int]:
                 return why, _status(control.recv(4096))
             why = Ended.CLOSED
         control.settimeout(END_TIMEOUT_S)
-        control.send(b'{"kill": true}')
+        control.send(_KILL)
         return why, _status(control.recv(4096))
     except (OSError, ValueError, KeyError) as error:
         raise BoxEnded("its box has ended") from error

@@ -90,8 +90,8 @@ def test_every_hostile_script_is_held(engine: Engine, repository: Path, zygote: 
     token.write_text(SECRET)
     sockets = [str(path) for path in zygote.run_dir.glob("*.lane")]
     paths = [str(token), str(repository / "other"), sockets[0]]
-    assert called(engine, "quick", "honest", paths) == ANSWERS
     tree = descendants(zygote._process.pid)
+    assert called(engine, "quick", "honest", paths) == ANSWERS
     memory, bystander, found = resident(tree), Bystander(engine), {}
     try:
         for name, hostile in SCRIPTS.items():
