@@ -360,6 +360,27 @@ def test_a_script_that_wants_too_much_beforehand_does_without(zygote: Zygote) ->
         box.close()
 
 
+def test_a_box_ends_with_its_executor(engine: Engine, repository: Path, zygote: Zygote) -> None:
+    before = descendants(zygote._process.pid)
+    load(engine, repository)
+    boxes = descendants(zygote._process.pid).keys() - before.keys()
+    (executor,) = engine._served["s"].versions[1].executors
+    assert len(boxes) > 1
+    executor.kill()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in boxes), "the executor, and its box, have gone")
+    eventually(lambda: engine.model_ready("s", ""), "it is back")
+    assert ask(engine, x=1) == {"x": ("INT64", 2)}
+
+
+def test_a_script_behind_a_link_out_of_the_repository_is_not_loaded(engine: Engine, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text(GOOD)
+    script_model(repository / "s").unlink()
+    (repository / "s" / "1" / "script.py").symlink_to(tmp_path / "outside.py")
+    with pytest.raises(ServingError) as caught:
+        engine.repository_model_load("s", {})
+    assert "link" in caught.value.message and str(tmp_path) not in caught.value.message
+
+
 def test_two_instances_work_side_by_side(engine: Engine, repository: Path) -> None:
     load(engine, repository, "import time\ndef preprocess(inputs):\n  time.sleep(0.4)\n  return {}", "instances = 2")
     begun = time.monotonic()
