@@ -17,7 +17,10 @@ def of(parameters: Mapping[str, Any]) -> str:
     if not parameters:
         return ""
     given = parameters.get("sequence_id")
-    return "" if given in _NONE else str(given)
+    if given in _NONE:
+        return ""
+    text = str(given)
+    return str(int(text)) if text.isascii() and text.isdigit() and len(text) < 20 else text  # Thrift's parameters are texts: 007 is 7
 
 
 def choose(instances: Sequence[tuple[str, Instance]], sequence: str) -> Instance:

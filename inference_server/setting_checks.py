@@ -96,7 +96,7 @@ def cores(key: str, value: Any, folder: Path) -> float:
 
 def byte_size(key: str, value: Any, folder: Path) -> int:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    size = int(float(match[1]) * _UNITS[match[2] or "B"]) if match else 0
+    size = int(float(match[1]) * _UNITS[match[2] or "B"]) if match else value if type(value) is int else 0
     if not 0 < size < 2**63:
         raise bad(key, value, 'a size such as "2GiB"')
     return size

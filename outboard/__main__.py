@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 run = build(verb)
             except ModuleNotFoundError as missing:
-                print(f"outboard {name}: {missing.name} is not installed (pip install 'outboard[server,gateway,demo]')", file=sys.stderr)
+                print(f"outboard {name}: {missing.name} is not installed (pip install -e '.[server,gateway,demo]' in the checkout)", file=sys.stderr)
                 return 1
     parsed = parser.parse_args(given)
     assert run is not None  # argparse has refused every other verb

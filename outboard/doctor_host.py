@@ -34,7 +34,7 @@ def python(place: Place, version: tuple[int, ...] = sys.version_info[:3]) -> Ite
         missing = [name for name in modules if find_spec(name) is None]
         if missing:
             yield Finding(
-                WARNING, f"packages of the {part}", f"{', '.join(missing)} missing", f"pip install 'outboard[{part}]' to run it here"
+                WARNING, f"packages of the {part}", f"{', '.join(missing)} missing", f"pip install -e '.[{part}]' in the checkout, to run it here"
             )
         else:
             yield Finding(OK, f"packages of the {part}", "installed")
@@ -134,7 +134,7 @@ def certificates_of(place: Place, now: datetime | None = None) -> Iterator[Findi
             continue
         when = f"{key} ends on {end:%Y-%m-%d}"
         if end <= now:
-            yield Finding(PROBLEM, "certificate", f"{when}: it is over", "renew it, then reload")
+            yield Finding(PROBLEM, "certificate", f"{when}: it is over", "renew it: the server reads the files again by itself")
         elif end - now < SOON:
             yield Finding(WARNING, "certificate", f"{when}, in {(end - now).days} days", "renew it")
         else:

@@ -21,7 +21,7 @@ from inference_server.load_order import MODEL_NAME
 TOLERANCE = 1e-4
 """How far numbers may be from the estimator's; above 1, as a part of them."""
 _MADE_ROWS = 256
-_EXTRA = "pip install 'outboard[convert]'"
+_EXTRA = "pip install -e '.[convert]' in the checkout"
 _TYPES = {"f": "FloatTensorType", "i": "Int64TensorType", "u": "Int64TensorType", "b": "BooleanTensorType", "U": "StringTensorType"}
 """numpy's kind of a sample -> skl2onnx's type."""
 

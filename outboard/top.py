@@ -116,7 +116,12 @@ def page(before: Look, now: Look, capacity: Capacity | str, width: int) -> list[
     for row in (HEAD, *rows):
         cells = [cell.ljust(size) if index < 3 else cell.rjust(size) for index, (cell, size) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
-    return [line[:width] for line in lines]
+    return [_printable(line)[:width] for line in lines]
+
+
+def _printable(line: str) -> str:
+    """What a model says of itself must not move the operator's cursor."""
+    return line if line.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def _host(capacity: Capacity | str) -> list[str]:

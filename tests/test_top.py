@@ -75,6 +75,8 @@ def test_the_hosts_own_words() -> None:
     assert lines[1] == "4 cores, 6.0 GiB of 8.0 GiB memory available, 100.0 GiB of disk"
     assert lines[2] == "! m 2: its process died 8 times in a row"
     assert lines[3] == "gpu 0 H200: 25 %"
+    forged = Capacity(4.0, 8 << 30, 6 << 30, 100 << 30, (), (HostModel("m", "2", "UNAVAILABLE", 0, 0, reason="a\x1b[2Jb\nc"),))
+    assert top.page(look, look, forged, 200)[2] == "! m 2: a?[2Jb?c", "no escape sequences of a model's"
     assert top.page(look, look, "no word of the host: unavailable: gone", 200)[1].startswith("no word")
 
 

@@ -19,7 +19,7 @@ from inference_server.backends import pmml_file
 from inference_server.types import Signature
 
 PLATFORM = "pmml"
-NEEDED = "PMML models need pypmml and Java 11 or later (pip install 'outboard[pmml]'; Debian: apt install default-jre-headless)"
+NEEDED = "PMML models need pypmml and Java 11 or later (pip install -e '.[pmml]' in the checkout; Debian: apt install default-jre-headless)"
 _INPUTS = {
     "string": "BYTES",
     "integer": "INT64",

@@ -21,7 +21,7 @@ from inference_server.declared import Declared
 from inference_server.types import Signature
 
 TORCHSCRIPT, EXPORTED = "pytorch_libtorch", "pytorch_export"
-NEEDED = "PyTorch models need torch 2.6 or later (pip install 'outboard[torch]')"
+NEEDED = "PyTorch models need torch 2.6 or later (pip install -e '.[torch]' in the checkout)"
 _NUMBERED = re.compile(r".*__(\d{1,4})")
 """Triton's names for tensors that a TorchScript file has no names for: `INPUT__0`."""
 _LONGEST_WORDS = 400

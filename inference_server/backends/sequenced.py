@@ -142,6 +142,12 @@ class Sequenced:
         rows = max((inputs[spec.name].shape[0] for spec in self.signature.inputs if spec.name not in self._shared), default=1)
         group = tuple(np.ascontiguousarray(inputs[name]).tobytes() for name in self._shared)
         states = self._fresh(rows) if key is None or start else self._kept(key)
+        for state, kept in zip(self._states, states, strict=True):
+            if state.axis >= 0 and kept.shape[state.axis] != rows:
+                raise errors.invalid_input(
+                    f"sequence {str(key)[:80]} has gone on with {kept.shape[state.axis]} rows and this request has {rows}: the state has one "
+                    "for each"
+                )
         return _Turn(index, inputs, key, states, end, rows, group)
 
     def _fresh(self, rows: int) -> list[Array]:

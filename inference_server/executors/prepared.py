@@ -65,9 +65,10 @@ class Preparer:
         prepared = self.kept.get(head)
         if prepared is None:
             prepared = self._prepare(lane.unpack_head(head))
-            if len(self.kept) >= _MOST_KEPT:
-                self.kept.clear()
-            self.kept[head] = prepared
+            if len(head) <= lane.REMEMBERED_BYTES:
+                if len(self.kept) >= _MOST_KEPT:
+                    self.kept.clear()
+                self.kept[head] = prepared
         return prepared
 
     def stop_batching(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from idl import board as boards
+from idl import lane
 from idl.board import Board
 from inference_server.executors.merging import Encoded
 from inference_server.executors.prepared import SCHEDULING, Prepared
@@ -61,12 +62,12 @@ class ResponseCache:
             sorted((name, value) for name, value in prepared.parameters.items() if name not in SCHEDULING),
         ]
         text = json.dumps(said).encode()
-        if len(self._heads) >= _MOST_HEADS:
-            self._heads.clear()
-        made = self._heads[head] = (
-            len(text).to_bytes(8, "little") + text,
-            tuple((tensor.offset, tensor.offset + tensor.size) for tensor in tensors),
-        )
+        places = tuple((tensor.offset, tensor.offset + tensor.size) for tensor in tensors)
+        made = len(text).to_bytes(8, "little") + text, places
+        if len(head) <= lane.REMEMBERED_BYTES:
+            if len(self._heads) >= _MOST_HEADS:
+                self._heads.clear()
+            self._heads[head] = made
         return made
 
     def find(self, key: bytes) -> Encoded | None:

@@ -143,7 +143,8 @@ class Call(Request):
         route = self._route
         assert route is not None, "nothing is answered that was not asked"
         queue_ns, _, compute_ns, _ = frame.numbers
-        outputs, spans, parameters = _described(frame.head)
+        head = frame.head
+        outputs, spans, parameters = (_described if len(head) <= frames.REMEMBERED_BYTES else _described.__wrapped__)(head)
         timed = {**parameters, "queue_us": queue_ns // 1000, "compute_us": compute_ns // 1000}
         body = frame.body
         contents = [body[begin:end] for begin, end in spans]
@@ -194,7 +195,9 @@ def pack(message: bytes | memoryview) -> Message | None:
         return _pack_general(bytes(message))
     described, name, contents = found
     try:
-        head, offsets, size = _lane_head(described, tuple(map(len, contents)))
+        sizes = tuple(map(len, contents))
+        pack = _lane_head if len(message) - sum(sizes) <= frames.REMEMBERED_BYTES else _lane_head.__wrapped__
+        head, offsets, size = pack(described, sizes)
     except (struct.error, ValueError):
         return None
     return Message(

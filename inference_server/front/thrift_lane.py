@@ -9,7 +9,7 @@ from collections.abc import Callable
 from idl import affinity
 from idl.codes import ServingError
 from idl.event_loop import Loop
-from idl.lane import Frame, unpack_head
+from idl.lane import REMEMBERED_BYTES, Frame, unpack_head
 from idl.lane_loop import Lane, Lanes
 from idl.lane_routes import Routes
 from idl.thrift_binary import REPLY, message
@@ -97,7 +97,8 @@ class ThriftCall(calls.Call):
         route = self._route
         assert route is not None, "nothing is answered that was not asked"
         queue_ns, _, compute_ns, _ = frame.numbers
-        said = thrift_layouts.answers(frame.head, route.model, route.version)
+        read = thrift_layouts.answers if len(frame.head) <= REMEMBERED_BYTES else thrift_layouts.answers.__wrapped__
+        said = read(frame.head, route.model, route.version)
         return thrift_layouts.reply(said, self.sequence, self._message.id, frame.body, queue_ns // 1000, compute_ns // 1000)
 
 

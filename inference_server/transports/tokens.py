@@ -118,13 +118,14 @@ class Token:
     changed, the tokens of before stay and the log says why.
     """
 
-    __slots__ = ("_file", "_lock", "_look_at", "_open", "_secrets", "_stamp", "_tokens")
+    __slots__ = ("_complained", "_file", "_lock", "_look_at", "_open", "_secrets", "_stamp", "_tokens")
 
     def __init__(self, secret: str, file: str | Path = "") -> None:
         self._secrets = {_digest(each): ALL for each in secrets(secret)}
         self._file = Path(file) if str(file) else None
         self._open = not self._secrets and self._file is None
         self._lock = threading.Lock()
+        self._complained = ""
         self._look_at = time.monotonic() + LOOK_EVERY_S
         self._stamp: object = None
         self._tokens = _Tokens(self._secrets)
@@ -157,8 +158,11 @@ class Token:
                 self._stamp = stamp
                 _, self._tokens = self._read(self._file)
                 log.info("the token file was read again", extra={"fields": {"tokens": len(self._tokens.grants)}})
+            self._complained = ""
         except (OSError, ValueError) as error:
-            log.warning("the token file cannot be used: the tokens of before stay", extra={"fields": {"reason": _why(error)}})
+            if (reason := _why(error)) != self._complained:
+                self._complained = reason
+                log.warning("the token file cannot be used: the tokens of before stay", extra={"fields": {"reason": reason}})
         finally:
             self._lock.release()
 

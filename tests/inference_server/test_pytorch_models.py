@@ -233,7 +233,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ServingError) as caught:
         pytorch._torch("m")
     assert caught.value.code is Code.UNSUPPORTED
-    assert caught.value.message == "model 'm': PyTorch models need torch 2.6 or later (pip install 'outboard[torch]')"
+    assert caught.value.message == "model 'm': PyTorch models need torch 2.6 or later (pip install -e '.[torch]' in the checkout)"
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,12 @@ def test_settings_that_cannot_be(engine: Engine, repository: Path, toml: str, re
     assert (caught.value.code, caught.value.message) == (Code.INVALID_MODEL, f"model 'm': {reason}")
 
 
+def test_bytes_may_be_a_number(engine: Engine, repository: Path) -> None:
+    times(repository / "m" / "1" / "model.onnx", 2)
+    (repository / "m" / "model.toml").write_text("cache = { bytes = 65536 }\n")
+    engine.repository_model_load("m", {})
+
+
 def test_streams_are_not_kept(engine: Engine, repository: Path) -> None:
     python_model(repository / "m", "def infer(inputs):\n    yield {'y': inputs['x'], 'z': inputs['x']}", TOML)
     with pytest.raises(ServingError, match="it has a cache and gives several answers for a request, which are not kept"):

@@ -97,6 +97,35 @@ def test_many_at_once_are_put_together_and_never_mixed_up(engine: Engine, reposi
     assert statistics.success.count == 240 and statistics.execution_count < 200, "some shared a run"
 
 
+def test_rows_of_one_sequence_stay_those_of_its_beginning(engine: Engine, repository: Path) -> None:
+    """Two that change their rows at the same time, so that together these fit: neither gets the other one's state."""
+    load(engine, repository, "max_queue_delay_us = 100000\n" + STATE)
+
+    def rows(values: Any, sequence: int, **flags: bool) -> Any:
+        x = np.float32(values)
+        tensors = (Tensor("x", "FP32", x.shape, x.tobytes()), Tensor("by", "FP32", (), np.float32(1).tobytes()))
+        try:
+            answer = engine.model_infer(
+                InferRequest("m", tensors, parameters={"sequence_id": sequence} | {f"sequence_{name}": on for name, on in flags.items()})
+            )
+        except ServingError as error:
+            return error
+        return floats(answer)
+
+    assert rows([[100, 100]], 1, start=True) == [100, 100]
+    assert rows([[5, 5], [6, 6], [7, 7]], 2, start=True) == [5, 5, 6, 6, 7, 7]
+    found: dict[int, Any] = {}
+    threads = [threading.Thread(target=lambda n=n: found.update({n: rows(np.zeros((2, 2)), n)})) for n in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, known in ((1, 1), (2, 3)):
+        assert found[number].code is Code.INVALID_INPUT, found
+        assert f"sequence {number} has gone on with {known} rows and this request has 2" in found[number].message
+    assert rows(np.zeros((1, 2)), 1) == [100, 100] and rows(np.zeros((3, 2)), 2) == [5, 5, 6, 6, 7, 7], "both go on as they were"
+
+
 def test_requests_of_one_sequence_run_in_their_order(engine: Engine, repository: Path) -> None:
     """Also where they wait together: none shares a run with another of its own."""
     from idl.lane_calls import LaneConnection
@@ -148,6 +177,11 @@ def test_each_instance_keeps_its_own_and_is_found_again(engine: Engine, reposito
         assert floats(ask(engine, (1, 1), number)) == [number + 1, 1]
     used = [executor.board.kind("success")[0] for executor in engine._served["m"].versions[1].executors]
     assert sum(used) == 60 and min(used) > 0 and all(count % 2 == 0 for count in used)
+
+
+def test_a_number_and_its_text_are_one_sequence_everywhere() -> None:
+    assert len({affinity.of({"sequence_id": given}) for given in (7, "7", "007")}) == 1
+    assert affinity.of({"sequence_id": "7a"}) == "7a" and affinity.of({"sequence_id": "0"}) == ""
 
 
 def test_an_instance_that_goes_takes_only_its_own_along() -> None:
