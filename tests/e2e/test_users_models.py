@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from idl import tensors
 from idl.codes import Code, ServingError
 from inference_client import Client
 from inference_server.executors import sandbox
+from outboard import demo
 from tests.e2e.conftest import ROOT, Process, environment, start_server
 from tests.eventually import eventually
+from tests.inference_server import test_pmml_models as pmml
 from tests.inference_server.test_hostile_models import processes
 from tests.onnx_models import slow, times
 
@@ -131,6 +134,33 @@ def test_a_server_that_is_killed(host: Host, endless: Path, model: Path) -> None
         assert client.infer("ann.kept", {"x": np.ones((1, 2), np.float32)}).outputs["y"].tolist() == [[3, 3]]
         assert not client.model_ready("ann.never") and client.server_ready()
         assert client.remove_model("ann.kept") and client.remove_model("ann.never")
+
+
+@pytest.mark.parametrize("kind", ["small", "demo", pytest.param("pmml", marks=pmml.ready)])
+def test_what_is_proposed_is_enough(host: Host, model: Path, tmp_path: Path, kind: str) -> None:
+    """Loaded with that reservation, where batches are tried as well, and run with eight rows."""
+    if kind == "demo":
+        demo.prepare(tmp_path)
+        model = tmp_path / demo.NAME / "1" / "model.onnx"
+    elif kind == "pmml":
+        model = tmp_path / "tree.xml"
+        model.write_text(pmml.TREE)
+    with host.client() as client:
+        found = client.validate(model)
+        toml = tmp_path / "model.toml"
+        toml.write_text(f'cpus = {found.proposed_cpus}\nmemory = "{found.proposed_memory_bytes // 2**20}MiB"\n')
+        client.put_file(toml, "ann.proposed", 0, "model.toml", user=True)
+        client.put_file(model, "ann.proposed", 1, found.model_file, user=True)
+        client.load_model("ann.proposed")
+        inputs: dict[str, np.ndarray] = {}
+        for tensor in found.inputs:
+            shape = [8 if not axis.isdigit() else int(axis) for axis in tensor.shape]
+            text = tensor.datatype == "BYTES"
+            inputs[tensor.name] = np.full(shape, tensor.values[0] if text else 1, object if text else tensors.DTYPES[tensor.datatype])
+        client.infer("ann.proposed", inputs)
+        (loaded,) = [each for each in client.capacity().models if each.name == "ann.proposed"]
+        assert loaded.memory_bytes < found.proposed_memory_bytes == loaded.memory_reserved_bytes
+        assert client.remove_model("ann.proposed")
 
 
 @pytest.mark.skipif(bool(sandbox.unusable()), reason="no sandbox")
