@@ -10,6 +10,7 @@ from idl.codes import Code, ServingError
 PARAMETER = "outboard"
 """The configuration's parameter that holds the declaration as JSON text."""
 DEFAULT_TOP_K = 5
+_PICTURES = ("image", "video")
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 
@@ -49,13 +50,17 @@ class ImageDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """`labels`: output name -> one label for each index. `images`: the inputs that take pictures."""
+    """`labels`: output name -> one label for each index. `images`: the inputs that take pictures; `rates`: frames a second, of those that
+    take videos and say it."""
 
     public: bool = True
     description: str = ""
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     top_k: int = DEFAULT_TOP_K
     images: Mapping[str, ImageDeclaration] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    user: bool = False
+    """Whether it is a user's, and so not for everybody who is signed in."""
 
 
 def read(model: str, config: Mapping[str, Any]) -> Declaration:
@@ -73,7 +78,9 @@ def read(model: str, config: Mapping[str, Any]) -> Declaration:
             description=str(given.get("description", "")),
             labels={str(name): [str(label) for label in labels] for name, labels in given.get("labels", {}).items()},
             top_k=int(given.get("top_k", DEFAULT_TOP_K)),
-            images={str(name): _image(value) for name, value in given.get("inputs", {}).items() if value.get("kind") == "image"},
+            images={str(name): _image(value) for name, value in given.get("inputs", {}).items() if value.get("kind") in _PICTURES},
+            rates={str(name): float(value["rate"]) for name, value in given.get("inputs", {}).items() if value.get("rate")},
+            user=given.get("user", False) is True,
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ServingError(Code.INVALID_MODEL, f"model {model!r}: its declaration cannot be read: {type(error).__name__}") from error

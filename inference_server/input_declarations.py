@@ -83,6 +83,7 @@ INPUT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layout": (lambda value: value in ("NCHW", "NHWC"), '"NCHW" or "NHWC"'),
     "colour": (lambda value: value in ("RGB", "BGR", "L"), '"RGB", "BGR" or "L"'),
     "mean": (_is_numbers, "a number, or one for each channel"),
+    "rate": (lambda value: is_number(value) and 0 < value <= 1000, "a number of frames a second, above 0 and at most 1000"),
     "std": (_is_divisor, "a number other than 0, or one for each channel"),
 }
 """Key of an input -> (whether a value is right, what it should be)."""

@@ -87,7 +87,7 @@ class FormAsked:
     parameters: Mapping[str, str]
     fields: Sequence[tuple[str, str]]
     files: Sequence[Part] = ()
-    kept: Mapping[str, Incoming] = field(default_factory=dict)
+    kept: Mapping[str, Sequence[Incoming]] = field(default_factory=dict)
 
     @property
     def me(self) -> Principal:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import IO
 
 from flask import request
@@ -34,11 +35,11 @@ class Sent:
 
     fields: list[tuple[str, str]] = field(default_factory=list)
     files: list[Part] = field(default_factory=list)
-    kept: dict[str, Incoming] = field(default_factory=dict)
+    kept: dict[str, list[Incoming]] = field(default_factory=dict)
 
     def discard(self) -> None:
-        for each in self.kept.values():
-            each.discard()
+        for incoming in chain.from_iterable(self.kept.values()):
+            incoming.discard()
 
 
 def read(keep: Collection[str], begin: Callable[[str], Incoming], memory: int, limit: int) -> Sent:
@@ -57,8 +58,8 @@ def read(keep: Collection[str], begin: Callable[[str], Incoming], memory: int, l
     sent = Sent()
     try:
         _Reader(sent, keep, begin, memory).run(request.stream, MultipartDecoder(boundary.encode(), max_parts=MAX_PARTS))
-        for each in sent.kept.values():
-            each.finish()
+        for incoming in chain.from_iterable(sent.kept.values()):
+            incoming.finish()
     except BaseException as error:
         sent.discard()
         if isinstance(error, RequestEntityTooLarge):
@@ -99,15 +100,13 @@ class _Reader:
     def _open(self, part: Field | File) -> None:
         self._part, self._pieces = part, []
         if isinstance(part, File) and part.name in self._keep:
-            if part.name in self._sent.kept:
-                raise invalid(f"the form has the file {part.name!r} twice")
-            self._sent.kept[part.name] = self._begin(part.filename or "")
+            self._sent.kept.setdefault(part.name, []).append(self._begin(part.filename or ""))
 
     def _take(self, event: Data) -> None:
         part = self._part
         assert part is not None
         if isinstance(part, File) and part.name in self._keep:
-            self._sent.kept[part.name].write(event.data)
+            self._sent.kept[part.name][-1].write(event.data)
             return
         self._memory -= len(event.data)
         if self._memory < 0:

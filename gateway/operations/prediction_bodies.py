@@ -1,11 +1,16 @@
 """What a caller of `/predictions` may send: JSON, or a form with files. Nothing here knows the model yet."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.operations import tensor_json
 from idl.tensors import invalid
+
+OF_ONE = "inputfile_"
+"""What the name of an input's own field or file begins with, in a form with `filetype`."""
+_spell = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +47,34 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class FormInput:
+    """Inputs as the form API has them: `form_inputs` reads them once the model is known. Fields and files by name."""
+
+    filetype: str
+    fields: Mapping[str, str]
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class PredictionBody:
-    """Either `inputs`, by input name, or a `table`. `outputs` None for all, empty for none but the labels; `top_k` None for the model's."""
+    """Either `inputs`, by input name, or a `table`, or a `form`. `outputs` None for all, empty for none but the labels; `top_k` None for
+    the model's."""
 
     inputs: Mapping[str, Given] = field(default_factory=dict)
     table: Table | None = None
     outputs: tuple[str, ...] | None = None
     top_k: int | None = None
+    form: FormInput | None = None
 
 
 def from_json(body: bytes) -> PredictionBody:
-    """`{"inputs": {...}}`, `{"records": [...]}` or `{"columns": [...], "data": [...]}`, with `outputs` and `top_k`. Raises invalid_input."""
+    """`{"inputs": {...}}`, `{"records": [...]}` or `{"columns": [...], "data": [...]}`, or what forms have, `{"filetype", "input"}`; with
+    `outputs` and `top_k`. Raises invalid_input."""
     given = tensor_json.parse(body)
     if not isinstance(given, dict):
         raise invalid("the body is not a JSON object")
+    if "filetype" in given:
+        return _form_in_json(given)
     unknown = sorted(given.keys() - {"inputs", "records", "columns", "data", "outputs", "top_k"})
     if unknown:
         raise invalid(f"the body has an unknown field {unknown[0][:80]!r}; known are inputs, records, columns, data, outputs and top_k")
@@ -67,6 +86,19 @@ def from_json(body: bytes) -> PredictionBody:
         table=None if forms == ["inputs"] else _records(given["records"]) if forms == ["records"] else _columns(given),
         outputs=_output_names(given["outputs"]) if "outputs" in given else None,
         top_k=_top_k(given["top_k"]) if "top_k" in given else None,
+    )
+
+
+def _form_in_json(given: dict[str, Any]) -> PredictionBody:
+    """The same fields; what is no text is written as JSON."""
+    outputs, top_k = given.pop("outputs", None), given.pop("top_k", None)
+    fields = {_text("a field's name", name): value if isinstance(value, str) else _spell(value) for name, value in given.items()}
+    if unknown := sorted(name for name in fields if name not in ("filetype", "input") and not name.startswith(OF_ONE)):
+        raise invalid(f"the body has an unknown field {unknown[0][:80]!r}; beside filetype there are input and {OF_ONE}NAME")
+    return PredictionBody(
+        form=FormInput(fields["filetype"], fields, {}),
+        outputs=None if outputs is None else _output_names(outputs),
+        top_k=None if top_k is None else _top_k(top_k),
     )
 
 
@@ -131,7 +163,8 @@ def _text(where: str, value: Any) -> str:
 
 
 def from_form(fields: Iterable[tuple[str, str]], files: Iterable[tuple[str, bytes]]) -> PredictionBody:
-    """Form fields and files by input name; the fields `top_k` and `outputs` (repeated, or names between commas). Raises invalid_input."""
+    """Form fields and files by input name; the fields `top_k` and `outputs` (repeated, or names between commas). With a field `filetype`
+    the form is one of the form API's. Raises invalid_input."""
     texts: dict[str, list[str]] = {}
     for name, value in fields:
         texts.setdefault(_text("a field's name", name), []).append(value)
@@ -139,7 +172,8 @@ def from_form(fields: Iterable[tuple[str, str]], files: Iterable[tuple[str, byte
     for name, content in files:
         contents.setdefault(_text("a file's field name", name), []).append(content)
     top_k, outputs = texts.pop("top_k", None), texts.pop("outputs", None)
-    both = sorted(texts.keys() & contents.keys())
+    form = _form_input(texts, contents) if "filetype" in texts else None
+    both = [] if form else sorted(texts.keys() & contents.keys())
     if both:
         raise invalid(f"input {both[0][:80]!r} is there as a file and as a field")
     if not texts and not contents:
@@ -147,9 +181,22 @@ def from_form(fields: Iterable[tuple[str, str]], files: Iterable[tuple[str, byte
     inputs: dict[str, Given] = {name: Texts(tuple(values)) for name, values in texts.items()}
     inputs.update((name, Files(tuple(values))) for name, values in contents.items())
     return PredictionBody(
-        inputs=inputs,
+        inputs={} if form else inputs,
+        form=form,
         outputs=None if outputs is None else _output_names([name for text in outputs for name in text.split(",") if name]),
         top_k=None if top_k is None else _top_k(_whole_number(top_k)),
+    )
+
+
+def _form_input(texts: Mapping[str, list[str]], contents: Mapping[str, list[bytes]]) -> FormInput:
+    for name in (*texts, *contents):
+        if name not in ("filetype", "input") and not name.startswith(OF_ONE):
+            raise invalid(f"the form has a field {name[:80]!r}; beside filetype there are input and {OF_ONE}NAME")
+    twice = [name for given in (texts, contents) for name, values in given.items() if len(values) > 1]
+    if twice:
+        raise invalid(f"the form has {twice[0][:80]!r} twice")
+    return FormInput(
+        texts["filetype"][0], {name: values[0] for name, values in texts.items()}, {name: values[0] for name, values in contents.items()}
     )
 
 
