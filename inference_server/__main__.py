@@ -234,7 +234,7 @@ class Server:
             return None
         root = repository.users.root / TRIALS if repository.users is not None else self._run_dir / "trials"
         bounds = ValidationLimits(said.validations, said.validation_max_bytes, said.validation_timeout_s, said.validation_memory_bytes)
-        made = Validations(root.absolute(), self._limits, bounds)
+        made = Validations(root.absolute(), self._limits, bounds, lambda: self._reservations.totals().memory_free)
         self._closers.callback(made.close)
         return made
 

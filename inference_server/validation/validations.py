@@ -110,8 +110,12 @@ class _Incoming:
 class Validations:
     """`root` holds what is under way; what killed servers left there is removed. Thread-safe, `close` is idempotent."""
 
-    def __init__(self, root: Path, memory_limits: MemoryLimits, limits: ValidationLimits) -> None:
+    def __init__(
+        self, root: Path, memory_limits: MemoryLimits, limits: ValidationLimits, promised_free: Callable[[], int] | None = None
+    ) -> None:
+        """`promised_free`: bytes of memory that no model has reserved; None: nothing is reserved."""
         self._root = root
+        self._promised_free = promised_free
         self._fresh = FreshProcesses(root, 0)
         self._trials = Trials(self._fresh, memory_limits)
         self._limits = limits
@@ -178,10 +182,13 @@ class Validations:
             raise ServingError(Code.INVALID_MODEL, f"{own}: its process told something that cannot be read") from None
 
     def _memory(self) -> int:
-        available = host.memory()[1]
-        if available < _LEAST_MEMORY:
-            raise errors.insufficient_capacity(f"the model host has {in_units(available)} of memory left: no model is tried there now")
-        return min(self._limits.memory, available)
+        """What the process may take: never what is in use, nor what models have reserved."""
+        room = host.memory()[1]
+        if self._promised_free is not None:
+            room = min(room, self._promised_free())
+        if room < _LEAST_MEMORY:
+            raise errors.insufficient_capacity(f"the model host has {in_units(room)} of memory left: no model is tried there now")
+        return min(self._limits.memory, room)
 
     def _unpacked(self, folder: Path, incoming: _Incoming) -> tuple[Path, Sequence[str]]:
         """What was sent, or what is in the one zip archive that was sent, where that is no model itself. Raises BadArchive, Unrecognised."""

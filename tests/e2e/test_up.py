@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from inference_client import Client
 from outboard import demo
 from tests.e2e.conftest import ROOT, Process, alive, descendants, environment, needs, start_up, wait_until_gone
 from tests.onnx_models import times
@@ -49,6 +50,9 @@ def test_everything_starts_answers_and_stops(models: Path, tmp_path: Path) -> No
     assert get(f"{up['http']}/livez")[0] == 200 and get(f"{up['http']}/readyz")[0] == 200
     assert predict(up, "m") == [[2, 4]]
     assert b"outboard_requests_total" in get(up["metrics"])[1]
+    with Client(f"thrift+unix://{tmp_path / 'data' / 'run' / 'thrift.sock'}") as client:
+        client.put_file(models / "m" / "1" / "model.onnx", "ann.m", 1, "model.onnx", user=True)
+    assert (tmp_path / "data" / "user-models" / "ann.m" / "1" / "model.onnx").is_file()
     below = descendants(up.process.pid)
     assert len(alive(below)) >= 6
     assert up.stop(signal.SIGINT) == 0

@@ -231,6 +231,11 @@ def test_sizes_and_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refused(lambda: tried(host, ("model.py", DOUBLE.encode())))
     assert error.code is Code.INSUFFICIENT_CAPACITY and "1 MiB" in error.message
     host.close()
+    monkeypatch.undo()
+    reserved = Validations(root, MemoryLimits("watch"), LIMITS, lambda: 3 * 2**20)
+    error = refused(lambda: tried(reserved, ("model.py", DOUBLE.encode())))
+    assert error.code is Code.INSUFFICIENT_CAPACITY and "3 MiB" in error.message, "the rest is promised to models"
+    reserved.close()
     assert left(root) == []
 
 
