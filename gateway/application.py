@@ -8,11 +8,28 @@ from flask import Flask
 
 from gateway import clock
 from gateway.bells import Bell
-from gateway.blueprints import errors, form_api, health, metrics, openapi, predictions, requests, tokens, users, v2, v2_run_time
+from gateway.blueprints import (
+    admin_platform,
+    admin_users,
+    api_keys,
+    errors,
+    form_api,
+    health,
+    metrics,
+    openapi,
+    predictions,
+    requests,
+    teams,
+    tokens,
+    users,
+    v2,
+    v2_run_time,
+)
 from gateway.context import EXTENSION, Services
 from gateway.hot_routes import HotRoutes
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
+from gateway.operations import quotas
 from gateway.operations.credentials import Credentials
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
@@ -23,6 +40,22 @@ from idl.trace_export import make_tracer, version
 from idl.traces import Tracer
 from inference_client import Client, Tls
 
+_BLUEPRINTS = (
+    admin_platform,
+    admin_users,
+    api_keys,
+    errors,
+    form_api,
+    health,
+    metrics,
+    openapi,
+    predictions,
+    teams,
+    tokens,
+    users,
+    v2,
+    v2_run_time,
+)
 _LEAST_MESSAGE_BYTES = 64 << 20
 """What a picture becomes, and what a model answers, may be larger than the body that it came in."""
 
@@ -32,7 +65,9 @@ def build_services(
 ) -> Services:
     """What one process owns; whoever builds it closes it."""
     storage = Storage(settings.state_dir)
-    users = Users(storage, settings, now)
+    bell = Bell(settings.run_dir)
+    storage.quotas.defaults = quotas.defaults(settings)
+    users = Users(storage, settings, now, bell.ring)
     return Services(
         settings,
         storage,
@@ -42,7 +77,7 @@ def build_services(
         Tokens(storage, users, settings, now),
         metrics or Metrics(),
         BoundedSemaphore(max(1, settings.threads // 2)),
-        Bell(settings.run_dir),
+        bell,
         tracer=tracer,
         now=now,
     )
@@ -86,7 +121,7 @@ def create_app(settings: Settings, *, services: Services | None = None, hot: boo
     app.extensions[EXTENSION] = services = services or default_services(settings)
     requests.watch(app)
     errors.handle(app)
-    for module in (errors, form_api, health, metrics, openapi, predictions, tokens, users, v2, v2_run_time):
+    for module in _BLUEPRINTS:
         app.register_blueprint(module.blueprint)
     if hot:
         app.wsgi_app = HotRoutes(app.wsgi_app, services)  # type: ignore[method-assign]

@@ -17,3 +17,14 @@ def to_text(moment: datetime) -> str:
 
 def from_text(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def utc_from_text(text: str) -> datetime:
+    """A time that somebody wrote, in UTC. Raises ValueError for what is none, or does not say which zone it is of."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("no zone")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("beyond what can be told") from None

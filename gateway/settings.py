@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from idl.trace_export import Endpoint
 
@@ -12,6 +13,7 @@ PREFIX = "OUTBOARD_GATEWAY_"
 MAX_SOCKET_PATH = 107
 """Bytes in a unix socket's path: `sun_path` has 108 with its closing NUL."""
 _MIB = 1 << 20
+_HERE = ("localhost", "127.0.0.1", "::1")
 
 
 class SettingsError(ValueError):
@@ -61,6 +63,38 @@ class Settings:
     sign_in_failures: int = _setting(5, "failed sign-ins at once for one user from one address", low=1)
     sign_in_failure_interval_s: float = _setting(30.0, "after which one more failed sign-in is allowed", low=0.001)
     registration: str = _setting("open", "closed: new accounts need a sign-up token", choices=("open", "closed"))
+    registrations: int = _setting(100, "new accounts at once from one address", low=1)
+    registration_interval_s: float = _setting(10.0, "after which one more is allowed", low=0.001)
+    email_address: str = _setting("optional", "required: no account without an e-mail address", choices=("optional", "required"))
+    unverified_sign_in: str = _setting(
+        "allowed", "refused: whoever has given an e-mail address confirms it before the first sign-in", choices=("allowed", "refused")
+    )
+    code_requests: int = _setting(3, "codes at once for one e-mail address; ten times as many asked for from one address", low=1)
+    code_request_interval_s: float = _setting(300.0, "after which one more code is sent to an e-mail address", low=0.001)
+    smtp_host: str = _setting("", "mail server for codes; empty: they are in the log and in the administrator's outbox")
+    smtp_port: int = _setting(587, "its port", low=1, high=65_535)
+    smtp_tls: str = _setting("starttls", "how the way to it is kept secret", choices=("starttls", "tls", "none"))
+    smtp_ca: str = _setting("", "PEM file of the authorities of its certificate; empty: the system's")
+    smtp_user: str = _setting("", "who signs in at the mail server; empty: nobody")
+    smtp_password: str = _setting("", "with which password", secret=True)
+    smtp_sender: str = _setting("", "the e-mail address that letters come from")
+    oidc_issuer: str = _setting("", "https address of an OpenID provider to sign in at; empty: none. Needs public_url")
+    oidc_client_id: str = _setting("", "what the gateway is called there")
+    oidc_client_secret: str = _setting("", "its password there; empty: a public client", secret=True)
+    oidc_scopes: str = _setting("openid email profile", "what is asked for there")
+    oidc_ca: str = _setting("", "PEM file of the authorities of its certificate; empty: the system's")
+    oidc_accounts: str = _setting(
+        "create", "what an identity without an account gets: a new one; or linked: none", choices=("create", "linked")
+    )
+    oidc_link_by_email: str = _setting(
+        "never",
+        "verified: an identity gets the account of its e-mail address, where both sides have verified it",
+        choices=("never", "verified"),
+    )
+    quota_models: int = _setting(1_000, "models of one user; 0: no limit", low=0)
+    quota_bytes: int = _setting(100 << 30, "bytes of one user's models; 0: no limit", low=0)
+    quota_deployments: int = _setting(100, "deployments of one user; 0: no limit", low=0)
+    quota_tasks: int = _setting(100_000, "unfinished tasks of one user; 0: no limit", low=0)
     trace_endpoint: str = _setting("", "where traces are sent over OTLP/HTTP, such as http://127.0.0.1:4318; empty: nowhere")
     trace_rate: float = _setting(1.0, "share of the requests without a traceparent that begin a trace", low=0.0, high=1)
     log_level: str = _setting("info", "debug adds one line a request", choices=("debug", "info", "warning", "error"))
@@ -75,8 +109,20 @@ class Settings:
                 Endpoint.parse(self.trace_endpoint)
             except ValueError as error:
                 raise SettingsError(f"{PREFIX}TRACE_ENDPOINT: {error}") from None
+        self._check_together()
         if self.secret_key and len(self.secret_key) < 32:
             raise SettingsError(f"{PREFIX}SECRET_KEY has {len(self.secret_key)} characters, at least 32 are needed")
+
+    def _check_together(self) -> None:
+        """What one setting needs of others."""
+        if self.smtp_host and not self.smtp_sender:
+            raise SettingsError(f"{PREFIX}SMTP_HOST needs {PREFIX}SMTP_SENDER")
+        if self.oidc_issuer:
+            for name in ("oidc_client_id", "public_url"):
+                if not getattr(self, name):
+                    raise SettingsError(f"{PREFIX}OIDC_ISSUER needs {PREFIX}{name.upper()}")
+            if not is_safe_url(self.oidc_issuer):
+                raise SettingsError(f"{PREFIX}OIDC_ISSUER must begin with https://, or http:// on this machine")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
@@ -133,6 +179,12 @@ class Settings:
     def __repr__(self) -> str:
         pairs = ((spec.name, getattr(self, spec.name), spec.metadata["secret"]) for spec in fields(self))
         return "Settings(" + ", ".join(f"{name}={'***' if secret and value else repr(value)}" for name, value, secret in pairs) + ")"
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether nobody on the way can read what goes there."""
+    parts = urlsplit(url)
+    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _HERE))
 
 
 def half_the_cores() -> int:

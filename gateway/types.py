@@ -26,13 +26,14 @@ ALL_SCOPES = frozenset(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. `session` is the token family of the sign-in, or the API key's id."""
+    """Who asks. `session` is the token family of the sign-in, or the API key's id; `by_key`: which of the two."""
 
     user_id: int
     name: str
     role: Role
     session: str = ""
     scopes: frozenset[Scope] = ALL_SCOPES
+    by_key: bool = False
 
     @property
     def may_operate(self) -> bool:

@@ -8,13 +8,14 @@ from typing import Any
 from flask import Blueprint, Response
 from flask.typing import ResponseReturnValue
 
-from gateway.blueprints.rest import ANYBODY, OPERATIONS, Answer, Operation
+from gateway.blueprints.rest import ANYBODY, OPERATIONS, WHOEVER, Answer, Operation
 from gateway.errors import STATUS
 from idl.codes import Code
 from idl.trace_export import version
 
 blueprint = Blueprint("openapi", __name__)
 PROBLEM = "Problem"
+_SECURITY: dict[str, list[dict[str, list[str]]]] = {WHOEVER: [], ANYBODY: [{}, {"token": []}]}
 _ALWAYS = (Code.INTERNAL, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INSUFFICIENT_CAPACITY, Code.OVERLOADED)
 """What any route can answer."""
 
@@ -53,7 +54,7 @@ def _operation(operation: Operation, kept: dict[str, Any]) -> dict[str, Any]:
         "operationId": operation.name,
         "tags": [operation.tag],
         "summary": operation.summary,
-        "security": [{"token": []}] if operation.who != ANYBODY else [{}, {"token": []}],
+        "security": _SECURITY.get(operation.who, [{"token": []}]),
         "parameters": _parameters(operation),
         "responses": _responses(operation, kept),
     }
@@ -91,9 +92,8 @@ def _responses(operation: Operation, kept: dict[str, Any]) -> dict[str, Any]:
         codes.add(Code.INVALID_INPUT)
     if operation.body is not None or operation.raw:
         codes |= {Code.UNSUPPORTED_MEDIA, Code.TOO_LARGE}
-    codes.add(Code.UNAUTHENTICATED)
-    if operation.who != ANYBODY:
-        codes.add(Code.FORBIDDEN)
+    if operation.who != WHOEVER:
+        codes |= {Code.UNAUTHENTICATED, Code.FORBIDDEN}
     if operation.creates or operation.matches:
         codes.add(Code.CONFLICT)
     by_status: dict[int, list[str]] = {}

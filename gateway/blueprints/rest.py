@@ -24,7 +24,8 @@ from gateway.storage.audit import Doer
 from gateway.types import Principal, Role, Scope
 from idl.codes import Code, ServingError
 
-ANYBODY, SIGNED_IN, OPERATOR, ADMINISTRATOR = "anybody", "signed in", "operator", "administrator"
+WHOEVER, ANYBODY, SIGNED_IN, OPERATOR, ADMINISTRATOR = "whoever", "anybody", "signed in", "operator", "administrator"
+"""WHOEVER: nobody looks at who asks, and a token that is not valid any more does no harm."""
 _RANK = {ANYBODY: (), SIGNED_IN: tuple(Role), OPERATOR: (Role.OPERATOR, Role.ADMINISTRATOR), ADMINISTRATOR: (Role.ADMINISTRATOR,)}
 PAGE = {
     "limit": optional(Whole(1, 200), "most entries of the answer; 50 by default"),
@@ -54,6 +55,11 @@ class Asked:
         return Doer(self.me.user_id, self.me.name, client_address(), request_id())
 
     @property
+    def origin(self) -> Doer:
+        """The same where nobody need be signed in: whoever it is done to."""
+        return Doer(None, "", client_address(), request_id())
+
+    @property
     def limit(self) -> int:
         return int(self.query.get("limit", 50))
 
@@ -61,6 +67,15 @@ class Asked:
     def after(self) -> list[Any] | None:
         """The key of the last entry of the page before; None for the first page. Raises invalid_input for a cursor that is not ours."""
         return read_cursor(self.query["cursor"]) if "cursor" in self.query else None
+
+    def key(self, *kinds: type) -> tuple[Any, ...] | None:
+        """The same for a key of parts of these kinds."""
+        after = self.after
+        if after is None:
+            return None
+        if [type(part) for part in after] != list(kinds):
+            raise InvalidFields({"cursor": "is none that an answer gave"})
+        return tuple(after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,8 @@ def _answer(
 
 
 def _caller(operation: Operation) -> Principal | None:
+    if operation.who == WHOEVER:
+        return None
     caller = principal() if operation.who == ANYBODY else required_principal()
     if caller is None:
         return None
@@ -284,7 +301,7 @@ def write_cursor(key: Sequence[Any]) -> str:
 def read_cursor(text: str) -> list[Any]:
     try:
         key = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if isinstance(key, list) and all(isinstance(part, (str, int)) for part in key):
+        if isinstance(key, list) and all(isinstance(part, str) or (type(part) is int and abs(part) < 1 << 63) for part in key):
             return key
     except (ValueError, RecursionError):
         pass

@@ -11,6 +11,7 @@ from gateway.context import services
 from gateway.operations import generate, inference, tensor_json, v2_inference
 from gateway.operations.v2_inference import Heads
 from gateway.operations.v2_messages import HEADER_LENGTH
+from gateway.types import Scope
 from idl.codes import Code, ServingError
 from idl.messages import BatchStatistics, Duration, ModelStatistics, ResponseStatistics, TensorSpec
 from idl.tensors import invalid
@@ -45,7 +46,7 @@ def server_ready() -> ResponseReturnValue:
 def model_metadata(model: str, version: str = "") -> ResponseReturnValue:
     """Names, datatypes and shapes of a model's inputs and outputs."""
     models = services().models
-    inference.require_callable(models, current_call(), model, version)
+    inference.require_callable(models, current_call(), model, version, Scope.READ)
     metadata = models.metadata(model, version)
     return {
         "name": metadata.name,
@@ -67,10 +68,10 @@ def model_ready(model: str, version: str = "") -> ResponseReturnValue:
     """200 for a model that takes requests; 503, or 404 for one that is not there, with the reason."""
     models, call = services().models, current_call()
     if not models.model_ready(model, version):
-        inference.require_callable(models, call, model, version)
+        inference.require_callable(models, call, model, version, Scope.READ)
         models.metadata(model, version)  # raises the reason
         raise ServingError(Code.NOT_READY, f"model {model!r} is not ready")
-    inference.require_callable(models, call, model, version)
+    inference.require_callable(models, call, model, version, Scope.READ)
     return {"name": model, "ready": True}
 
 
@@ -79,7 +80,7 @@ def model_ready(model: str, version: str = "") -> ResponseReturnValue:
 def model_config(model: str, version: str = "") -> ResponseReturnValue:
     """The model configuration extension."""
     models = services().models
-    inference.require_callable(models, current_call(), model, version)
+    inference.require_callable(models, current_call(), model, version, Scope.READ)
     return dict(models.config(model, version))
 
 
@@ -88,7 +89,7 @@ def model_config(model: str, version: str = "") -> ResponseReturnValue:
 def model_statistics(model: str, version: str = "") -> ResponseReturnValue:
     """The statistics extension for one model."""
     models = services().models
-    inference.require_callable(models, current_call(), model, version)
+    inference.require_callable(models, current_call(), model, version, Scope.READ)
     return {"model_stats": [_statistics(entry) for entry in models.statistics(model, version)]}
 
 

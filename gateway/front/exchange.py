@@ -16,9 +16,11 @@ from gateway.front.known import Known
 from gateway.front.streaming import RETRY_MS, Streaming
 from gateway.hot_routes import PREDICTIONS, STREAMS, Target
 from gateway.operations import generate, inference, v2_inference
+from gateway.operations.access import require_scope
 from gateway.operations.inference import Call
 from gateway.operations.v2_inference import Answer
 from gateway.operations.v2_messages import InferBody
+from gateway.types import Scope
 from idl import affinity
 from idl import lane as frames
 from idl.codes import Code, ServingError
@@ -131,10 +133,12 @@ class Exchanges(Requests):
             self.refuse(caller, head, target, started, error, trace)
 
     def _is_allowed(self, head: Head, target: Target) -> bool:
-        """False where that is not known now. Raises unauthenticated."""
+        """False where that is not known now. Raises unauthenticated, and forbidden for an API key that is not for calls."""
         authorization = head.fields.authorization
         if authorization is not None:
-            return self._known.principal(authorization) is not None
+            caller = self._known.principal(authorization)
+            require_scope(caller, Scope.CALL)
+            return caller is not None
         declaration = self._known.declaration(target)
         if declaration is None:
             return False

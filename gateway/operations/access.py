@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 
 from gateway.storage import Storage
-from gateway.types import Principal, Role
+from gateway.types import Principal, Role, Scope
 from idl.codes import Code, ServingError
 
 
@@ -71,3 +71,15 @@ class Access:
         if Can.READ not in can:
             raise ServingError(missing, f"there is no {what}")
         raise ServingError(Code.FORBIDDEN, f"{what}: you may see it, and not do this")
+
+
+def require_session(caller: Principal, why: str) -> None:
+    """Raises forbidden for a caller who came by an API key: what keys are good for ends where accounts change hands."""
+    if caller.by_key:
+        raise ServingError(Code.FORBIDDEN, f"this needs a sign-in: {why}")
+
+
+def require_scope(caller: Principal | None, scope: Scope) -> None:
+    """Raises forbidden for an API key without the scope; who signs in has all of them, and nobody needs none."""
+    if caller is not None and scope not in caller.scopes:
+        raise ServingError(Code.FORBIDDEN, f"this needs an API key with the scope {scope.value!r}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from gateway.model_declaration import Declaration
 from gateway.models_rpc import Models
+from gateway.operations.access import require_scope
 from gateway.operations.v2_messages import InferBody
-from gateway.types import Principal
+from gateway.types import Principal, Scope
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, ModelIndex, ModelStatistics, Tensor
 
@@ -26,9 +27,11 @@ class Call:
     connection: int = -1
 
 
-def require_callable(models: Models, call: Call, model: str, version: str = "") -> None:
-    """Raises unauthenticated for a private model and nobody signed in, and what the host says of a model that it does not serve."""
+def require_callable(models: Models, call: Call, model: str, version: str = "", scope: Scope = Scope.CALL) -> None:
+    """Raises unauthenticated for a private model and nobody signed in, forbidden for an API key without the scope, and what the host says
+    of a model that it does not serve."""
     if call.principal is not None:
+        require_scope(call.principal, scope)
         return
     try:
         declaration = models.declaration(model, version)
@@ -76,6 +79,7 @@ def predict(models: Models, call: Call, model: str, version: str, inputs: Sequen
 
 def visible_index(models: Models, call: Call, *, ready: bool) -> list[ModelIndex]:
     """The repository as the caller may see it: without a token, the public models only."""
+    require_scope(call.principal, Scope.READ)
     entries = models.index(ready=ready)
     if call.principal is not None:
         return list(entries)
@@ -85,6 +89,7 @@ def visible_index(models: Models, call: Call, *, ready: bool) -> list[ModelIndex
 
 def visible_statistics(models: Models, call: Call) -> list[ModelStatistics]:
     """The statistics of every model that the caller may see."""
+    require_scope(call.principal, Scope.READ)
     statistics = models.statistics()
     if call.principal is not None:
         return list(statistics)

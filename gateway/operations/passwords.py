@@ -1,6 +1,7 @@
 """Password hashes: argon2id."""
 
 import base64
+import hashlib
 import secrets
 import unicodedata
 
@@ -52,3 +53,8 @@ def impossible_hash() -> str:
 def _normal(password: str) -> str:
     # RFC 8265, OpaqueString: keyboards differ in how they spell an accented letter
     return unicodedata.normalize("NFC", password)
+
+
+def token_hash(token: str) -> str:
+    """What is kept of a random token: it has too many bits to be guessed, so a fast hash without salt is enough."""
+    return hashlib.sha256(token.encode()).hexdigest()

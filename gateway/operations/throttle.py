@@ -1,4 +1,4 @@
-"""How often a sign-in may fail: per user and address, and per address whatever the user."""
+"""How often a sign-in may fail: per user and address, and per address whatever the user. How often other things may be asked for."""
 
 import hashlib
 import ipaddress
@@ -51,6 +51,23 @@ class Throttle:
             _Bucket(_key("user", user.lower(), network), self._burst, self._interval_s),
             _Bucket(_key("address", network), self._burst * _ADDRESS_FACTOR, self._interval_s / _ADDRESS_FACTOR),
         )
+
+
+class Rate:
+    """`burst` at once, then one more every `interval_s`, of whoever is counted; over all workers."""
+
+    def __init__(self, storage: Storage, name: str, burst: int, interval_s: float) -> None:
+        self._attempts = storage.attempts
+        self._name = name
+        self._burst = burst
+        self._interval_s = interval_s
+
+    def take(self, whose: str, now: datetime) -> None:
+        """Counts one of `whose`, an address of the network or anything else. Raises overloaded, with the time to wait."""
+        key = _key("rate", self._name, _network(whose.lower()))
+        wait_s = self._attempts.take(key, now.timestamp(), burst=self._burst, interval_s=self._interval_s)
+        if wait_s > 0:
+            raise ServingError(Code.OVERLOADED, "too many attempts", retry_after_ms=int(wait_s * 1000) + 1)
 
 
 def _key(*parts: str) -> str:

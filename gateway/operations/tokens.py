@@ -1,4 +1,5 @@
-"""Signing in and out: short-lived access tokens (JWT) and refresh tokens that change with every use."""
+"""Signing in and out: short-lived access tokens (JWT) and refresh tokens that change with every use; and API keys, which stand for a user
+wherever an access token does."""
 
 import hashlib
 import secrets
@@ -9,10 +10,12 @@ from typing import Any, NamedTuple
 import jwt
 
 from gateway import clock
+from gateway.operations import access, api_keys
 from gateway.operations.users import Users, token_hash
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.storage.sessions import Rotation
+from gateway.storage.users import UserRecord
 from gateway.types import Principal
 from idl.codes import Code, ServingError
 
@@ -36,11 +39,11 @@ class Issued:
 
 
 class _Checked(NamedTuple):
-    """A token that was good: when that was found and until when it is valid, both in seconds of the wall clock."""
+    """A token or key that was good: when that was found and until when it is valid, both in seconds of the wall clock."""
 
     mark: int
     at: float
-    expires: int
+    expires: float
     principal: Principal
 
 
@@ -49,6 +52,7 @@ class Tokens:
 
     def __init__(self, storage: Storage, users: Users, settings: Settings, now: clock.Clock = clock.now) -> None:
         self._sessions = storage.sessions
+        self._keys = storage.api_keys
         self._users = users
         self._key = settings.secret_key or storage.secret()
         self._access_ttl = timedelta(seconds=settings.access_token_ttl_s)
@@ -60,7 +64,10 @@ class Tokens:
 
     def sign_in(self, login: str, password: str, address: str) -> Issued:
         """A new session for whoever knows the password. Raises what `Users.verify` raises."""
-        user = self._users.verify(login, password, address)
+        return self.begin(self._users.verify(login, password, address))
+
+    def begin(self, user: UserRecord) -> Issued:
+        """A new session for an account whose owner has shown that it is theirs in some way."""
         principal = Principal(user.id, user.name, user.role, secrets.token_hex(16))
         refresh_token, now = secrets.token_urlsafe(32), self._now()
         self._sessions.begin(principal.session, user.id, token_hash(refresh_token), now, now + self._refresh_ttl)
@@ -77,7 +84,8 @@ class Tokens:
         return self._issued(rotated.principal, successor)
 
     def sign_out(self, principal: Principal) -> None:
-        """Ends the session: its refresh token and every access token of it are refused from now on."""
+        """Ends the session: its refresh token and every access token of it are refused from now on. Raises forbidden for an API key."""
+        access.require_session(principal, "there is no sign-in to end")
         self._sessions.revoke(principal.session, self._now())
 
     def authenticate(self, access_token: str) -> Principal:
@@ -98,11 +106,15 @@ class Tokens:
     def check(self, access_token: str) -> Principal:
         """As `authenticate`, whatever is remembered."""
         mark, now = self._mark.read(), self._now().timestamp()
-        claims, principal = self._check(access_token, now)
+        if access_token.startswith(api_keys.PREFIX):
+            expires, principal = api_keys.check(self._keys, access_token, self._now())
+        else:
+            claims, principal = self._check(access_token, now)
+            expires = claims["exp"]
         if mark is not None:
             if len(self._checked) >= _MOST_REMEMBERED:
                 self._checked = {}
-            self._checked[self._key_of(access_token)] = _Checked(mark, now, claims["exp"], principal)
+            self._checked[self._key_of(access_token)] = _Checked(mark, now, expires, principal)
         return principal
 
     def _key_of(self, access_token: str) -> bytes:

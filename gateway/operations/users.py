@@ -1,58 +1,75 @@
 """Accounts: making, changing and deleting them, and checking passwords."""
 
-import hashlib
-import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from gateway import clock
-from gateway.errors import InvalidFields
+from gateway.errors import ChangedMeanwhile, InvalidFields
 from gateway.operations import names, passwords
-from gateway.operations.throttle import Throttle
+from gateway.operations.confirmations import Confirmations, reason_against_email
+from gateway.operations.passwords import token_hash as token_hash
+from gateway.operations.throttle import Rate, Throttle
 from gateway.settings import Settings, SettingsError
 from gateway.storage import Storage
+from gateway.storage.audit import Doer
 from gateway.storage.users import UserRecord
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
 
 FIRST_ADMINISTRATOR = "admin"
 SIGNUP_TTL = timedelta(hours=24)
-MAX_EMAIL = 254
-_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,253}")
+SELF = Doer(None, "")
+"""Whoever the account is of, from an address that is not known."""
 _WRONG = "the username or the password is wrong"
 
 
 class Users:
     """The verbs on accounts. Thread-safe."""
 
-    def __init__(self, storage: Storage, settings: Settings, now: clock.Clock = clock.now) -> None:
+    def __init__(
+        self, storage: Storage, settings: Settings, now: clock.Clock = clock.now, ring: Callable[[str], None] = lambda job: None
+    ) -> None:
+        """`ring` wakes a job of the task worker."""
+        self.confirmations = Confirmations(storage, settings, now, ring)
         self._users = storage.users
         self._signups = storage.signups
         self._throttle = Throttle(storage, settings)
+        self._registrations = Rate(storage, "registrations", settings.registrations, settings.registration_interval_s)
         self._now = now
         self._open = settings.registration == "open"
+        self._needs_email = settings.email_address == "required"
+        self._needs_verified = settings.unverified_sign_in == "refused"
         self._impossible_hash = passwords.impossible_hash()
 
-    def register(self, username: str, password: str, email: str | None = None, signup_token: str = "") -> UserRecord:
-        """A new account; a valid sign-up token gives it the token's role.
+    def register(self, username: str, password: str, email: str | None = None, signup_token: str = "", origin: Doer = SELF) -> UserRecord:
+        """A new account; a valid sign-up token gives it the token's role. An address gets its code.
 
         Raises invalid_input naming each wrong field, already_exists for a name or address that is taken, forbidden for a sign-up token
-        that is not valid, or for none where registration is closed.
+        that is not valid, or for none where registration is closed, and overloaded after too many from one address.
         """
         if not self._open and not signup_token:
             raise ServingError(Code.FORBIDDEN, "registration is closed here: a new account needs a sign-up token")
-        _refuse_invalid(
-            {"username": names.reason_against(username), "password": passwords.reason_against(password), "email": _against_email(email)}
-        )
+        reasons = {
+            "username": names.reason_against(username),
+            "password": passwords.reason_against(password),
+            "email": reason_against_email(email),
+        }
+        if self._needs_email and email is None and not signup_token:
+            reasons["email"] = "is missing: no account is made without one here"
+        _refuse_invalid(reasons)
         if username.lower() == FIRST_ADMINISTRATOR and not signup_token:
             raise ServingError(Code.ALREADY_EXISTS, f"username: {username!r} is taken")
         # before the costly part; the store asks again, under its lock
         if self._users.by_name(username) is not None:
             raise ServingError(Code.ALREADY_EXISTS, f"username: {username!r} is taken")
+        if origin.address:
+            self._registrations.take(origin.address, self._now())
         password_hash = passwords.hash_password(password)
         signup_hash = token_hash(signup_token) if signup_token else ""
-        return self._users.create(username, email, password_hash, Role.USER, self._now(), signup_hash=signup_hash)
+        user = self._users.create(username, email, password_hash, Role.USER, self._now(), signup_hash=signup_hash, doer=origin)
+        self.confirmations.welcome(user)
+        return user
 
     def first_administrator(self, password: str) -> str:
         """Sees to it that somebody can become administrator. Returns a sign-up token to hand to that person, "" where none is needed.
@@ -75,7 +92,8 @@ class Users:
         """The account of `login` (a name or an e-mail address) if the password is right.
 
         Raises unauthenticated, after the same time and in the same words whether or not the account exists, and overloaded after too
-        many failures of this user from this address.
+        many failures of this user from this address; forbidden, only where the password is right, for an account that is disabled, or
+        whose address has to be confirmed first.
         """
         self._throttle.take(login, address, self._now())
         user = self._users.by_email(login) if "@" in login else self._users.by_name(login)
@@ -85,7 +103,15 @@ class Users:
         self._throttle.succeeded(login, address)
         if passwords.is_outdated(user.password_hash):
             self._users.rehash(user.id, user.password_hash, passwords.hash_password(password))
+        self.refuse_barred(user)
         return user
+
+    def refuse_barred(self, user: UserRecord) -> None:
+        """Raises forbidden for an account that exists and may not sign in."""
+        if user.disabled_at is not None:
+            raise ServingError(Code.FORBIDDEN, "the account is disabled: ask an administrator")
+        if self._needs_verified and user.email is not None and user.email_verified_at is None:
+            raise ServingError(Code.FORBIDDEN, "the e-mail address has to be confirmed first, by the code that was sent to it")
 
     def read(self, principal: Principal) -> UserRecord:
         """Raises unauthenticated where the account was deleted meanwhile."""
@@ -94,21 +120,48 @@ class Users:
             raise ServingError(Code.UNAUTHENTICATED, "the account does not exist any more")
         return user
 
-    def change(self, principal: Principal, changes: Mapping[str, str | None], current_password: str, address: str) -> UserRecord:
+    def change(
+        self,
+        principal: Principal,
+        changes: Mapping[str, str | None],
+        current_password: str,
+        address: str,
+        *,
+        revision: int | None = None,
+        doer: Doer = SELF,
+    ) -> UserRecord:
         """Changes `email` (None removes it) and `password`, where they stand in `changes`. A new password ends all other sessions.
 
-        Raises forbidden where the current password is wrong, invalid_input and already_exists as `register`.
+        An address takes the place of one that was confirmed when its own code has confirmed it; until then it is the pending one. Raises
+        forbidden where the current password is wrong, invalid_input and already_exists as `register`, overloaded where too many codes went
+        to the address, ChangedMeanwhile for another revision.
         """
         email, password = changes.get("email"), changes.get("password")
-        reasons = {"email": _against_email(email), "password": passwords.reason_against(password) if password is not None else ""}
+        reasons = {"email": reason_against_email(email), "password": passwords.reason_against(password) if password is not None else ""}
+        if self._needs_email and "email" in changes and email is None:
+            reasons["email"] = "must be there: no account is without one here"
         _refuse_invalid(reasons)
         self._confirm(principal, current_password, address)
+        user = self.read(principal)
+        if revision is not None and revision != user.revision:
+            raise ChangedMeanwhile
         if "email" in changes:
-            self._users.set_email(principal.user_id, email, self._now())
+            self._change_email(user, email, address, doer)
         if password is not None:
             new_hash = passwords.hash_password(password)
-            self._users.set_password(principal.user_id, new_hash, self._now(), keep_session=principal.session)
+            self._users.set_password(principal.user_id, new_hash, self._now(), keep_session=principal.session, doer=doer)
         return self.read(principal)
+
+    def _change_email(self, user: UserRecord, email: str | None, address: str, doer: Doer) -> None:
+        if email is None:
+            self._users.set_email(user.id, None, self._now(), doer=doer)
+        elif email != user.email:
+            self.confirmations.count(email, address)
+            if user.email_verified_at is None:
+                self._users.set_email(user.id, email, self._now(), doer=doer)
+            else:
+                self._users.set_pending(user.id, email, self._now(), doer=doer)
+            self.confirmations.send_address(self._users.by_id(user.id))
 
     def _confirm(self, principal: Principal, current_password: str, address: str) -> None:
         try:
@@ -118,20 +171,13 @@ class Users:
                 raise ServingError(Code.FORBIDDEN, "current_password: it is wrong") from None
             raise
 
-    def delete(self, principal: Principal) -> None:
-        """Deletes the caller's account; the name stays taken. Raises conflict for the last administrator."""
-        self._users.delete(principal.user_id, self._now())
+    def delete(self, principal: Principal, doer: Doer = SELF) -> None:
+        """Deletes the caller's account; the name stays taken. Raises conflict for the last administrator, and the last owner of a team."""
+        self._users.delete(principal.user_id, self._now(), leave_teams=True, doer=doer)
 
-
-def token_hash(token: str) -> str:
-    """What is kept of a random token: it has too many bits to be guessed, so a fast hash without salt is enough."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _against_email(email: str | None) -> str:
-    if email is None or (len(email) <= MAX_EMAIL and _EMAIL.fullmatch(email) and email.isprintable()):
-        return ""
-    return "is not an e-mail address"
+    def sign_out_everywhere(self, principal: Principal, doer: Doer = SELF) -> None:
+        """Ends every session of the caller's, this one included; API keys go on."""
+        self._users.end_sessions(principal.user_id, self._now(), doer=doer)
 
 
 def _refuse_invalid(reasons: Mapping[str, str]) -> None:

@@ -7,15 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.storage import secret
+from gateway.storage.api_keys import ApiKeys
 from gateway.storage.attempts import Attempts
 from gateway.storage.audit import Audit
 from gateway.storage.blobs import Blobs
+from gateway.storage.codes import Codes
 from gateway.storage.database import Database
 from gateway.storage.deployments import Deployments
 from gateway.storage.golden import Golden
 from gateway.storage.idempotency import Idempotency
+from gateway.storage.identities import Identities
 from gateway.storage.incoming import Incoming
 from gateway.storage.marks import Mark
+from gateway.storage.outbox import Outbox
+from gateway.storage.platform import Platform
+from gateway.storage.quotas import Quotas
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
 from gateway.storage.teams import Teams
@@ -31,17 +37,23 @@ class Storage:
         self.database = Database(folder / "outboard.db", busy_timeout_s=busy_timeout_s)
         self.principals = Mark(folder / "principals")
         """Changes with every change of who a session stands for."""
-        self.users = Users(self.database, self.principals)
-        self.signups = Signups(self.database)
-        self.sessions = Sessions(self.database, self.principals)
-        self.attempts = Attempts(self.database)
         self.sharing = Mark(folder / "sharing")
         """Changes with every change of who may see or call what of users: teams, models, deployments."""
+        self.users = Users(self.database, self.principals, self.sharing)
+        self.signups = Signups(self.database)
+        self.sessions = Sessions(self.database, self.principals)
+        self.api_keys = ApiKeys(self.database, self.principals)
+        self.identities = Identities(self.database)
+        self.codes = Codes(self.database)
+        self.outbox = Outbox(self.database)
+        self.attempts = Attempts(self.database)
         self.teams = Teams(self.database, self.sharing)
         self.deployments = Deployments(self.database, self.sharing)
         self.golden = Golden(self.database)
         self.audit = Audit(self.database)
         self.idempotency = Idempotency(self.database)
+        self.quotas = Quotas(self.database)
+        self.platform = Platform(self.database)
         self._blobs_folder = folder / "blobs"
         self.blobs = Blobs(self.database, self._blobs_folder)
         self._secret = folder / "secret"

@@ -97,13 +97,15 @@ class Blobs:
                 self.path(row["sha256"]).unlink(missing_ok=True)
         return len(rows), sum(row["size"] for row in rows)
 
-    def sweep_partial(self, older_than: datetime) -> int:
-        """Removes what writers that were killed left behind; how many files."""
+    def sweep_partial(self, older_than: datetime, *, dry_run: bool = False) -> int:
+        """Removes what writers that were killed left behind; how many files that are, or with `dry_run` would be."""
         count = 0
         for path in self._folder.glob(f"{PARTIAL}*"):
-            if path.stat().st_mtime < older_than.timestamp():
-                path.unlink(missing_ok=True)
-                count += 1
+            with contextlib.suppress(FileNotFoundError):  # its writer has finished meanwhile
+                if path.stat().st_mtime < older_than.timestamp():
+                    count += 1
+                    if not dry_run:
+                        path.unlink()
         return count
 
     def _keep(self, partial: Path, sha256: str, size: int, now: datetime) -> str:

@@ -43,7 +43,8 @@ def m006_audit(db: SqliteDatabase) -> None:
         ) strict"""
     )
     db.execute("create index audit_actor on audit (actor_id, id)")
-    db.execute("create index audit_subject on audit (subject, id)")
+    db.execute("create index audit_name on audit (actor collate nocase, id)")
+    db.execute("create index audit_subject on audit (subject collate nocase, id)")
     for verb in ("update", "delete"):
         db.execute(f"create trigger audit_no_{verb} before {verb} on audit begin select raise(abort, 'the audit log is append-only'); end")
 

@@ -59,11 +59,12 @@ class Sessions:
     def _rotate(self, old_hash: str, new_hash: str, now: datetime, expires_at: datetime) -> Rotated:
         with self._database.write() as db:
             row = db.execute(
-                "select t.id, t.session_id, t.expires_at, t.replaced_by, s.revoked_at, u.id as user_id, u.name, u.role, u.deleted_at"
+                "select t.id, t.session_id, t.expires_at, t.replaced_by, s.revoked_at, u.id as user_id, u.name, u.role,"
+                " coalesce(u.deleted_at, u.disabled_at) as ended_at"
                 " from refresh_tokens t join sessions s on s.id = t.session_id join users u on u.id = s.user_id where t.token_hash = ?",
                 [old_hash],
             ).fetchone()
-            if row is None or row["revoked_at"] is not None or row["deleted_at"] is not None or row["expires_at"] <= to_text(now):
+            if row is None or row["revoked_at"] is not None or row["ended_at"] is not None or row["expires_at"] <= to_text(now):
                 return Rotated(Rotation.INVALID)
             if row["replaced_by"] is not None:
                 _revoke(db, row["session_id"], now)
@@ -80,11 +81,11 @@ class Sessions:
         self._principals.change()
 
     def principal(self, session_id: str) -> Principal | None:
-        """Who is behind a session, with the role of this moment; None where it was revoked or its user deleted."""
+        """Who is behind a session, with the role of this moment; None where it was revoked, or its user deleted or disabled."""
         with self._database.read() as db:
             row = db.execute(
                 "select s.id as session_id, u.id as user_id, u.name, u.role from sessions s join users u on u.id = s.user_id"
-                " where s.id = ? and s.revoked_at is null and u.deleted_at is null",
+                " where s.id = ? and s.revoked_at is null and u.deleted_at is null and u.disabled_at is null",
                 [session_id],
             ).fetchone()
         return None if row is None else _principal(row)

@@ -1,5 +1,7 @@
 """Accounts."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -7,17 +9,24 @@ from typing import Any
 from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
+from gateway.errors import ChangedMeanwhile
+from gateway.storage import audit, teams
+from gateway.storage.audit import GATEWAY, Doer
 from gateway.storage.database import Database
 from gateway.storage.marks import Mark
 from gateway.types import Role
 from idl.codes import Code, ServingError
 
-_COLUMNS = "id, name, email, password_hash, role, created_at, updated_at"
+_COLUMNS = (
+    "id, name, email, password_hash, role, created_at, updated_at, email_verified_at, pending_email, avatar_sha256, disabled_at, quota,"
+    " revision, deleted_at"
+)
+_OTHER_ADMINISTRATOR = "select 1 from users where role = 'administrator' and deleted_at is null and disabled_at is null and id != ?"
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """An account that was not deleted; times are UTC, ISO 8601."""
+    """An account; times are UTC, ISO 8601. `deleted_at` None unless deleted ones were asked for as well."""
 
     id: int
     name: str
@@ -26,69 +35,119 @@ class UserRecord:
     role: Role
     created_at: str
     updated_at: str
+    email_verified_at: str | None
+    pending_email: str | None
+    avatar_sha256: str | None
+    disabled_at: str | None
+    quota: Mapping[str, int]
+    revision: int
+    deleted_at: str | None
 
     def __repr__(self) -> str:
         return f"UserRecord(id={self.id}, name={self.name!r}, role={self.role.value})"
 
 
+@dataclass(frozen=True, slots=True)
+class UserFilter:
+    """What a list of accounts is narrowed to. `state`: active, disabled, deleted, or "" for the active and disabled ones."""
+
+    search: str = ""
+    role: str = ""
+    state: str = ""
+
+
 class Users:
     """The accounts of the database."""
 
-    def __init__(self, database: Database, principals: Mark) -> None:
-        """`principals` is changed with every change of an account that has sessions."""
+    def __init__(self, database: Database, principals: Mark, sharing: Mark) -> None:
+        """`principals` is changed with every change of an account that has sessions, `sharing` when one comes or goes."""
         self._database = database
         self._principals = principals
+        self._sharing = sharing
 
-    def create(self, name: str, email: str | None, password_hash: str, role: Role, now: datetime, *, signup_hash: str = "") -> UserRecord:
+    def create(
+        self,
+        name: str,
+        email: str | None,
+        password_hash: str,
+        role: Role,
+        now: datetime,
+        *,
+        signup_hash: str = "",
+        verified: bool = False,
+        doer: Doer = GATEWAY,
+    ) -> UserRecord:
         """Raises already_exists for a name or address that is taken, forbidden for a sign-up token that is not valid (any more).
 
-        `signup_hash`: the invitation that gives the role instead of `role`; it is used up in the same transaction.
+        `signup_hash`: the invitation that gives the role instead of `role`; it is used up in the same transaction. `verified`: the address
+        is known to be the account's. A doer without an id and a name is the new account itself.
         """
         with self._database.write() as db:
             if signup_hash:
                 role = _invited_role(db, signup_hash, now)
-            _refuse_taken(db, name, email, 0)
-            row = db.execute(
-                "insert into users (name, email, password_hash, role, created_at, updated_at) values (?, ?, ?, ?, ?, ?)"
-                f" returning {_COLUMNS}",
-                [name, email, password_hash, role.value, to_text(now), to_text(now)],
-            ).fetchone()
-            if signup_hash:
-                db.execute("update signups set used_by = ? where token_hash = ?", [row["id"], signup_hash])
-            return _record(row)
+            return create(db, name, email, password_hash, role, now, signup_hash=signup_hash, verified=verified, doer=doer)
 
-    def by_id(self, user_id: int) -> UserRecord | None:
-        return self._one("id = ?", user_id)
+    def by_id(self, user_id: int, *, deleted: bool = False) -> UserRecord | None:
+        return self._one("id = ?", user_id, deleted)
 
-    def by_name(self, name: str) -> UserRecord | None:
-        return self._one("name = ?", name)
+    def by_name(self, name: str, *, deleted: bool = False) -> UserRecord | None:
+        return self._one("name = ?", name, deleted)
 
     def by_email(self, email: str) -> UserRecord | None:
-        return self._one("email = ?", email)
+        return self._one("email = ?", email, False)
 
-    def _one(self, condition: str, value: object) -> UserRecord | None:
+    def _one(self, condition: str, value: object, deleted: bool) -> UserRecord | None:
+        alive = "" if deleted else "and deleted_at is null"
         with self._database.read() as db:
-            row = db.execute(f"select {_COLUMNS} from users where {condition} and deleted_at is null", [value]).fetchone()
+            row = db.execute(f"select {_COLUMNS} from users where {condition} {alive}", [value]).fetchone()
         return None if row is None else _record(row)
+
+    def page(self, wanted: UserFilter, after: int, count: int) -> list[UserRecord]:
+        """At most `count` accounts, in the order of their making, after the one with the id `after`."""
+        states = {
+            "active": "deleted_at is null and disabled_at is null",
+            "disabled": "deleted_at is null and disabled_at is not null",
+            "deleted": "deleted_at is not null",
+            "": "deleted_at is null",
+        }
+        conditions = ["id > ?", states[wanted.state]]
+        found: list[Any] = [after]
+        if wanted.search:
+            conditions.append("(instr(lower(name), ?) or instr(lower(coalesce(email, '')), ?))")
+            found += [wanted.search.lower()] * 2
+        if wanted.role:
+            conditions.append("role = ?")
+            found.append(wanted.role)
+        with self._database.read() as db:
+            rows = db.execute(
+                f"select {_COLUMNS} from users where {' and '.join(conditions)} order by id limit ?", [*found, count]
+            ).fetchall()
+        return [_record(row) for row in rows]
 
     def has_administrator(self) -> bool:
         with self._database.read() as db:
             return db.execute("select 1 from users where role = 'administrator' and deleted_at is null").fetchone() is not None
 
-    def set_email(self, user_id: int, email: str | None, now: datetime) -> None:
-        """Raises already_exists for an address that is taken."""
+    def set_email(self, user_id: int, email: str | None, now: datetime, *, doer: Doer = GATEWAY) -> None:
+        """An address that nothing has confirmed, or none. Raises already_exists for one that is taken."""
         with self._database.write() as db:
-            _refuse_taken(db, None, email, user_id)
-            _set(db, user_id, "email", email, now)
+            refuse_taken(db, None, email, user_id)
+            _set(db, user_id, now, email=email, email_verified_at=None, pending_email=None)
+            _note(db, doer, "user.email", user_id, now)
 
-    def set_password(self, user_id: int, password_hash: str, now: datetime, *, keep_session: str) -> None:
+    def set_pending(self, user_id: int, email: str, now: datetime, *, doer: Doer = GATEWAY) -> None:
+        """An address that takes the other one's place when its code has confirmed it. Raises already_exists."""
+        with self._database.write() as db:
+            refuse_taken(db, None, email, user_id)
+            _set(db, user_id, now, pending_email=email)
+            _note(db, doer, "user.email_asked", user_id, now)
+
+    def set_password(self, user_id: int, password_hash: str, now: datetime, *, keep_session: str, doer: Doer = GATEWAY) -> None:
         """Also ends every session of the user except `keep_session`."""
         with self._database.write() as db:
-            _set(db, user_id, "password_hash", password_hash, now)
-            db.execute(
-                "update sessions set revoked_at = ? where user_id = ? and revoked_at is null and id != ?",
-                [to_text(now), user_id, keep_session],
-            )
+            _set(db, user_id, now, password_hash=password_hash)
+            _end_sessions(db, user_id, now, keep_session)
+            _note(db, doer, "user.password", user_id, now)
         self._principals.change()
 
     def rehash(self, user_id: int, old_hash: str, new_hash: str) -> None:
@@ -96,31 +155,187 @@ class Users:
         with self._database.write() as db:
             db.execute("update users set password_hash = ? where id = ? and password_hash = ?", [new_hash, user_id, old_hash])
 
-    def delete(self, user_id: int, now: datetime) -> None:
-        """Marks the account as deleted and ends its sessions. Raises conflict for the last administrator."""
+    def end_sessions(self, user_id: int, now: datetime, *, doer: Doer = GATEWAY) -> None:
+        """Every one of the user's."""
         with self._database.write() as db:
-            others = "select 1 from users where role = 'administrator' and deleted_at is null and id != ?"
-            row = db.execute("select role from users where id = ? and deleted_at is null", [user_id]).fetchone()
-            if row is None:
-                return
-            if row["role"] == Role.ADMINISTRATOR and db.execute(others, [user_id]).fetchone() is None:
-                raise ServingError(Code.CONFLICT, "the last administrator cannot be deleted: make another one first")
-            _set(db, user_id, "deleted_at", to_text(now), now)
-            db.execute("update sessions set revoked_at = ? where user_id = ? and revoked_at is null", [to_text(now), user_id])
+            _end_sessions(db, user_id, now, "")
+            _note(db, doer, "user.sign_out_everywhere", user_id, now)
         self._principals.change()
 
+    def set_avatar(self, user_id: int, sha256: str | None, now: datetime, *, doer: Doer = GATEWAY) -> None:
+        with self._database.write() as db:
+            _set(db, user_id, now, avatar_sha256=sha256)
+            _note(db, doer, "user.avatar", user_id, now)
 
-def _set(db: SqliteDatabase, user_id: int, column: str, value: str | None, now: datetime) -> None:
-    db.execute(f"update users set {column} = ?, updated_at = ? where id = ? and deleted_at is null", [value, to_text(now), user_id])
+    def change(
+        self,
+        user_id: int,
+        now: datetime,
+        *,
+        role: Role | None,
+        disabled: bool | None,
+        quota: Mapping[str, int] | None,
+        revision: int | None,
+        doer: Doer,
+    ) -> None:
+        """What an administrator changes; None leaves a thing as it is. Ends the sessions of whoever is disabled.
+
+        Raises not_found, conflict where no administrator would be left, ChangedMeanwhile for another revision.
+        """
+        with self._database.write() as db:
+            row = db.execute("select * from users where id = ? and deleted_at is null", [user_id]).fetchone()
+            if row is None:
+                raise ServingError(Code.NOT_FOUND, "there is no such account")
+            if revision is not None and revision != row["revision"]:
+                raise ChangedMeanwhile
+            changes: dict[str, Any] = {}
+            if role is not None and role != row["role"]:
+                changes["role"] = role.value
+            if disabled is not None and disabled != (row["disabled_at"] is not None):
+                changes["disabled_at"] = to_text(now) if disabled else None
+            if quota is not None and dict(quota) != json.loads(row["quota"]):
+                changes["quota"] = json.dumps(dict(quota), sort_keys=True)
+            if "role" in changes or changes.get("disabled_at"):
+                _keep_an_administrator(db, row, "changed so")
+            if not changes:
+                return
+            _set(db, user_id, now, **changes)
+            if changes.get("disabled_at"):
+                _end_sessions(db, user_id, now, "")
+            _note(db, doer, "user.change", user_id, now, changes)
+        self._principals.change()
+        self._sharing.change()
+
+    def delete(self, user_id: int, now: datetime, *, leave_teams: bool = False, doer: Doer = GATEWAY) -> None:
+        """Marks the account as deleted and ends its sessions. Raises conflict for the last administrator, and with `leave_teams` for the last
+        owner of a team that has other members; without, memberships stay for a restore."""
+        with self._database.write() as db:
+            row = db.execute("select * from users where id = ? and deleted_at is null", [user_id]).fetchone()
+            if row is None:
+                return
+            _keep_an_administrator(db, row, "deleted")
+            who = doer if doer.name else Doer(user_id, row["name"], doer.address, doer.request_id)
+            if leave_teams:
+                teams.leave_all(db, user_id, now, who)
+            audit.write(db, who, "user.delete", row["name"], now)
+            _set(db, user_id, now, deleted_at=to_text(now), pending_email=None)
+            _end_sessions(db, user_id, now, "")
+        self._principals.change()
+        self._sharing.change()
+
+    def restore(self, user_id: int, now: datetime, *, doer: Doer) -> None:
+        """Takes a deletion back; the address comes back without being confirmed, or not where somebody else has it now."""
+        with self._database.write() as db:
+            row = db.execute("select email from users where id = ? and deleted_at is not null", [user_id]).fetchone()
+            if row is None:
+                raise ServingError(Code.NOT_FOUND, "there is no such deleted account")
+            taken = db.execute("select 1 from users where email = ? and deleted_at is null", [row["email"]]).fetchone()
+            email = None if taken else row["email"]
+            db.execute(
+                "update users set deleted_at = null, email = ?, email_verified_at = null, updated_at = ?, revision = revision + 1 where id = ?",
+                [email, to_text(now), user_id],
+            )
+            _note(db, doer, "user.restore", user_id, now, {"email_lost": True} if taken else {})
+        self._principals.change()
+        self._sharing.change()
 
 
-def _refuse_taken(db: SqliteDatabase, name: str | None, email: str | None, user_id: int) -> None:
+# inside somebody's transaction -------------------------------------------------------------------------------------------------------
+
+
+def create(
+    db: SqliteDatabase,
+    name: str,
+    email: str | None,
+    password_hash: str,
+    role: Role,
+    now: datetime,
+    *,
+    signup_hash: str = "",
+    verified: bool = False,
+    doer: Doer = GATEWAY,
+) -> UserRecord:
+    """As `Users.create`, with the role that it has been given."""
+    refuse_taken(db, name, email, 0)
+    row = db.execute(
+        "insert into users (name, email, email_verified_at, password_hash, role, created_at, updated_at) values (?, ?, ?, ?, ?, ?, ?)"
+        f" returning {_COLUMNS}",
+        [name, email, to_text(now) if verified else None, password_hash, role.value, to_text(now), to_text(now)],
+    ).fetchone()
+    if signup_hash:
+        db.execute("update signups set used_by = ? where token_hash = ?", [row["id"], signup_hash])
+    who = doer if doer.name else Doer(row["id"], name, doer.address, doer.request_id)
+    audit.write(db, who, "user.create", name, now, {"role": role.value})
+    return _record(row)
+
+
+def read(db: SqliteDatabase, user_id: int) -> UserRecord | None:
+    """A deleted one as well."""
+    row = db.execute(f"select {_COLUMNS} from users where id = ?", [user_id]).fetchone()
+    return None if row is None else _record(row)
+
+
+def confirm_email(db: SqliteDatabase, user_id: int, address: str, now: datetime, doer: Doer) -> None:
+    """The address that the account has, or waits to have, is its own. Raises already_exists where somebody else has it by now."""
+    row = db.execute("select email, pending_email from users where id = ? and deleted_at is null", [user_id]).fetchone()
+    if row is None:
+        return
+    if (row["email"] or "").lower() == address.lower():
+        _set(db, user_id, now, email_verified_at=to_text(now))
+    elif (row["pending_email"] or "").lower() == address.lower():
+        refuse_taken(db, None, address, user_id)
+        _set(db, user_id, now, email=row["pending_email"], pending_email=None, email_verified_at=to_text(now))
+    _note(db, doer, "user.email_confirmed", user_id, now)
+
+
+def reset_password(db: SqliteDatabase, user_id: int, address: str, password_hash: str, now: datetime, doer: Doer) -> None:
+    """A new password for whoever got the code, which shows that the address is theirs. Ends every session.
+
+    Where nothing had shown that before, somebody else may have made the account under that address: its keys and identities end as well.
+    """
+    row = db.execute("select email_verified_at from users where id = ? and email = ? and deleted_at is null", [user_id, address]).fetchone()
+    if row is None:
+        return
+    if row["email_verified_at"] is None:
+        db.execute("update api_keys set revoked_at = ? where user_id = ? and revoked_at is null", [to_text(now), user_id])
+        db.execute("delete from identities where user_id = ?", [user_id])
+    _set(db, user_id, now, password_hash=password_hash, email_verified_at=row["email_verified_at"] or to_text(now))
+    _end_sessions(db, user_id, now, "")
+    _note(db, doer, "user.password_reset", user_id, now)
+
+
+def refuse_taken(db: SqliteDatabase, name: str | None, email: str | None, user_id: int) -> None:
     """The write lock is held: what is free now stays free until the transaction ends."""
     if name is not None and db.execute("select 1 from users where name = ?", [name]).fetchone():
         raise ServingError(Code.ALREADY_EXISTS, f"username: {name!r} is taken")
     taken = "select 1 from users where email = ? and deleted_at is null and id != ?"
     if email is not None and db.execute(taken, [email, user_id]).fetchone():
         raise ServingError(Code.ALREADY_EXISTS, "email: an account with this address exists")
+
+
+def _set(db: SqliteDatabase, user_id: int, now: datetime, **values: str | None) -> None:
+    columns = ", ".join(f"{column} = ?" for column in values)
+    db.execute(
+        f"update users set {columns}, updated_at = ?, revision = revision + 1 where id = ? and deleted_at is null",
+        [*values.values(), to_text(now), user_id],
+    )
+
+
+def _end_sessions(db: SqliteDatabase, user_id: int, now: datetime, keep: str) -> None:
+    db.execute("update sessions set revoked_at = ? where user_id = ? and revoked_at is null and id != ?", [to_text(now), user_id, keep])
+
+
+def _note(db: SqliteDatabase, doer: Doer, action: str, user_id: int, now: datetime, detail: Mapping[str, Any] | None = None) -> None:
+    """`doer` without an id and a name: the account itself."""
+    name = db.execute("select name from users where id = ?", [user_id]).fetchone()["name"]
+    who = doer if doer.name else Doer(user_id, name, doer.address, doer.request_id)
+    audit.write(db, who, action, name, now, detail)
+
+
+def _keep_an_administrator(db: SqliteDatabase, row: Any, what: str) -> None:
+    is_one = row["role"] == Role.ADMINISTRATOR and row["disabled_at"] is None
+    if is_one and db.execute(_OTHER_ADMINISTRATOR, [row["id"]]).fetchone() is None:
+        raise ServingError(Code.CONFLICT, f"the last administrator cannot be {what}: make another one first")
 
 
 def _invited_role(db: SqliteDatabase, signup_hash: str, now: datetime) -> Role:
@@ -132,4 +347,4 @@ def _invited_role(db: SqliteDatabase, signup_hash: str, now: datetime) -> Role:
 
 def _record(row: Any) -> UserRecord:
     values = dict(row)
-    return UserRecord(**{**values, "role": Role(values["role"])})
+    return UserRecord(**{**values, "role": Role(values["role"]), "quota": json.loads(values["quota"])})

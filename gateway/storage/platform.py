@@ -1,0 +1,74 @@
+"""What there is on the whole platform, for its administrators: read only, whoever owns it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.storage.database import Database
+
+_MODELS = """select m.id, u.name as owner, m.name, m.type, m.visibility, m.created_at, m.updated_at, m.deleted_at,
+    (select count(*) from model_versions v where v.model_id = m.id and v.deleted_at is null) as versions,
+    (select coalesce(sum(size), 0) from model_versions v where v.model_id = m.id and v.deleted_at is null) as bytes,
+    (select count(*) from deployments d where d.model_id = m.id and d.deleted_at is null) as deployments
+    from models m join users u on u.id = m.owner_id"""
+_DEPLOYMENTS = """select d.id, u.name as owner, d.name, o.name as model_owner, m.name as model, v.number as version, d.desired_state,
+    d.state, d.reason, d.instances, d.cpus, d.memory, d.visibility, d.created_at, d.updated_at, d.last_call_at
+    from deployments d join users u on u.id = d.owner_id join models m on m.id = d.model_id join users o on o.id = m.owner_id
+    join model_versions v on v.id = d.version_id"""
+_TASKS = """select t.id, u.name as owner, t.kind, t.model, t.version, t.state, t.attempts, t.progress, t.error_code, t.error_message,
+    t.created_at, t.started_at, t.finished_at from tasks t join users u on u.id = t.user_id"""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """`counts`: table -> rows that are not deleted; `tasks`: state -> tasks; bytes on the disk under their SHA-256."""
+
+    counts: Mapping[str, int]
+    tasks: Mapping[str, int]
+    blobs: int
+    blob_bytes: int
+
+
+class Platform:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def models(self, owner: str, search: str, after: int, count: int, *, deleted: bool = False) -> list[Mapping[str, Any]]:
+        """In the order of their making, after that id; "" for every owner and name."""
+        state = "not" if deleted else ""
+        return self._rows(
+            f"{_MODELS} where m.deleted_at is {state} null and m.id > ? and (? = '' or u.name = ? collate nocase)"
+            " and (? = '' or instr(lower(m.name), lower(?))) order by m.id limit ?",
+            [after, owner, owner, search, search, count],
+        )
+
+    def deployments(self, owner: str, state: str, after: int, count: int) -> list[Mapping[str, Any]]:
+        """The same of deployments; `state` "" for all."""
+        return self._rows(
+            f"{_DEPLOYMENTS} where d.deleted_at is null and d.id > ? and (? = '' or u.name = ? collate nocase)"
+            " and (? = '' or d.state = ?) order by d.id limit ?",
+            [after, owner, owner, state, state, count],
+        )
+
+    def tasks(self, owner: str, state: str, before: tuple[str, str] | None, count: int) -> list[Mapping[str, Any]]:
+        """Newest first, before the one with that (`created_at`, `id`)."""
+        at, task_id = before or ("9999", "")
+        return self._rows(
+            f"{_TASKS} where (t.created_at, t.id) < (?, ?) and (? = '' or u.name = ? collate nocase) and (? = '' or t.state = ?)"
+            " order by t.created_at desc, t.id desc limit ?",
+            [at, task_id, owner, owner, state, state, count],
+        )
+
+    def totals(self) -> Totals:
+        with self._database.read() as db:
+            counts = {
+                table: db.execute(f"select count(*) from {table} where deleted_at is null").fetchone()[0]
+                for table in ("users", "teams", "models", "deployments")
+            }
+            tasks = {row["state"]: row["n"] for row in db.execute("select state, count(*) as n from tasks group by state").fetchall()}
+            blobs = db.execute("select count(*) as n, coalesce(sum(size), 0) as bytes from blobs").fetchone()
+        return Totals(counts, tasks, blobs["n"], blobs["bytes"])
+
+    def _rows(self, statement: str, values: list[Any]) -> list[Mapping[str, Any]]:
+        with self._database.read() as db:
+            return [dict(row) for row in db.execute(statement, values).fetchall()]
