@@ -101,7 +101,7 @@ class Launcher:
             "backend": backend,
             "path": str(path),
             "threads": model.settings.threads or berth.threads,
-            "memory": model.settings.memory,
+            "memory": self.memory(model),
             "providers": model.settings.providers(self._settings.execution_providers),
             "device_id": model.settings.device_id,
             "session": dict(model.settings.onnxruntime),
@@ -175,8 +175,12 @@ class Launcher:
         """When no executor is left. Idempotent."""
         self._fresh.close()
 
-    def place(self, reservation: Reservation, pid: int) -> None:
-        self._limits.apply(pid, reservation.memory)
+    def memory(self, model: RepositoryModel) -> int:
+        """What one of its processes may have, in bytes, 0 for no limit. A user's model that says nothing has what its trial had."""
+        return model.settings.memory or (self._settings.validation_memory_bytes if model.user else 0)
+
+    def place(self, reservation: Reservation, pid: int, memory: int) -> None:
+        self._limits.apply(pid, memory)
         self._reservations.place(reservation, pid)
 
     def leaving(self, reservation: Reservation) -> None:
@@ -233,7 +237,7 @@ class _Berth:
         return self._launcher.launch(self)
 
     def place(self, pid: int) -> None:
-        self._launcher.place(self._reservation, pid)
+        self._launcher.place(self._reservation, pid, self._launcher.memory(self.model))
 
     def leaving(self) -> None:
         self._launcher.leaving(self._reservation)

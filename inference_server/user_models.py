@@ -98,6 +98,7 @@ def restricted(model: RepositoryModel) -> RepositoryModel:
         said,
         public=False,
         executor="process",
+        instances=1,
         python={**said.python, "sandbox": "required"},
         onnxruntime={key: value for key, value in said.onnxruntime.items() if key in _SESSION},
     )

@@ -184,11 +184,12 @@ def test_a_users_model_that_cannot_be_loaded_again_is_no_matter_of_the_server(se
 
 def test_it_is_private_and_takes_no_liberties(serving: Engine, onnx: bytes) -> None:
     put(serving, "ann.iris", 1, "model.onnx", onnx)
-    toml = b'public = true\nexecutor = "thread"\n[onnxruntime.cuda]\ngraph = true\n[python]\nsandbox = "off"\n'
+    toml = b'public = true\ninstances = 500\nexecutor = "thread"\n[onnxruntime.cuda]\ngraph = true\n[python]\nsandbox = "off"\n'
     put(serving, "ann.iris", 0, "model.toml", toml)
     serving.repository_model_load("ann.iris", {})
     settings = serving._served["ann.iris"].model.settings
     assert (settings.public, settings.executor, settings.onnxruntime, settings.python["sandbox"]) == (False, "process", {}, "required")
+    assert settings.instances == 1, "SetInstances says how many"
     assert '"public": false' in str(serving.model_config("ann.iris", ""))
     order = {"config": '{"parameters": {"outboard": {"string_value": "{\\"public\\": true}"}}}'}
     serving.repository_model_load("ann.iris", order)
@@ -208,6 +209,24 @@ def test_code_runs_in_a_box_or_not_at_all(serving: Engine, monkeypatch: pytest.M
     monkeypatch.setattr(sandbox, "unusable", lambda: "there is none")
     error = refused(lambda: serving.repository_model_load("ann.code", {}))
     assert error.code is Code.UNSUPPORTED and "sandbox" in error.message
+
+
+@pytest.mark.skipif(bool(sandbox.unusable()), reason="no sandbox")
+def test_one_that_says_nothing_of_memory_has_what_a_trial_has(
+    zygote: Zygote, watcher: Watcher, repository: Path, users: Path, onnx: bytes
+) -> None:
+    code = b"def infer(inputs):\n    return {'y': inputs['x'] * len(b'x' * int(inputs['x'][0]))}\n"
+    with engine_over(zygote, watcher, repository, user_models=users, validation_memory_bytes=128 * 2**20) as engine:
+        put(engine, "ann.code", 1, "model.py", code)
+        put(engine, "ann.code", 0, "model.toml", DOUBLE_TOML.encode())
+        put(engine, "ann.iris", 1, "model.onnx", onnx)
+        for name in ("ann.code", "ann.iris"):
+            engine.repository_model_load(name, {})
+        assert engine.capacity().memory_reserved_bytes == 0
+        error = refused(lambda: engine.model_infer(request("ann.code", [1e9])))
+        assert error.code is Code.MODEL_FAILED and "over its memory limit of 128 MiB" in error.message
+        assert answer(engine, "ann.iris") == [3, 6]
+        assert floats(engine.model_infer(request("ann.code", [2]))) == [4], "it comes back"
 
 
 # removal ---------------------------------------------------------------------------------------------------------------------------------
