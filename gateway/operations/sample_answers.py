@@ -28,8 +28,7 @@ def answered(samples: Samples, run: Run) -> dict[str, Any]:
             try:
                 answer = run(body)
             except ServingError as error:
-                error.message = f"sample {number}: {error.message}"
-                raise
+                raise ServingError(error.code, f"sample {number}: {error.message}", retry_after_ms=error.retry_after_ms) from error
             made = made or dict(answer)
             for name, value in answer["outputs"].items():
                 outputs.setdefault(name, []).append(_of_one(value))
