@@ -13,6 +13,9 @@ from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.operations.access import Access
 from gateway.operations.credentials import Credentials
+from gateway.operations.host_models import HostModels
+from gateway.operations.model_tests import ModelTests
+from gateway.operations.models import Library
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
@@ -62,6 +65,21 @@ class Services:
     def access(self) -> Access:
         """The rule of who may do what."""
         return Access(self.storage)
+
+    @property
+    def library(self) -> Library:
+        """The verbs on models of users."""
+        return Library(self.storage, self.models, self.access, self.settings, self.now)
+
+    @property
+    def model_tests(self) -> ModelTests:
+        """Models that are tried before they are deployed."""
+        return ModelTests(self.storage, self.models, self.library, self.settings, self.now)
+
+    @property
+    def host_models(self) -> HostModels:
+        """The operators' models."""
+        return HostModels(self.models, self.storage)
 
     def close(self) -> None:
         self.models.close()

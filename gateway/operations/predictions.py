@@ -3,16 +3,17 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gateway.model_declaration import Declaration
 from gateway.models_rpc import Models
-from gateway.operations import inference, prediction_inputs, tensor_json
+from gateway.operations import form_inputs, inference, prediction_inputs, sample_answers, tensor_json
 from gateway.operations.images import Limits
 from gateway.operations.inference import Call
-from gateway.operations.prediction_bodies import PredictionBody
+from gateway.operations.prediction_bodies import FormInput, PredictionBody
 from gateway.settings import Settings
 from idl.messages import InferResponse, ModelMetadata, Tensor
 from idl.tensors import Array, invalid
@@ -33,6 +34,8 @@ def predict(
 ) -> dict[str, Any]:
     """The answer's JSON value; `started` is when the request came, by `time.monotonic()`. `inference.require_callable` comes first."""
     metadata, declaration = models.metadata(model, version), models.declaration(model, version)
+    if body.form is not None:
+        return _of_form(models, settings, call, model, version, body, body.form)
     labelled = _labelled_output(metadata, declaration, body)
     wanted = _wanted_outputs(metadata, body, labelled)
     limits = Limits(settings.max_image_pixels, settings.max_body_bytes, call.deadline)
@@ -52,6 +55,21 @@ def predict(
         answer["assumed"] = prepared.assumed
     answer["timing_ms"] = timing(response, time.monotonic() - started)
     return answer
+
+
+def _of_form(
+    models: Models, settings: Settings, call: Call, model: str, version: str, body: PredictionBody, form: FormInput
+) -> dict[str, Any]:
+    """Each sample is a prediction of its own."""
+    metadata, declaration = models.metadata(model, version), models.declaration(model, version)
+    limits = form_inputs.limits_of(settings, call.deadline)
+    samples = form_inputs.decode(form.filetype, form.fields, form.files, metadata, declaration, limits)
+
+    def run(sample: PredictionBody) -> dict[str, Any]:
+        wanted = replace(sample, outputs=body.outputs, top_k=body.top_k)
+        return predict(models, settings, call, model, version, wanted, time.monotonic())
+
+    return sample_answers.answered(samples, run)
 
 
 def _labelled_output(metadata: ModelMetadata, declaration: Declaration, body: PredictionBody) -> str:

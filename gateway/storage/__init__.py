@@ -3,14 +3,18 @@
 `Storage` owns the process's database connections and hands out one store per noun; nothing touches the disk before the first use.
 """
 
-from collections.abc import Callable
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 from gateway.storage import secret
 from gateway.storage.api_keys import ApiKeys
 from gateway.storage.attempts import Attempts
 from gateway.storage.audit import Audit
-from gateway.storage.blobs import Blobs
+from gateway.storage.blobs import Blobs, full
 from gateway.storage.codes import Codes
 from gateway.storage.database import Database
 from gateway.storage.deployments import Deployments
@@ -19,12 +23,15 @@ from gateway.storage.idempotency import Idempotency
 from gateway.storage.identities import Identities
 from gateway.storage.incoming import Incoming
 from gateway.storage.marks import Mark
+from gateway.storage.models import Models
 from gateway.storage.outbox import Outbox
 from gateway.storage.platform import Platform
 from gateway.storage.quotas import Quotas
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
 from gateway.storage.teams import Teams
+from gateway.storage.test_loads import TestLoads
+from gateway.storage.uploads import Uploads
 from gateway.storage.users import Users
 
 __all__ = ["Storage"]
@@ -48,6 +55,8 @@ class Storage:
         self.outbox = Outbox(self.database)
         self.attempts = Attempts(self.database)
         self.teams = Teams(self.database, self.sharing)
+        self.models = Models(self.database, self.sharing)
+        self.test_loads = TestLoads(self.database)
         self.deployments = Deployments(self.database, self.sharing)
         self.golden = Golden(self.database)
         self.audit = Audit(self.database)
@@ -56,6 +65,8 @@ class Storage:
         self.platform = Platform(self.database)
         self._blobs_folder = folder / "blobs"
         self.blobs = Blobs(self.database, self._blobs_folder)
+        self.uploads = Uploads(self.database, folder / "uploads")
+        self.scratch_folder = folder / "scratch"
         self._secret = folder / "secret"
 
     def secret(self) -> str:
@@ -65,6 +76,27 @@ class Storage:
     def receive(self, limit: int) -> Callable[[str], Incoming]:
         """What begins a file of at most `limit` bytes on its way in, given the name that its sender has for it."""
         return lambda name: Incoming(self._blobs_folder, limit, name)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder, removed afterwards; what a killed process leaves there is swept. Raises insufficient_capacity."""
+        try:
+            self.scratch_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(dir=self.scratch_folder, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise full(error) from error
+        with made as name:
+            yield Path(name)
+
+    def sweep_scratch(self, older_than: datetime) -> int:
+        """Removes what killed processes left behind; how many folders."""
+        count = 0
+        for path in self.scratch_folder.glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < older_than.timestamp():
+                    shutil.rmtree(path, ignore_errors=True)
+                    count += 1
+        return count
 
     def close(self) -> None:
         self.database.close()
