@@ -12,16 +12,22 @@ from gateway.blueprints import (
     admin_platform,
     admin_users,
     api_keys,
+    deployment_predictions,
+    deployments,
     errors,
     form_api,
+    form_deployments,
     form_models,
+    golden,
     health,
     metrics,
     model_tests,
     models,
     openapi,
+    openid,
     predictions,
     requests,
+    scripts,
     teams,
     tokens,
     uploads,
@@ -29,12 +35,15 @@ from gateway.blueprints import (
     v2,
     v2_run_time,
 )
-from gateway.context import EXTENSION, Services
+from gateway.context import EXTENSION, RECONCILER, Services
 from gateway.hot_routes import HotRoutes
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.operations import quotas
+from gateway.operations.access import Access
 from gateway.operations.credentials import Credentials
+from gateway.operations.deployed import Deployed
+from gateway.operations.deployment_statistics import Collector
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
@@ -48,15 +57,21 @@ _BLUEPRINTS = (
     admin_platform,
     admin_users,
     api_keys,
+    deployment_predictions,
+    deployments,
     errors,
     form_api,
+    form_deployments,
     form_models,
+    golden,
     health,
     metrics,
     model_tests,
     models,
     openapi,
+    openid,
     predictions,
+    scripts,
     teams,
     tokens,
     uploads,
@@ -86,6 +101,8 @@ def build_services(
         metrics or Metrics(),
         BoundedSemaphore(max(1, settings.threads // 2)),
         bell,
+        Deployed(storage, models, Access(storage), partial(bell.ring, RECONCILER), settings.threads // 2, now),
+        Collector(storage, models, settings, now),
         tracer=tracer,
         now=now,
     )

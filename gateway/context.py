@@ -13,9 +13,13 @@ from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.operations.access import Access
 from gateway.operations.credentials import Credentials
+from gateway.operations.deployed import Deployed
+from gateway.operations.deployment_changes import Deployments
+from gateway.operations.deployment_statistics import Collector
 from gateway.operations.host_models import HostModels
 from gateway.operations.model_tests import ModelTests
 from gateway.operations.models import Library
+from gateway.operations.scripts import Scripts
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
@@ -37,6 +41,8 @@ __all__ = [
 ]
 
 EXTENSION = "outboard"
+RECONCILER = "deployments"
+"""What the task worker calls the part that makes model hosts agree with what is wanted."""
 REQUEST_ID_HEADER = "X-Request-Id"
 
 
@@ -46,7 +52,7 @@ def _no_connection() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What one gateway process owns. `streams`: of its threads those that may be in a stream of answers. `bell` wakes the jobs of the task worker. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
+    """What one gateway process owns. `streams`: of its threads those that may be in a stream of answers. `bell` wakes the jobs of the task worker. `deployed` remembers who may call which deployment, `collector` looks at what they did. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
 
     settings: Settings
     storage: Storage
@@ -57,6 +63,8 @@ class Services:
     metrics: Metrics
     streams: BoundedSemaphore
     bell: Bell
+    deployed: Deployed
+    collector: Collector
     connection: Callable[[], int] = _no_connection
     tracer: Tracer | None = None
     now: clock.Clock = clock.now
@@ -80,6 +88,20 @@ class Services:
     def host_models(self) -> HostModels:
         """The operators' models."""
         return HostModels(self.models, self.storage)
+
+    @property
+    def deployments(self) -> Deployments:
+        """The verbs on deployments."""
+        return Deployments(self.storage, self.models, self.access, self.nudge, self.now)
+
+    @property
+    def scripts(self) -> Scripts:
+        """The verbs on scripts."""
+        return Scripts(self.storage, self.models, self.now)
+
+    def nudge(self) -> None:
+        """Something is wanted of a deployment: the reconciler looks at once."""
+        self.bell.ring(RECONCILER)
 
     def close(self) -> None:
         self.models.close()

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from gateway import observation, wsgi_request
 from gateway.context import REQUEST_ID_HEADER, Services
 from gateway.errors import internal, problem
-from gateway.operations import prediction_bodies, predictions, v2_inference
+from gateway.operations import deployment_calls, prediction_bodies, predictions, v2_inference
+from gateway.operations.access import require_scope
 from gateway.operations.inference import Call
 from gateway.operations.v2_inference import Answer, Heads
+from gateway.types import Scope
 from idl.codes import ServingError
 
 if TYPE_CHECKING:
@@ -22,15 +24,18 @@ if TYPE_CHECKING:
 
 INFER, INFER_VERSION = "/v2/models/<model>/infer", "/v2/models/<model>/versions/<version>/infer"
 PREDICTIONS = "/v1/models/<model>/predictions"
+DEPLOYED = "/v1/deployments/<name>/predictions"
 GENERATE_STREAM, GENERATE_STREAM_VERSION = (f"/v2/models/<model>{version}/generate_stream" for version in ("", "/versions/<version>"))
 """The templates of the routes that are answered here, or by the front: their labels in the metrics."""
 STREAMS = frozenset({GENERATE_STREAM, GENERATE_STREAM_VERSION})
 _NAME = r"([A-Za-z0-9_.-]+)"
 _INFER = re.compile(rf"/v2/models/{_NAME}(?:/versions/{_NAME})?/infer", re.ASCII)
 _STREAM = re.compile(rf"/v2/models/{_NAME}(?:/versions/{_NAME})?/generate_stream", re.ASCII)
-_PREDICT = re.compile(rf"/v1/models/{_NAME}/predictions", re.ASCII)
+_PREDICT = re.compile(rf"/v1/(models|deployments)/{_NAME}/predictions", re.ASCII)
+V1 = (PREDICTIONS, DEPLOYED)
 _JSON = "application/json"
 _JSON_HEADERS = (("Content-Type", _JSON),)
+_UNSTORED = (*_JSON_HEADERS, ("Cache-Control", "no-store"))
 
 
 class Target(NamedTuple):
@@ -57,7 +62,7 @@ def target(path: str) -> Target | None:
         model, version = found.groups()
         return Target(INFER_VERSION if version else INFER, model, version or "")
     if found := _PREDICT.fullmatch(path):
-        return Target(PREDICTIONS, found[1], "")
+        return Target(PREDICTIONS if found[1] == "models" else DEPLOYED, found[2], "")
     return None
 
 
@@ -72,10 +77,10 @@ class HotRoutes:
         found = target(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" and environ.get("CONTENT_LENGTH") else None
         if found is None or "HTTP_TRANSFER_ENCODING" in environ:
             return self._app(environ, start_response)
-        if found.endpoint is not PREDICTIONS:
+        if found.endpoint not in V1:
             return self._exchange(environ, start_response, found, self._infer)
-        if environ.get("CONTENT_TYPE") == _JSON and not environ.get("QUERY_STRING"):
-            return self._exchange(environ, start_response, found, self._predict)
+        if environ.get("CONTENT_TYPE") == _JSON and not environ.get("QUERY_STRING") and "HTTP_PREFER" not in environ:
+            return self._exchange(environ, start_response, found, self._predict if found.endpoint is PREDICTIONS else self._deployed)
         return self._app(environ, start_response)
 
     def _exchange(
@@ -96,7 +101,7 @@ class HotRoutes:
                 caller = wsgi_request.principal(environ, owned.tokens)
                 timeout_s = owned.settings.request_timeout_s
                 traceparent = trace.header if trace else environ.get("HTTP_TRACEPARENT", "")
-                call = wsgi_request.call(caller, request_id, timeout_s, traceparent, owned.connection())
+                call = wsgi_request.call(caller, request_id, timeout_s, traceparent, owned.connection(), owned.deployed)
                 answer = run(environ, target, call)
                 status = 200
             except ServingError as error:
@@ -133,3 +138,11 @@ class HotRoutes:
             lambda: prediction_bodies.from_json(wsgi_request.read_body(environ, owned.settings.max_body_bytes)),
         )
         return Answer(body, _JSON_HEADERS)
+
+    def _deployed(self, environ: "WSGIEnvironment", target: Target, call: Call) -> Answer:
+        owned = self._services
+        require_scope(call.principal, Scope.CALL)
+        deployment = owned.deployed.target(call.principal, target.model)
+        body = prediction_bodies.from_json(wsgi_request.read_body(environ, owned.settings.max_body_bytes))
+        answer = deployment_calls.predict(owned.models, owned.settings, call, deployment, body)
+        return Answer(predictions.spelled(answer), _UNSTORED)

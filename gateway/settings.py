@@ -33,6 +33,11 @@ class Settings:
 
     data_dir: Path = _setting(Path("data"), "folder of the database, the secret and the run files")  # noqa: RUF009
     model_hosts: tuple[str, ...] = _setting(("thrift://127.0.0.1:9090",), "addresses of the model hosts, separated by commas")
+    model_host_metrics: str = _setting(
+        "",
+        "addresses of the model hosts' metrics, such as http://127.0.0.1:8002/metrics, in their order, separated by commas; empty: "
+        "deployments' statistics come without latencies by bucket and errors by code",
+    )
     model_host_token: str = _setting("", "token sent to the model hosts", secret=True)
     model_host_ca: str = _setting("", "PEM file of the authorities of model hosts with TLS; empty: the system's")
     model_host_certificate: str = _setting("", "PEM file of the certificate shown to model hosts that ask for one")
@@ -98,6 +103,11 @@ class Settings:
         "verified: an identity gets the account of its e-mail address, where both sides have verified it",
         choices=("never", "verified"),
     )
+    watch_interval_s: float = _setting(
+        10.0, "how often deployments' statistics are collected, and they are scaled and sent to sleep", low=0.1
+    )
+    scale_up_queue_ms: float = _setting(20.0, "mean wait of requests from which a deployment gets one more instance", low=0.0)
+    scale_down_after_s: float = _setting(60.0, "how long one instance less must have been enough for it to go", low=0.0)
     quota_models: int = _setting(1_000, "models of one user; 0: no limit", low=0)
     quota_bytes: int = _setting(100 << 30, "bytes of one user's models; 0: no limit", low=0)
     quota_deployments: int = _setting(100, "deployments of one user; 0: no limit", low=0)

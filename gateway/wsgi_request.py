@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from werkzeug.exceptions import LengthRequired
 
 from gateway.operations.compression import decompress
+from gateway.operations.deployed import Deployed
 from gateway.operations.inference import Call
 from gateway.operations.tokens import Tokens
 from gateway.types import Principal
@@ -46,12 +47,14 @@ def bearer_token(header: str) -> str:
     return token
 
 
-def call(caller: Principal | None, number: str, timeout_s: float, traceparent: str, connection: int = -1) -> Call:
+def call(
+    caller: Principal | None, number: str, timeout_s: float, traceparent: str, connection: int = -1, deployed: Deployed | None = None
+) -> Call:
     """The inference call of a request with the id `number`; `traceparent`: the header, "" without it; `connection`: the request's
     descriptor, -1 where it is not known."""
     if traceparent and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = ""
-    return Call(caller, number, time.monotonic() + timeout_s, traceparent, connection)
+    return Call(caller, number, time.monotonic() + timeout_s, traceparent, connection, deployed)
 
 
 def read_body(environ: "WSGIEnvironment", limit: int) -> bytes:

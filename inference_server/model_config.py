@@ -41,6 +41,8 @@ def model_config(
     if settings.steps:  # it puts nothing together itself, and takes what its owner says
         size = (settings.max_batch_size or declared.max_batch_size) if declared.max_batch_size and signature.batch_axis == 0 else 0
     own = settings.published() | ({"steps": untold} if (untold := triton_ensemble.untold(settings.steps)) else {})
+    if model.user:
+        own |= {"user": True}
     config: dict[str, Any] = {
         "name": model.name,
         "platform": signature.platform,

@@ -68,10 +68,10 @@ def model_ready(model: str, version: str = "") -> ResponseReturnValue:
     """200 for a model that takes requests; 503, or 404 for one that is not there, with the reason."""
     models, call = services().models, current_call()
     if not models.model_ready(model, version):
-        inference.require_callable(models, call, model, version, Scope.READ)
+        inference.require_callable(models, call, model, version, Scope.READ, running=False)
         models.metadata(model, version)  # raises the reason
         raise ServingError(Code.NOT_READY, f"model {model!r} is not ready")
-    inference.require_callable(models, call, model, version, Scope.READ)
+    inference.require_callable(models, call, model, version, Scope.READ, running=False)
     return {"name": model, "ready": True}
 
 
@@ -89,7 +89,7 @@ def model_config(model: str, version: str = "") -> ResponseReturnValue:
 def model_statistics(model: str, version: str = "") -> ResponseReturnValue:
     """The statistics extension for one model."""
     models = services().models
-    inference.require_callable(models, current_call(), model, version, Scope.READ)
+    inference.require_callable(models, current_call(), model, version, Scope.READ, running=False)
     return {"model_stats": [_statistics(entry) for entry in models.statistics(model, version)]}
 
 

@@ -14,13 +14,13 @@ from gateway.front.events import LaneEvents
 from gateway.front.heads import DECLINED, Head
 from gateway.front.known import Known
 from gateway.front.streaming import RETRY_MS, Streaming
-from gateway.hot_routes import PREDICTIONS, STREAMS, Target
+from gateway.hot_routes import STREAMS, V1, Target
 from gateway.operations import generate, inference, v2_inference
-from gateway.operations.access import require_scope
+from gateway.operations.access import Can, require_scope
 from gateway.operations.inference import Call
 from gateway.operations.v2_inference import Answer
 from gateway.operations.v2_messages import InferBody
-from gateway.types import Scope
+from gateway.types import Principal, Scope
 from idl import affinity
 from idl import lane as frames
 from idl.codes import Code, ServingError
@@ -65,7 +65,7 @@ class Exchanges(Requests):
         target = head.target
         if target is not None and target.endpoint in STREAMS:
             return self._begin_stream(caller, head, target, started, bytes(body))
-        if target is None or target.endpoint is PREDICTIONS or not _is_plain(head):
+        if target is None or target.endpoint in V1 or not _is_plain(head):
             caller.reply((DECLINED,))
             return None
         try:
@@ -134,16 +134,32 @@ class Exchanges(Requests):
 
     def _is_allowed(self, head: Head, target: Target) -> bool:
         """False where that is not known now. Raises unauthenticated, and forbidden for an API key that is not for calls."""
-        authorization = head.fields.authorization
+        authorization, caller = head.fields.authorization, None
         if authorization is not None:
             caller = self._known.principal(authorization)
+            if caller is None:
+                return False
             require_scope(caller, Scope.CALL)
-            return caller is not None
+        if "." in target.model and (answer := self._may_call(caller, target)) is not None:
+            return answer
+        if caller is not None:
+            return True
         declaration = self._known.declaration(target)
         if declaration is None:
             return False
         inference.require_public(declaration, target.model)
         return True
+
+    def _may_call(self, caller: Principal | None, target: Target) -> bool | None:
+        """Whether it is a deployment that runs, without a script, and may be called; None where it is an operator's model."""
+        known = self._known.deployment(caller, target.model)
+        if known is None:
+            return False
+        deployment, can = known
+        if deployment is None:
+            declaration = self._known.declaration(target)
+            return None if declaration is not None and not declaration.user else False
+        return Can.CALL in can and deployment.is_running and not deployment.script_name
 
     def refuse(self, caller: Connection, head: Head, target: Target, started: float, error: Exception, trace: Trace | None = None) -> None:
         """Answers with an error; the request counts among those that have begun. `trace`: where one was begun."""

@@ -8,6 +8,8 @@ from gateway.context import Services
 from gateway.front.errands import Errands
 from gateway.hot_routes import Target
 from gateway.model_declaration import Declaration
+from gateway.operations.access import Can
+from gateway.operations.deployments import Target as Deployment
 from gateway.types import Principal
 
 
@@ -17,6 +19,7 @@ class Known:
     def __init__(self, services: Services, errands: Errands) -> None:
         self._tokens = services.tokens
         self._models = services.models
+        self._deployed = services.deployed
         self._errands = errands
 
     def principal(self, authorization: str) -> Principal | None:
@@ -26,6 +29,14 @@ class Known:
         if known is None or not known[1]:
             self._errands.look_up(("token", token), lambda: self._tokens.check(token))
         return known[0] if known is not None else None
+
+    def deployment(self, caller: Principal | None, name: str) -> tuple[Deployment | None, Can] | None:
+        """The deployment of that name and what the caller may do with it."""
+        known = self._deployed.recall(caller, name)
+        if known is None:
+            number = None if caller is None else caller.user_id
+            self._errands.look_up(("deployment", name, number), lambda: self._deployed.renew(caller, name))
+        return known
 
     def declaration(self, target: Target) -> Declaration | None:
         known = self._models.recall_declaration(target.model, target.version)

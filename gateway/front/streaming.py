@@ -94,7 +94,8 @@ class Streaming:
     def _events(self, sock: socket.socket, head: Head, target: Target, body: bytes, traceparent: str) -> Events:
         owned, fields = self._services, head.fields
         caller = None if fields.authorization is None else owned.tokens.authenticate(wsgi_request.bearer_token(fields.authorization))
-        call: Call = wsgi_request.call(caller, head.request_id, owned.settings.stream_timeout_s, traceparent, sock.fileno())
+        timeout_s = owned.settings.stream_timeout_s
+        call: Call = wsgi_request.call(caller, head.request_id, timeout_s, traceparent, sock.fileno(), owned.deployed)
         if fields.content_encoding:
             body = decompress(body, fields.content_encoding, owned.settings.max_body_bytes)
         return Events(owned.models, call, target.model, target.version, body)

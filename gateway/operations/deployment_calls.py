@@ -2,31 +2,65 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from gateway.models_rpc import Models
-from gateway.operations import inference, prediction_inputs, predictions, script_tensors, tensor_json
+from gateway.operations import (
+    form_inputs,
+    inference,
+    prediction_inputs,
+    predictions,
+    sample_answers,
+    script_tensors,
+    tensor_json,
+)
 from gateway.operations.deployments import Target
 from gateway.operations.images import Limits
 from gateway.operations.inference import Call
 from gateway.operations.prediction_bodies import PredictionBody
 from gateway.settings import Settings
+from idl.codes import ServingError
 from idl.messages import InferRequest, InferResponse, Tensor
 
 PREPROCESS, POSTPROCESS = "preprocess", "postprocess"
 
 
 def predict(models: Models, settings: Settings, call: Call, target: Target, body: PredictionBody, version: str = "") -> dict[str, Any]:
-    """The answer's JSON value, of a deployment that runs; `version`: a number or a label, "" for the one that serves.
+    """The answer's JSON value; `version`: a number or a label, "" for the one that serves. Where `call` knows how, one that sleeps is woken.
 
-    Raises what the model's host says, and what a script does: invalid_input, model_failed, too_large.
+    Raises what the model's host says, and what a script does: invalid_input, model_failed, too_large; and what `Deployed.ready` raises.
     """
     started = time.monotonic()
-    if target.script_name:
-        answer = _with_script(models, settings, call, target, body, version, started)
-    else:
-        answer = predictions.predict(models, settings, call, target.rpc_name, version, body, started)
-    return {"id": answer.pop("id"), "model": target.model, "deployment": target.rpc_name} | {**answer, "model": target.model}
+    if call.deployed is not None:
+        target = call.deployed.ready(target, call.deadline)
+    try:
+        answer = _predict(models, settings, call, target, body, version, started)
+    except ServingError as error:
+        if call.deployed is None:
+            raise
+        target = call.deployed.again(target, error, call.deadline)
+        answer = _predict(models, settings, call, target, body, version, started)
+    named = {"id": call.request_id, "model": target.model, "deployment": target.rpc_name}
+    return named | {key: value for key, value in answer.items() if key not in named}
+
+
+def _predict(
+    models: Models, settings: Settings, call: Call, target: Target, body: PredictionBody, version: str, started: float
+) -> dict[str, Any]:
+    if not target.script_name:
+        return predictions.predict(models, settings, call, target.rpc_name, version, body, started)
+    if body.form is None or PREPROCESS in target.functions:
+        return _with_script(models, settings, call, target, body, version, started)
+    metadata, declaration = models.metadata(target.rpc_name, version), models.declaration(target.rpc_name, version)
+    limits = form_inputs.limits_of(settings, call.deadline)
+    samples = form_inputs.decode(body.form.filetype, body.form.fields, body.form.files, metadata, declaration, limits)
+
+    def run(sample: PredictionBody) -> dict[str, Any]:
+        wanted = replace(sample, outputs=body.outputs)
+        return _with_script(models, settings, call, target, wanted, version, time.monotonic())
+
+    return sample_answers.answered(samples, run)
 
 
 def _with_script(
@@ -45,7 +79,6 @@ def _with_script(
     given = run(models, call, target, POSTPROCESS, response.outputs) if POSTPROCESS in target.functions else response.outputs
     shown = script_tensors.chosen(given, body.outputs)
     answer: dict[str, Any] = {
-        "id": call.request_id,
         "version": response.model_version,
         "outputs": {name: tensor_json.to_nested(tensor) for name, tensor in shown.items()},
     }
@@ -71,7 +104,16 @@ def _asked(call: Call, script: str, function: str, given: Sequence[Tensor]) -> I
 
 
 def infer(models: Models, call: Call, target: Target, request: InferRequest) -> InferResponse:
-    """The open protocol's inference of a deployment with a script, which sees the tensors as they came."""
+    """The open protocol's inference of a deployment that ran a moment ago; its script sees the tensors as they came."""
+    try:
+        return _infer(models, call, target, request)
+    except ServingError as error:
+        if call.deployed is None:
+            raise
+        return _infer(models, call, call.deployed.again(target, error, call.deadline), request)
+
+
+def _infer(models: Models, call: Call, target: Target, request: InferRequest) -> InferResponse:
     if not target.script_name:
         return models.infer(request, call.connection)
     inputs: Sequence[Tensor] = request.inputs
@@ -79,18 +121,8 @@ def infer(models: Models, call: Call, target: Target, request: InferRequest) -> 
         metadata = models.metadata(target.rpc_name, request.model_version)
         inputs = script_tensors.fitted(metadata.inputs, run(models, call, target, PREPROCESS, inputs))
     wanted = () if POSTPROCESS in target.functions else request.outputs
-    asked = InferRequest(
-        request.model_name,
-        tuple(inputs),
-        request.model_version,
-        request.id,
-        wanted,
-        request.parameters,
-        request.deadline,
-        request.traceparent,
-    )
-    response = models.infer(asked, call.connection)
+    response = models.infer(replace(request, inputs=tuple(inputs), outputs=wanted), call.connection)
     if POSTPROCESS not in target.functions:
         return response
     shown = script_tensors.chosen(run(models, call, target, POSTPROCESS, response.outputs), request.outputs or None)
-    return InferResponse(response.model_name, response.model_version, response.id, tuple(shown.values()), response.parameters)
+    return replace(response, outputs=tuple(shown.values()))

@@ -35,6 +35,10 @@ class Target:
         return f"{self.owner}.{self.name}"
 
     @property
+    def is_running(self) -> bool:
+        return self.is_wanted and self.state == RUNNING
+
+    @property
     def shared(self) -> Shared:
         return Shared(self.owner_id, self.visibility, self.team_id)
 

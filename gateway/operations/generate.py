@@ -73,7 +73,9 @@ class Events:
 
 
 def _asked(models: Models, call: Call, model: str, version: str, body: bytes) -> InferRequest:
-    inference.require_callable(models, call, model, version)
+    target = inference.require_callable(models, call, model, version)
+    if target is not None and target.script_name:
+        raise ServingError(Code.UNSUPPORTED, f"deployment {model!r} has a script, which stands around predictions: generate goes past it")
     given = tensor_json.parse(body)
     if not isinstance(given, dict):
         raise _no_object()

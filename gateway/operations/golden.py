@@ -1,21 +1,28 @@
 """Pinned requests with their answers, and what another version makes of them."""
 
-import base64
 import json
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from gateway.models_rpc import Models
-from gateway.operations import deployment_calls, deployments, tensor_json
+from gateway.operations import deployment_calls, deployments, kept_bodies, tensor_json
 from gateway.operations.inference import Call
-from gateway.operations.prediction_bodies import Files, Given, Nested, PredictionBody, Table, Texts
+from gateway.operations.kept_bodies import KEPT
+from gateway.operations.prediction_bodies import PredictionBody
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.storage.audit import Doer
 from gateway.storage.deployments import DeploymentRecord
+from gateway.storage.golden import GoldenRecord
 from idl.codes import Code, ServingError
+from idl.tensors import invalid
+
+MOST = 100
+"""Of one deployment."""
 
 
 def difference(pinned: Mapping[str, Any], answer: Mapping[str, Any], tolerance: float) -> str:
@@ -69,40 +76,6 @@ def _numbers(flat: Sequence[Any]) -> Any:
     return np.array(values, np.float64)
 
 
-def packed(body: PredictionBody) -> bytes:
-    """A request as it is kept."""
-    files: dict[str, list[str]] = {}
-    texts: dict[str, list[str]] = {}
-    nested: dict[str, Any] = {}
-    for name, given in body.inputs.items():
-        if isinstance(given, Files):
-            files[name] = [base64.b64encode(content).decode() for content in given.contents]
-        elif isinstance(given, Texts):
-            texts[name] = list(given.values)
-        else:
-            nested[name] = given.value
-    table = None
-    if body.table is not None:
-        table = {"columns": body.table.columns, "rows": body.table.rows, "ordered": body.table.ordered}
-    said = {"files": files, "texts": texts, "nested": nested, "table": table, "outputs": body.outputs, "top_k": body.top_k}
-    return json.dumps(said).encode()
-
-
-def unpacked(content: bytes) -> PredictionBody:
-    """The same, read again."""
-    said = json.loads(content)
-    inputs: dict[str, Given] = {name: Nested(value) for name, value in said["nested"].items()}
-    inputs |= {name: Texts(tuple(values)) for name, values in said["texts"].items()}
-    inputs |= {name: Files(tuple(map(base64.b64decode, values))) for name, values in said["files"].items()}
-    table = said["table"]
-    return PredictionBody(
-        inputs,
-        None if table is None else Table(tuple(table["columns"]), tuple(map(tuple, table["rows"])), table["ordered"]),
-        None if said["outputs"] is None else tuple(said["outputs"]),
-        said["top_k"],
-    )
-
-
 def replay(storage: Storage, models: Models, settings: Settings, record: DeploymentRecord, version: int) -> str:
     """Why a version, which is loaded, answers the deployment's golden requests otherwise; "" where it does not.
 
@@ -111,7 +84,10 @@ def replay(storage: Storage, models: Models, settings: Settings, record: Deploym
     target = deployments.target_of(record)
     for pinned in storage.golden.of(record.id):
         call = Call(None, f"golden-{record.id}-{pinned.id}", time.monotonic() + settings.request_timeout_s)
-        body, answer = unpacked(storage.blobs.read(pinned.request_sha256)), json.loads(storage.blobs.read(pinned.answer_sha256))
+        body, answer = (
+            kept_bodies.decode(KEPT, storage.blobs.read(pinned.request_sha256)),
+            json.loads(storage.blobs.read(pinned.answer_sha256)),
+        )
         try:
             said = deployment_calls.predict(models, settings, call, target, body, str(version))
         except ServingError as error:
@@ -121,3 +97,27 @@ def replay(storage: Storage, models: Models, settings: Settings, record: Deploym
         if reason := difference(answer, said["outputs"], record.golden_tolerance):
             return f"golden request {pinned.name!r}: {reason} (tolerance {record.golden_tolerance:g})"
     return ""
+
+
+def pin(
+    storage: Storage,
+    models: Models,
+    settings: Settings,
+    call: Call,
+    record: DeploymentRecord,
+    name: str,
+    body: PredictionBody,
+    content_type: str,
+    doer: Doer,
+    now: datetime,
+) -> tuple[GoldenRecord, Mapping[str, Any]]:
+    """Keeps a request with the outputs that it has now. Raises already_exists, insufficient_capacity, and what a prediction raises."""
+    if body.form is not None:
+        raise invalid("a golden request is one call: say its inputs by name, without filetype")
+    known = storage.golden.of(record.id)
+    if any(pinned.name.lower() == name.lower() for pinned in known):  # before the costly part; the store asks again
+        raise ServingError(Code.ALREADY_EXISTS, f"name: there is a golden request {name!r}; delete it first")
+    outputs = deployment_calls.predict(models, settings, call, deployments.target_of(record), body)["outputs"]
+    request, _ = storage.blobs.put([kept_bodies.encode(body)], now)
+    answer, _ = storage.blobs.put([json.dumps(outputs).encode()], now)
+    return storage.golden.pin(record.id, name, request, content_type, answer, doer, now, MOST), outputs

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.operations import host_settings
+from gateway.operations.model_files import Placed
 from idl.codes import Code, ServingError
 
 if TYPE_CHECKING:
@@ -20,15 +21,6 @@ LOAD_TIMEOUT_S = 600.0
 SETTINGS_FILE = "model.toml"
 STABLE, CANARY = "stable", "canary"
 _NOT_THERE = (Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND)
-
-
-@dataclass(frozen=True, slots=True)
-class SentFile:
-    """A file for the host: `version` 0 lies beside the versions."""
-
-    version: int
-    name: str
-    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +41,7 @@ class Plan:
     stable: int
     canary: int
     percent: int
-    files: Sequence[SentFile]
+    files: Sequence[Placed]
     declared: bytes
     instances: int
     cpus: float | None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from gateway.model_declaration import Declaration
 from gateway.models_rpc import Models
 from gateway.operations.access import require_scope
+from gateway.operations.deployed import Deployed
+from gateway.operations.deployments import Target
 from gateway.operations.v2_messages import InferBody
 from gateway.types import Principal, Scope
 from idl.codes import Code, ServingError
@@ -17,7 +19,8 @@ from idl.messages import InferRequest, InferResponse, ModelIndex, ModelStatistic
 class Call:
     """Who asks and until when. `deadline` is in seconds of `time.monotonic()`; `traceparent` as in W3C Trace Context, or "".
 
-    `connection`: the descriptor of the caller's connection, which tells when the caller has gone; -1 where there is none.
+    `connection`: the descriptor of the caller's connection, which tells when the caller has gone; -1 where there is none. `deployed`: who
+    may call which deployment; None: whoever calls has seen to that.
     """
 
     principal: Principal | None
@@ -25,14 +28,25 @@ class Call:
     deadline: float
     traceparent: str = ""
     connection: int = -1
+    deployed: Deployed | None = None
 
 
-def require_callable(models: Models, call: Call, model: str, version: str = "", scope: Scope = Scope.CALL) -> None:
-    """Raises unauthenticated for a private model and nobody signed in, forbidden for an API key without the scope, and what the host says
-    of a model that it does not serve."""
+def require_callable(
+    models: Models, call: Call, model: str, version: str = "", scope: Scope = Scope.CALL, *, running: bool = True
+) -> Target | None:
+    """The deployment called `model`, which runs, or with `running` False whatever it does; None for a model of the operators'.
+
+    Raises unauthenticated for a private model and nobody signed in, forbidden for an API key without the scope, and what the host says
+    of a model that it does not serve. Of a deployment besides deployment_paused and not_ready; one that sleeps is woken, and waited for.
+    """
+    if "." in model and call.deployed is not None:
+        require_scope(call.principal, scope)
+        target = call.deployed.admit(call.principal, model, version)
+        if target is not None:
+            return call.deployed.ready(target, call.deadline) if running else target
     if call.principal is not None:
         require_scope(call.principal, scope)
-        return
+        return None
     try:
         declaration = models.declaration(model, version)
     except ServingError as error:
@@ -40,6 +54,7 @@ def require_callable(models: Models, call: Call, model: str, version: str = "", 
             raise ServingError(error.code, f"model {model!r} is not ready", retry_after_ms=error.retry_after_ms) from error
         raise
     require_public(declaration, model)
+    return None
 
 
 def require_public(declaration: Declaration, model: str) -> None:
@@ -81,19 +96,27 @@ def visible_index(models: Models, call: Call, *, ready: bool) -> list[ModelIndex
     """The repository as the caller may see it: without a token, the public models only."""
     require_scope(call.principal, Scope.READ)
     entries = models.index(ready=ready)
-    if call.principal is not None:
-        return list(entries)
-    public = {name for name in {entry.name for entry in entries} if _is_public(models, name)}
-    return [entry for entry in entries if entry.name in public]
+    seen = {name for name in {entry.name for entry in entries} if _is_visible(models, call, name)}
+    return [entry for entry in entries if entry.name in seen]
 
 
 def visible_statistics(models: Models, call: Call) -> list[ModelStatistics]:
     """The statistics of every model that the caller may see."""
     require_scope(call.principal, Scope.READ)
-    statistics = models.statistics()
-    if call.principal is not None:
-        return list(statistics)
-    return [entry for entry in statistics if _is_public(models, entry.name)]
+    return [entry for entry in models.statistics() if _is_visible(models, call, entry.name)]
+
+
+def _is_visible(models: Models, call: Call, name: str) -> bool:
+    """Deployments that the caller may call; of the operators' models all, and without a token the public ones."""
+    if "." in name and call.deployed is not None:
+        try:
+            if call.deployed.admit(call.principal, name) is not None:
+                return True
+        except ServingError as error:
+            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+                raise
+            return False
+    return call.principal is not None or _is_public(models, name)
 
 
 def _is_public(models: Models, name: str) -> bool:

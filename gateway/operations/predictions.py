@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from gateway.operations.images import Limits
 from gateway.operations.inference import Call
 from gateway.operations.prediction_bodies import FormInput, PredictionBody
 from gateway.settings import Settings
+from idl.codes import Code, ServingError
 from idl.messages import InferResponse, ModelMetadata, Tensor
 from idl.tensors import Array, invalid
 
@@ -25,8 +26,14 @@ _spell = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 def answer(models: Models, settings: Settings, call: Call, model: str, version: str, read_body: Callable[[], PredictionBody]) -> bytes:
     """One prediction as the answer's JSON, once `call` may use the model. Raises ServingError."""
     started = time.monotonic()
-    inference.require_callable(models, call, model, version)
-    return _spell(predict(models, settings, call, model, version, read_body(), started)).encode()
+    if inference.require_callable(models, call, model, version) is not None:
+        raise ServingError(Code.MODEL_NOT_FOUND, f"{model!r} is a deployment: ask /v1/deployments/{model}/predictions")
+    return spelled(predict(models, settings, call, model, version, read_body(), started))
+
+
+def spelled(answer: Mapping[str, Any]) -> bytes:
+    """An answer as JSON."""
+    return _spell(answer).encode()
 
 
 def predict(

@@ -14,7 +14,8 @@ from typing import Any
 from gateway import clock
 from gateway.models_rpc import Models
 from gateway.operations import deployments
-from gateway.operations.host_side import NOTHING, SETTINGS_FILE, HostSide, Plan, ScriptPlan, Seen, SentFile, look
+from gateway.operations.deployment_plans import planned
+from gateway.operations.host_side import NOTHING, HostSide, Plan, Seen, look
 from gateway.storage import Storage
 from gateway.storage.deployments import DELETING, FAILED, PAUSED, PAUSING, RUNNING, SLEEPING, STARTING, DeploymentRecord
 from idl.codes import Code, ServingError
@@ -148,13 +149,13 @@ class Reconciler:
         self._settle(record, {"state": state, "reason": reason}, f"deployment_{state}")
 
     def _serve(self, record: DeploymentRecord) -> None:
-        plan, before = self._plan(record), record.serving_version or 0
         sides = self._sides()
-        for side in sides:
-            side.prepare(plan, before)
-        self._check_new(record, plan, sides)
-        for side in sides:
-            side.switch(plan)
+        with planned(self._storage, record) as plan:
+            for side in sides:
+                side.prepare(plan, record.serving_version or 0)
+            self._check_new(record, plan, sides)
+            for side in sides:
+                side.switch(plan)
         self._models.forget(record.rpc_name)
         changes: dict[str, Any] = {"state": RUNNING, "serving_version_id": record.version_id, "check_golden": 1, "reason": ""}
         if record.serving_version_id not in (None, record.version_id):
@@ -188,45 +189,6 @@ class Reconciler:
                 for side in sides:
                     side.take_back(plan, record.serving_version)
                 raise Refused(f"version {version} was refused: {reason}")
-
-    def _plan(self, record: DeploymentRecord) -> Plan:
-        proven = record.serving_version_id if not record.failures else None
-        files: list[SentFile] = []
-        for version_id in {record.version_id, record.canary_version_id or record.version_id}:
-            if version_id != proven:
-                files += self._files(version_id)
-        script = None
-        if record.script_version_id is not None and record.script_sha256 is not None:
-            source = self._storage.blobs.path(record.script_sha256)
-            script = ScriptPlan(deployments.script_name(record), record.script_version_id, source)
-        return Plan(
-            record.rpc_name,
-            record.version,
-            record.canary_version or 0,
-            record.canary_percent,
-            files,
-            self._declared(record.version_id),
-            record.instances,
-            record.cpus,
-            record.memory,
-            script,
-            [number for number in (record.previous_version, record.serving_version) if number],
-        )
-
-    def _files(self, version_id: int) -> list[SentFile]:
-        version, blobs = self._storage.models.version_by_id(version_id), self._storage.blobs
-        assert version is not None, "a deployment names it"
-        made = [SentFile(version.number, version.file_name, blobs.path(version.sha256))]
-        for file in self._storage.models.files(version_id):
-            if file.name != SETTINGS_FILE:
-                made.append(SentFile(0 if file.beside else version.number, file.name, blobs.path(file.sha256)))
-        return made
-
-    def _declared(self, version_id: int) -> bytes:
-        for file in self._storage.models.files(version_id):
-            if file.name == SETTINGS_FILE:
-                return self._storage.blobs.read(file.sha256)
-        return b""
 
     def _sides(self) -> list[HostSide]:
         return [HostSide(self._models.on(address)) for address in self._models.hosts]

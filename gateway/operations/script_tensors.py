@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gateway.operations import tensor_json
-from gateway.operations.prediction_bodies import Files, Given, Nested, PredictionBody
+from gateway.operations.prediction_bodies import OF_ONE, Files, FormInput, Given, Nested, PredictionBody
 from idl import tensors
 from idl.codes import Code, ServingError
 from idl.messages import Tensor, TensorSpec
@@ -15,10 +15,49 @@ from idl.tensors import Array, invalid
 
 def of_body(body: PredictionBody) -> tuple[Tensor, ...]:
     """What the caller gave as it stands: whole numbers are INT64, others FP64, texts and files BYTES; a table is its columns."""
+    if body.form is not None:
+        return tuple(_of_given(name, given) for name, given in _of_form(body.form).items())
     if body.table is not None:
         cells = list(zip(*body.table.rows, strict=True))
         return tuple(_of_value(name, list(cells[place])) for place, name in enumerate(body.table.columns))
     return tuple(_of_given(name, given) for name, given in body.inputs.items())
+
+
+def _of_form(form: FormInput) -> dict[str, Given]:
+    """With one word for all, JSON's names are the inputs', and whatever else came is one input, `input`, of bytes; with a word for each
+    name, likewise for each."""
+    text = form.filetype.strip()
+    if not text.startswith("{"):
+        if text.strip('"') != "none":
+            return {"input": _content(form, "input", text)}
+        value = tensor_json.parse(_field(form, "input").encode(), "input")
+        return {name: Nested(item) for name, item in value.items()} if isinstance(value, dict) else {"input": Nested(value)}
+    kinds = tensor_json.parse(text.encode(), "filetype")
+    if not isinstance(kinds, dict):
+        raise invalid("filetype is neither a word nor an object with one for each input")
+    plain = tensor_json.parse(_field(form, "input").encode(), "input") if "none" in kinds.values() else {}
+    made: dict[str, Given] = {}
+    for name, kind in kinds.items():
+        if kind == "none" and (not isinstance(plain, dict) or name not in plain):
+            raise invalid(f"input has no {name[:80]!r}")
+        made[name] = Nested(plain[name]) if kind == "none" else _content(form, f"{OF_ONE}{name}", str(kind))
+    return made
+
+
+def _content(form: FormInput, field: str, kind: str) -> Files:
+    """Bytes as they came, out of base64 where that is how."""
+    content = form.files.get(field)
+    if content is None:
+        content = _field(form, field).encode(errors="surrogatepass")
+    if kind.endswith("base64"):
+        content = tensor_json.decode_base64(field, content.decode("ascii", "replace"))
+    return Files((content,))
+
+
+def _field(form: FormInput, field: str) -> str:
+    if field not in form.fields:
+        raise invalid(f"the form has no {field[:80]}")
+    return form.fields[field]
 
 
 def _of_given(name: str, given: Given) -> Tensor:

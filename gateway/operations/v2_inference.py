@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gateway.models_rpc import Models
-from gateway.operations import compression, inference, v2_messages
+from gateway.operations import compression, deployment_calls, inference, v2_messages
+from gateway.operations.deployments import Target
 from gateway.operations.inference import Call
 from gateway.operations.tensor_extensions import Extended, Regions, classified
 from gateway.operations.v2_messages import HEADER_LENGTH, InferBody
-from idl.messages import Tensor
+from idl.messages import InferRequest, InferResponse, Tensor
 
 
 class Heads(NamedTuple):
@@ -27,21 +28,34 @@ class Answer(NamedTuple):
 
 def infer(models: Models, call: Call, model: str, version: str, read_body: Callable[[], bytes], heads: Heads) -> Answer:
     """One inference, once `call` may use the model. `read_body` gives the whole body. Raises ServingError."""
-    inference.require_callable(models, call, model, version)
+    target = inference.require_callable(models, call, model, version)
     body = read_body()
     asked = v2_messages.decode_raw(body, models.metadata(model, version)) if is_raw(heads) else decode(body, heads)
     if asked.extended is not None:
-        return _infer_extended(models, call, model, version, asked, asked.extended, heads)
-    said = models.infer(inference.request(call, model, version, asked), call.connection)
+        return _infer_extended(models, call, model, version, asked, asked.extended, heads, target)
+    said = _infer(models, call, target, inference.request(call, model, version, asked))
     return answer(said.model_name, said.model_version, said.outputs, said.parameters, asked, heads.accept_encoding)
 
 
-def _infer_extended(models: Models, call: Call, model: str, version: str, asked: InferBody, extended: Extended, heads: Heads) -> Answer:
+def _infer(models: Models, call: Call, target: Target | None, request: InferRequest) -> InferResponse:
+    return models.infer(request, call.connection) if target is None else deployment_calls.infer(models, call, target, request)
+
+
+def _infer_extended(
+    models: Models,
+    call: Call,
+    model: str,
+    version: str,
+    asked: InferBody,
+    extended: Extended,
+    heads: Heads,
+    target: Target | None,
+) -> Answer:
     if extended.sources or extended.places:
         inference.require_operator(call, "shared memory")
     regions = Regions(models, extended)
     asked = asked._replace(inputs=regions.inputs(asked.inputs, models.max_message_bytes))
-    said = models.infer(inference.request(call, model, version, asked), call.connection)
+    said = _infer(models, call, target, inference.request(call, model, version, asked))
     outputs = said.outputs
     if extended.classes:
         outputs = tuple(classified(outputs, extended.classes, models.declaration(model, said.model_version).labels))

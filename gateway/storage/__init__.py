@@ -17,6 +17,7 @@ from gateway.storage.audit import Audit
 from gateway.storage.blobs import Blobs, full
 from gateway.storage.codes import Codes
 from gateway.storage.database import Database
+from gateway.storage.deployment_statistics import DeploymentStatistics
 from gateway.storage.deployments import Deployments
 from gateway.storage.golden import Golden
 from gateway.storage.idempotency import Idempotency
@@ -27,6 +28,7 @@ from gateway.storage.models import Models
 from gateway.storage.outbox import Outbox
 from gateway.storage.platform import Platform
 from gateway.storage.quotas import Quotas
+from gateway.storage.scripts import Scripts
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
 from gateway.storage.teams import Teams
@@ -58,7 +60,9 @@ class Storage:
         self.models = Models(self.database, self.sharing)
         self.test_loads = TestLoads(self.database)
         self.deployments = Deployments(self.database, self.sharing)
+        self.deployment_statistics = DeploymentStatistics(self.database)
         self.golden = Golden(self.database)
+        self.scripts = Scripts(self.database)
         self.audit = Audit(self.database)
         self.idempotency = Idempotency(self.database)
         self.quotas = Quotas(self.database)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gateway.context import Services
+from gateway.worker import deploying
 from gateway.worker.jobs import Job, Loop, Part
 
 JOBS: tuple[Job, ...] = ()
@@ -10,4 +11,4 @@ JOBS: tuple[Job, ...] = ()
 
 def parts(services: Services, number: int) -> Sequence[Part]:
     """All of it, for worker `number`, not started."""
-    return [Loop(job, services) for job in JOBS]
+    return [*(Loop(job, services) for job in JOBS), *deploying.parts(services, number)]

@@ -35,8 +35,9 @@ def _version(storage: Storage, file: Path, declared: str) -> NewVersion:
     sha256, size = storage.blobs.put([file.read_bytes()], NOW)
     files = []
     if declared:
-        files = [FileRecord("model.toml", *storage.blobs.put([declared.encode()], NOW), True)]
-    return NewVersion("onnx", sha256, size, "model.onnx", {}, {}, {}, files)
+        files = [FileRecord("model.toml", *storage.blobs.put([declared.encode()], NOW), False)]
+    facts = {"archive": False, "placed": "model.onnx", "model_file": "model.onnx", "own": 0}
+    return NewVersion("onnx", sha256, size, "model.onnx", {"inputs": [], "outputs": []}, facts, {}, files)
 
 
 def doer(owner: Principal) -> Doer:

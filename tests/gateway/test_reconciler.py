@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.operations import golden, prediction_bodies
+from gateway.operations import golden, kept_bodies, prediction_bodies
 from gateway.storage.audit import Doer
 from gateway.storage.deployments import DeploymentRecord
 from gateway.types import Principal, Role
@@ -206,7 +206,7 @@ def test_no_request_fails_while_versions_change(deployed: Deployed, made: Deploy
 
 def pin(deployed: Deployed, record: DeploymentRecord, name: str, answer: Any) -> None:  # noqa: F811
     body = prediction_bodies.from_json(b'{"inputs": {"x": [[1000, 1]]}}')
-    request, _ = deployed.storage.blobs.put([golden.packed(body)], NOW)
+    request, _ = deployed.storage.blobs.put([kept_bodies.encode(body)], NOW)
     pinned, _ = deployed.storage.blobs.put([json.dumps({"y": answer}).encode()], NOW)
     deployed.storage.golden.pin(record.id, name, request, "application/json", pinned, Doer(record.owner_id, "ann"), NOW, 10)
 

@@ -1,0 +1,168 @@
+"""What the model hosts have counted: from their metrics where these can be read, else from the statistics verb, which knows less.
+
+The metrics have errors by code and latencies in fixed buckets; the verb has counts and sums, so that all that succeeded since the last look
+is taken to have had the mean latency, and what failed has no code.
+"""
+
+import math
+import urllib.request
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.models_rpc import Models
+from gateway.storage.deployment_statistics import Counts
+from idl.board import BUCKETS_S
+from idl.codes import Code, ServingError
+from idl.messages import Capacity, ModelStatistics
+
+BUCKETS = len(BUCKETS_S) + 1
+"""Of latencies, up to each of `BUCKETS_S` seconds, and beyond."""
+UNKNOWN = "failed"
+"""What failed where its code is not known."""
+_TIMEOUT_S = 5.0
+_MOST_BYTES = 256 << 20
+_HISTOGRAMS = {"outboard_request_seconds": "total", "outboard_queue_seconds": "queue", "outboard_compute_seconds": "compute"}
+_GAUGES = {
+    "outboard_model_memory_bytes": "memory",
+    "outboard_queued_requests": "queued",
+    "outboard_in_flight_requests": "inside",
+    "outboard_model_instances": "instances",
+}
+
+
+@dataclass(slots=True)
+class Version:
+    """One version on one host. `exact`: latencies stand in their buckets; else `counts.latency` is empty. `instances` 0: it does not serve."""
+
+    counts: Counts
+    exact: bool
+    queued: int = 0
+    inside: int = 0
+    instances: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostCounters:
+    """`epoch`: when the host started, in seconds since the epoch; 0 where it does not say. `versions`: (model, version) -> its counters."""
+
+    host: str
+    epoch: float
+    versions: Mapping[tuple[str, str], Version]
+
+
+def look(models: Models, metrics: Sequence[str]) -> list[HostCounters]:
+    """Of every host that answers. `metrics`: the address of each one's metrics, in the order of the hosts; none: the verb is asked."""
+    found: list[HostCounters] = []
+    for place, host in enumerate(models.hosts):
+        try:
+            if place < len(metrics) and metrics[place]:
+                found.append(_of_metrics(host, _read(metrics[place])))
+            else:
+                client = models.on(host)
+                found.append(_of_verb(host, client.model_statistics(), client.capacity()))
+        except ServingError:
+            continue  # it is counted when it is there again
+    return found
+
+
+def _read(address: str) -> str:
+    try:
+        with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:
+            return str(answer.read(_MOST_BYTES).decode())
+    except (OSError, ValueError) as error:
+        raise ServingError(Code.UNAVAILABLE, "the metrics of the model host cannot be read") from error
+
+
+@dataclass(slots=True)
+class _Gathered:
+    requests: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    buckets: dict[float, int] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+
+
+def _of_metrics(host: str, text: str) -> HostCounters:
+    epoch = 0.0
+    found: dict[tuple[str, str], _Gathered] = {}
+    for family in text_string_to_metric_families(text):
+        if family.name == "process_start_time_seconds":
+            epoch = float(family.samples[0].value)
+        known = family.name in ("outboard_requests", *_HISTOGRAMS, *_GAUGES)
+        for sample in family.samples if known else ():
+            one = found.setdefault((sample.labels["model"], sample.labels["version"]), _Gathered())
+            _gather(one, family.name, sample)
+    return HostCounters(host, epoch, {key: _version(one) for key, one in found.items()})
+
+
+def _gather(one: _Gathered, family: str, sample: Any) -> None:
+    if family in _GAUGES:
+        one.gauges[_GAUGES[family]] = sample.value
+    elif family == "outboard_requests" and sample.name.endswith("_total"):
+        one.requests += int(sample.value)
+        if sample.labels["code"] != "ok" and sample.value:
+            one.errors[sample.labels["code"]] = int(sample.value)
+    elif sample.name.endswith("_sum"):
+        one.sums[_HISTOGRAMS[family]] = sample.value
+    elif sample.name == "outboard_request_seconds_bucket":
+        one.buckets[float(sample.labels["le"])] = int(sample.value)
+
+
+def _version(one: _Gathered) -> Version:
+    below, latency = 0, []
+    for bound in (*BUCKETS_S, math.inf):
+        total = one.buckets.get(bound, below)
+        latency.append(total - below)
+        below = total
+    ns = {name: round(one.sums.get(name, 0.0) * 1e9) for name in ("total", "queue", "compute")}
+    gauges = {name: int(one.gauges.get(name, 0)) for name in ("memory", "queued", "inside", "instances")}
+    counts = Counts(one.requests, one.errors, latency, ns["total"], ns["queue"], ns["compute"], gauges["memory"])
+    return Version(counts, True, gauges["queued"], gauges["inside"], gauges["instances"])
+
+
+def _of_verb(host: str, statistics: Sequence[ModelStatistics], capacity: Capacity) -> HostCounters:
+    found = {}
+    loaded = {(model.name, model.version): model for model in capacity.models}
+    for one in statistics:
+        errors = {UNKNOWN: one.fail.count} if one.fail.count else {}
+        memory = sum(used.byte_size for used in one.memory)
+        requests = one.success.count + one.fail.count
+        counts = Counts(requests, errors, (), one.success.ns, one.queue.ns, one.compute_infer.ns, memory)
+        now = loaded.get((one.name, one.version))
+        found[one.name, one.version] = Version(counts, False, 0, now.in_flight if now else 0, now.instances if now else 0)
+    return HostCounters(host, 0.0, found)
+
+
+def grown(known: Counts | None, now: Counts) -> Counts:
+    """What `now` has more than was known. A counter that went back has begun anew."""
+    if known is None or now.requests < known.requests:
+        known = Counts()
+    errors = {code: more for code, count in dict(now.errors).items() if (more := count - dict(known.errors).get(code, 0)) > 0}
+    sums = {name: max(0, getattr(now, name) - getattr(known, name)) for name in ("requests", "total_ns", "queue_ns", "compute_ns")}
+    before = known.latency or [0] * len(now.latency)
+    latency = [max(0, count - old) for count, old in zip(now.latency, before, strict=False)]
+    if not latency:
+        latency = [0] * BUCKETS
+        succeeded = sums["requests"] - sum(errors.values())
+        if succeeded > 0:
+            latency[bisect_left(BUCKETS_S, sums["total_ns"] / succeeded / 1e9)] = succeeded
+    return Counts(errors=errors, latency=latency, memory=now.memory, **sums)
+
+
+def percentile(latency: Sequence[int], share: float) -> float | None:
+    """Milliseconds that `share` of the requests took at most, read off the buckets in proportion; None without a request."""
+    total = sum(latency)
+    if not total:
+        return None
+    wanted, below = share * total, 0
+    for place, count in enumerate(latency):
+        if below + count >= wanted and count:
+            low = BUCKETS_S[place - 1] if place else 0.0
+            high = BUCKETS_S[place] if place < len(BUCKETS_S) else low
+            return (low + (high - low) * (wanted - below) / count) * 1000
+        below += count
+    return BUCKETS_S[-1] * 1000
