@@ -88,6 +88,8 @@ class Settings:
     def _check(self) -> None:
         if not self.models:
             raise InvalidSettings("no model repository is named: give --models DIR or OUTBOARD_SERVER_MODELS")
+        if self.user_models and any(_overlap(self.user_models, root) for root in (*self.models, *filter(None, (self.push_dir,)))):
+            raise InvalidSettings(f"{PREFIX}USER_MODELS = {str(self.user_models)!r} and an operator's repository lie in one another")
         for port in (self.grpc_port, self.thrift_port, self.metrics_port):
             if not -1 <= port <= 65535:
                 raise InvalidSettings(f"port {port} is not a port")
@@ -145,6 +147,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Whether a folder is the other one, or lies in it, whichever way they are written."""
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _parse(key: str, kind: Any, text: str) -> Any:

@@ -17,7 +17,7 @@ from tests.hostile_models import CANARY, Hostile, everything
 from tests.inference_server.test_validation import parts
 
 MEMORY = 256 * 2**20
-TIMEOUT_S = 2.0
+TIMEOUT_S = 4.0
 ALL = list(everything())
 
 
