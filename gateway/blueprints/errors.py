@@ -47,7 +47,7 @@ def _entry(code: Code) -> dict[str, object]:
     return {
         "code": code.value,
         "status": STATUS[code],
-        "title": text.title,
+        "title": {"en": text.title, "zh": text.title_zh},
         "description": {"en": text.description, "zh": text.description_zh},
         "hint": {"en": text.hint, "zh": text.hint_zh},
     }

@@ -2,14 +2,20 @@
 
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from flask import Flask, abort
 from flask.testing import FlaskClient
 
+from gateway.blueprints.form_api import STATUSES as FORM
 from gateway.error_texts import TEXTS
 from gateway.errors import STATUS, InvalidFields, problem
 from idl.codes import Code, ServingError
+from inference_server.transports.grpc_status import STATUS as GRPC
+from tests.gateway.conftest import ROOT
 
 
 def test_every_code_has_a_status_and_texts() -> None:
@@ -17,7 +23,21 @@ def test_every_code_has_a_status_and_texts() -> None:
     for text in TEXTS.values():
         english = (text.title, text.description, text.hint)
         assert all(sentence.isascii() and sentence for sentence in english)
-        assert all(not sentence.isascii() for sentence in (text.description_zh, text.hint_zh))
+        assert all(not sentence.isascii() for sentence in (text.title_zh, text.description_zh, text.hint_zh))
+
+
+def test_every_edge_has_a_word_for_every_code() -> None:
+    """HTTP, gRPC and the form API have tables; Thrift carries the code itself (tests/test_idl.py)."""
+    assert set(STATUS) == set(GRPC) == set(FORM) == set(Code)
+    assert all(100 <= status < 600 for status in STATUS.values()) and all(FORM.values())
+
+
+def test_the_page_of_errors_is_what_the_code_says(tmp_path: Path) -> None:
+    run = [sys.executable, str(ROOT / "scripts" / "generate-errors"), "--check"]
+    assert subprocess.run(run, capture_output=True, text=True).stderr == ""
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    for code in Code:
+        assert page.count(f"| `{code.value}` |") == 2 and TEXTS[code].hint in page and TEXTS[code].hint_zh in page
 
 
 @pytest.mark.parametrize("code", Code)
@@ -26,6 +46,7 @@ def test_the_list_of_errors_has_it(client: FlaskClient, code: Code) -> None:
     assert len(entries) == len(Code)
     entry = entries[code.value]
     assert entry["status"] == STATUS[code]
+    assert entry["title"] == {"en": TEXTS[code].title, "zh": TEXTS[code].title_zh}
     assert entry["description"] == {"en": TEXTS[code].description, "zh": TEXTS[code].description_zh}
     assert entry["hint"] == {"en": TEXTS[code].hint, "zh": TEXTS[code].hint_zh}
 
