@@ -227,6 +227,8 @@ class Up:
 
     def _start_server(self) -> None:
         options = self._options
+        # the gateway is told where it is before the server has said so
+        self._metrics_port = options.metrics_port or _claim_port(options.host, 0, "metrics")
         roots = [options.models, options.pushed_models, None if options.no_demo else options.demo_models]
         ours = {
             "MODELS": os.pathsep.join(str(root) for root in roots if root),
@@ -236,7 +238,7 @@ class Up:
             "HOST": options.host,
             "GRPC_PORT": str(options.grpc_port),
             "THRIFT_PORT": str(options.thrift_port),
-            "METRICS_PORT": str(options.metrics_port),
+            "METRICS_PORT": str(self._metrics_port),
             "GRPC_SOCKET": str(options.run_dir / "grpc.sock"),
             "THRIFT_SOCKET": str(options.run_dir / "thrift.sock"),
         }
@@ -262,6 +264,7 @@ class Up:
         ours = {
             "DATA_DIR": str(options.data),
             "MODEL_HOSTS": f"thrift+unix://{options.run_dir / 'thrift.sock'}",
+            "MODEL_HOST_METRICS": f"http://{_bracketed(_reachable(options.host))}:{self._metrics_port}/metrics",
             "MODEL_HOST_TOKEN": _token(),
             "ADMIN_PASSWORD": os.environ.get("OUTBOARD_ADMIN_PASSWORD", ""),
             **({} if "OUTBOARD_GATEWAY_PUBLIC_URL" in os.environ else {"PUBLIC_URL": url}),
@@ -309,7 +312,7 @@ class Up:
 
     def _get(self, path: str) -> tuple[int, bytes]:
         host, port = self._http
-        connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=10)
+        connection = http.client.HTTPConnection(_reachable(host), port, timeout=10)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -366,10 +369,15 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _claim_port(host: str, port: int) -> int:
+def _reachable(host: str) -> str:
+    """Where what listens on `host` can be reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _claim_port(host: str, port: int, what: str = "HTTP") -> int:
     """`port`, or a free one for 0. Raises CannotStart where somebody has it: what answers there must be ours."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
             return int(sock.getsockname()[1])
     except OSError as error:
-        raise CannotStart(f"port {port} of {host} for HTTP: {error.strerror}") from error
+        raise CannotStart(f"port {port} of {host} for {what}: {error.strerror}") from error
