@@ -277,9 +277,8 @@ class Client:
         return self._call(verbs.PUT_FILE, file, timeout_s or self._timeout_s + size / _SLOWEST_COPY)
 
     def remove_model(self, name: str, version: int = 0, *, timeout_s: float | None = None) -> bool:
-        """Unloads a model of the users' repository, or one version of it, and removes its files. False: it was not there.
-
-        `version` 0: all of it. Raises forbidden for an operator's model.
+        """Unloads a model of the users' repository, or one version of it (0: all), and removes its files. False: it was not there. Raises
+        forbidden for an operator's model.
         """
         return self._call(verbs.REMOVE_MODEL, Removal(name, version), timeout_s)
 
@@ -291,12 +290,11 @@ class Client:
     ) -> Validation:
         """The host tries a model that lies in no repository, in a limited process, and tells what it is; it keeps nothing of it.
 
-        `files`: a local file, or several: paths, sent under their last name, and pairs of a name (`a/b/c/name` at most) and an open binary
-        file, read from where it stands. What they are is seen from their content: an ONNX file with the files of its weights, PMML, a
-        TorchScript or torch.export archive, a zip archive with `model.py`, or `model.py` and what belongs to it; `model.toml` may lie among
-        them. Raises invalid_model with the reason where the host would not serve it, and where it hangs, dies or takes too much memory;
-        too_large; overloaded (with a wait) where enough validations run; unsupported where the host lacks what the format needs;
-        insufficient_capacity where its disk or memory has no room. Raises OSError as well, for the local files, and ValueError for none.
+        `files`: paths, sent under their last name, and pairs of a name (`a/b/c/name` at most) and an open binary file, read from where it
+        stands. Their content says what they are: ONNX with the files of its weights, PMML, TorchScript, torch.export, `model.py` and what
+        belongs to it, or a zip archive of these; `model.toml` may be among them. Raises invalid_model with the reason where the host would
+        not serve it, or it hangs, dies or takes too much memory; too_large; overloaded (with a wait); unsupported where the host lacks what
+        the format needs; insufficient_capacity. Raises OSError as well, for the local files, and ValueError for none.
         """
         sent = trial_files(files)
         known = sum(size_of(file.source) for file in sent)

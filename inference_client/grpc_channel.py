@@ -120,7 +120,9 @@ class GrpcChannel:
     def _failed(self, line: _Line, error: Any, request_id: str) -> ServingError:
         meant = failure(error, request_id)
         if isinstance(meant, Unreachable) and meant.reason == NO_CONNECTION and self._credentials is not None:
-            meant = Unreachable(f"{NO_CONNECTION}: perhaps its certificate is not for this name or not of an authority known here, or it does not trust this client's")
+            meant = Unreachable(
+                f"{NO_CONNECTION}: perhaps its certificate is not for this name or not of an authority known here, or it does not trust this client's"
+            )
         if isinstance(meant, Unreachable):
             # grpc's core would back off by itself before it connects again; when to try again is decided by the dispatcher
             with self._lock:

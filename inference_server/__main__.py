@@ -33,6 +33,7 @@ from inference_server.front.configuration import Configuration
 from inference_server.front.thrift_lane import ThriftLane
 from inference_server.launcher import Launcher
 from inference_server.library import Library
+from inference_server.listeners import bracketed, tcp_listener, unix_listener
 from inference_server.log_settings import LogSettings
 from inference_server.metrics import Metrics
 from inference_server.near_models import NearModels
@@ -255,7 +256,7 @@ class Server:
         )
 
     def _grpc_addresses(self) -> list[str]:
-        made = [f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"] if self._settings.grpc_port >= 0 else []
+        made = [f"{bracketed(self._settings.host)}:{self._settings.grpc_port}"] if self._settings.grpc_port >= 0 else []
         if path := self._settings.grpc_socket:
             made.append(f"unix:{path}")
         return made
@@ -263,9 +264,9 @@ class Server:
     def _listen(self) -> list[socket.socket]:
         made = []
         if self._settings.thrift_port >= 0:
-            made.append(_tcp_listener(self._settings.host, self._settings.thrift_port))
+            made.append(tcp_listener(self._settings.host, self._settings.thrift_port))
         if path := self._settings.thrift_socket:
-            made.append(_unix_listener(path))
+            made.append(unix_listener(path))
         for sock in made:
             self._closers.callback(sock.close)
         return made
@@ -353,15 +354,15 @@ class Server:
         server, _ = start_http_server(self._settings.metrics_port, self._settings.host, registry)
         self._closers.callback(server.server_close)
         self._closers.callback(server.shutdown)
-        return f"http://{_bracketed(self._settings.host)}:{server.server_address[1]}/metrics"
+        return f"http://{bracketed(self._settings.host)}:{server.server_address[1]}/metrics"
 
     def _grpc_address(self) -> str:
         ports = self._grpc.ports
-        return f"{_bracketed(self._settings.host)}:{ports[0]}" if ports else ""
+        return f"{bracketed(self._settings.host)}:{ports[0]}" if ports else ""
 
     def _thrift_address(self) -> str:
         tcp = [sock for sock in self._listeners if sock.family != socket.AF_UNIX]
-        return f"{_bracketed(self._settings.host)}:{tcp[0].getsockname()[1]}" if tcp else ""
+        return f"{bracketed(self._settings.host)}:{tcp[0].getsockname()[1]}" if tcp else ""
 
 
 def _certificates(settings: Settings) -> Certificates | None:
@@ -372,25 +373,6 @@ def _certificates(settings: Settings) -> Certificates | None:
 
 def _text(path: Path | None) -> str:
     return str(path.absolute()) if path else ""
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _tcp_listener(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise OSError(f"port {port} of {host} for Thrift: {error.strerror}") from error
-
-
-def _unix_listener(path: Path) -> socket.socket:
-    try:
-        return unix_sockets.listen(path, 1024)
-    except OSError as error:
-        raise OSError(f"socket {path}: {error.strerror or error}") from error
 
 
 def _raise_descriptor_limit() -> None:

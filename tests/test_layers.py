@@ -46,7 +46,7 @@ ROOMS = {
     "inference_server": [
         ["__main__"],
         ["front"],
-        ["transports"],
+        ["transports", "listeners"],
         ["engine"],
         ["engine_stream"],
         ["library"],
