@@ -25,6 +25,8 @@ _HARAKIRI_MARGIN_S = 15
 """What a worker may take beyond the longest request before uWSGI ends it: it hangs."""
 
 
+_SLOW = r"^/(v1/(models|models/[^/]+/(versions|test)|uploads|uploads/[^/]+|batches)|uploadmodel|modifymodel|testmodel)$"
+"""Paths that take files in, and have a model host try or load them: nginx/gateway.conf.in has the same."""
 _STOP_BEHIND_NGINX = """\
 hook-accepting = unix_signal:2 gracefully_kill
 hook-accepting = unix_signal:1 gracefully_kill"""
@@ -116,7 +118,9 @@ def _listeners(settings: Settings) -> str:
     if settings.socket:
         harakiri_s = math.ceil(settings.request_timeout_s) + _HARAKIRI_MARGIN_S
         # not without nginx: there a slow sender holds a thread for as long, and its worker's other requests would end with it
+        slow_s = math.ceil(settings.upload_timeout_s) + _HARAKIRI_MARGIN_S
         lines = [f"socket = {_value(settings.socket_path)}", "chmod-socket = 660", f"harakiri = {harakiri_s}"]
+        lines.append(f"route = {_SLOW} harakiri:{slow_s}")
         return "\n".join([*lines, *(f"mule = {_value(_MULE)}" for _ in settings.hot_sockets)])
     # uWSGI's HTTP router holds idle connections, so that they cost no worker thread
     return "\n".join(

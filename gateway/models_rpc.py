@@ -126,10 +126,10 @@ class Models:
         """The same for taking it out."""
         self._on_every_host(name, lambda client: client.unload_model(name, parameters))
 
-    def validate(self, files: "Sequence[tuple[str, BinaryIO]]") -> Validation:
+    def validate(self, files: "Sequence[tuple[str, BinaryIO]]", timeout_s: float) -> Validation:
         """One host tries a model that lies in no repository and says what it is, or refuses it: see `inference_client.Client.validate`."""
         try:
-            return self._client().validate(files)
+            return self._client().validate(files, timeout_s=timeout_s)
         except OSError as error:
             raise _unreadable(error) from error
 

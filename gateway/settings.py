@@ -13,6 +13,7 @@ PREFIX = "OUTBOARD_GATEWAY_"
 MAX_SOCKET_PATH = 107
 """Bytes in a unix socket's path: `sun_path` has 108 with its closing NUL."""
 _MIB = 1 << 20
+_FORM_BYTES = 4 * _MIB
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -57,6 +58,7 @@ class Settings:
     listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
     max_body_bytes: int = _setting(64 * _MIB, "largest request body", low=1024)
     max_upload_bytes: int = _setting(4096 * _MIB, "largest file of a model, script or batch that is uploaded", low=1024)
+    upload_timeout_s: float = _setting(600.0, "longest time that taking in a file, and having a model host try it, may take", low=1)
     upload_ttl_s: int = _setting(86_400, "after which an upload in pieces that was not used is removed", low=60)
     max_uploads: int = _setting(20, "uploads in pieces of one user that are open at once", low=1)
     purge_after_days: int = _setting(30, "how long a deleted model can be restored", low=0)
@@ -159,6 +161,11 @@ class Settings:
         """The variables that `from_env` reads this value from, the ones with a default left out."""
         changed = [spec for spec in fields(self) if getattr(self, spec.name) != spec.default]
         return {PREFIX + spec.name.upper(): _text(getattr(self, spec.name)) for spec in changed}
+
+    @property
+    def max_request_bytes(self) -> int:
+        """Of any request: a file that is uploaded, and the form around it."""
+        return max(self.max_body_bytes, self.max_upload_bytes + _FORM_BYTES)
 
     @property
     def state_dir(self) -> Path:

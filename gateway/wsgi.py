@@ -26,7 +26,7 @@ _services = default_services(_settings, Metrics(_settings.metrics_dir, uwsgi.wor
 uwsgi.atexit = _services.close
 application = create_app(_settings, services=_services)
 if _settings.socket:
-    application.wsgi_app = EarlyAnswers(application.wsgi_app, _settings.max_body_bytes)  # type: ignore[method-assign]
+    application.wsgi_app = EarlyAnswers(application.wsgi_app, _settings.max_request_bytes)  # type: ignore[method-assign]
 else:
     application.wsgi_app = DirectBodies(application.wsgi_app, uwsgi.chunked_read, _settings.max_body_bytes)  # type: ignore[method-assign]
 with suppress(ServingError):  # not the first caller waits for modules to be imported and a connection to be made

@@ -37,7 +37,7 @@ REFUSALS = (
     Refusal((403,), 403, "forbidden", "Not allowed", "this address is not open to you"),
     Refusal((405,), 405, "unsupported", "Not supported", "the method is not allowed here"),
     Refusal((408,), 408, "deadline_exceeded", "Deadline exceeded", "the request did not arrive in time"),
-    Refusal((413,), 413, "too_large", "Too large", "the body has more than @{max_body_bytes} bytes"),
+    Refusal((413,), 413, "too_large", "Too large", "the body has more than @{max_body_bytes} bytes, or the file more than is taken"),
     Refusal((414,), 414, "too_large", "Too large", "the address is too long"),
     Refusal((494,), 431, "too_large", "Too large", "the headers are too long"),
     Refusal((500,), 500, "internal", "Internal error", "the server made a mistake"),
@@ -60,6 +60,8 @@ class Values:
     gateway_socket: Path = Path("gateway.sock")
     hot_sockets: tuple[Path, ...] = ()
     max_body_bytes: int = 64 << 20
+    max_upload_bytes: int = (4 << 30) + (4 << 20)
+    upload_timeout_s: float = 600.0
     request_timeout_s: float = 30.0
     drain_timeout_s: float = 30.0
     listen_queue: int = 1024
@@ -103,6 +105,8 @@ def for_gateway(settings: "Settings", run_dir: Path, listen: str) -> Values:
         hot_sockets=settings.hot_sockets,
         workers=str(half_the_cores()),
         max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_request_bytes,
+        upload_timeout_s=settings.upload_timeout_s,
         request_timeout_s=settings.request_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,
         listen_queue=settings.listen_queue,
@@ -141,6 +145,8 @@ def _common(values: Values) -> dict[str, str]:
         "listen": values.listen,
         "listen_queue": str(values.listen_queue),
         "max_body_bytes": str(values.max_body_bytes),
+        "max_upload_bytes": str(values.max_upload_bytes),
+        "upload_timeout_s": str(round(values.upload_timeout_s) + _READ_MARGIN_S),
         "read_timeout_s": str(round(values.request_timeout_s) + _READ_MARGIN_S),
         "gateway_socket": _socket(values.gateway_socket),
         "metrics_allow": "\n".join(f"            allow {network};" for network in values.metrics_allow),

@@ -54,11 +54,11 @@ def check_names(files: Sequence[SentFile]) -> list[str]:
     return names
 
 
-def tried(models: Models, files: Sequence[SentFile]) -> Validation:
+def tried(models: Models, files: Sequence[SentFile], timeout_s: float) -> Validation:
     """What a model host finds out by trying them. Raises what `Client.validate` raises, and invalid_input for names."""
     names = check_names(files)
     with contextlib.ExitStack() as stack:
-        return models.validate([(name, stack.enter_context(file.path.open("rb"))) for name, file in zip(names, files, strict=True)])
+        return models.validate([(name, stack.enter_context(file.path.open("rb"))) for name, file in zip(names, files, strict=True)], timeout_s)
 
 
 def version_of(report: Validation, files: Sequence[SentFile]) -> NewVersion:

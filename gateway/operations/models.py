@@ -193,7 +193,7 @@ class Library:
 
     def _accepted(self, files: Sequence[SentFile]) -> NewVersion:
         """Tried by a model host, and its blobs kept."""
-        version = model_files.version_of(model_files.tried(self._models, files), files)
+        version = model_files.version_of(model_files.tried(self._models, files, self._settings.upload_timeout_s), files)
         for file in files:
             self._storage.blobs.adopt(file.path, file.sha256, file.size, self._now())
         return version

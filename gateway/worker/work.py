@@ -6,7 +6,16 @@ from gateway.context import Services
 from gateway.worker import deploying
 from gateway.worker.jobs import Job, Loop, Part
 
-JOBS: tuple[Job, ...] = ()
+
+def _tidy(services: Services) -> None:
+    """Nothing more is to be done at once, however much it was."""
+    services.library.tidy()
+
+
+JOBS: tuple[Job, ...] = (
+    Job("tidying", 3600.0, _tidy),
+    Job("tried models", 10.0, lambda services: services.model_tests.sweep()),
+)
 
 
 def parts(services: Services, number: int) -> Sequence[Part]:
