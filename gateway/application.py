@@ -12,6 +12,7 @@ from gateway.blueprints import (
     admin_platform,
     admin_users,
     api_keys,
+    batches,
     deployment_predictions,
     deployments,
     errors,
@@ -27,12 +28,14 @@ from gateway.blueprints import (
     predictions,
     requests,
     scripts,
+    tasks,
     teams,
     tokens,
     uploads,
     users,
     v2,
     v2_run_time,
+    webhooks,
 )
 from gateway.context import EXTENSION, RECONCILER, Services
 from gateway.hot_routes import HotRoutes
@@ -47,6 +50,7 @@ from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.waiters import Waiters
 from idl.trace_control import Followed
 from idl.trace_export import make_tracer, version
 from idl.traces import Tracer
@@ -56,6 +60,7 @@ _BLUEPRINTS = (
     admin_platform,
     admin_users,
     api_keys,
+    batches,
     deployment_predictions,
     deployments,
     errors,
@@ -70,12 +75,14 @@ _BLUEPRINTS = (
     openapi,
     predictions,
     scripts,
+    tasks,
     teams,
     tokens,
     uploads,
     users,
     v2,
     v2_run_time,
+    webhooks,
 )
 _LEAST_MESSAGE_BYTES = 64 << 20
 """What a picture becomes, and what a model answers, may be larger than the body that it came in."""
@@ -99,6 +106,7 @@ def build_services(
         metrics or Metrics(),
         BoundedSemaphore(max(1, settings.threads // 2)),
         bell,
+        Waiters(storage.task_marks, settings.max_streams),
         Deployed(storage, models, Access(storage), partial(bell.ring, RECONCILER), settings.threads // 2, now),
         Collector(storage, models, settings, now),
         tracer=tracer,

@@ -20,11 +20,14 @@ from gateway.operations.host_models import HostModels
 from gateway.operations.model_tests import ModelTests
 from gateway.operations.models import Library
 from gateway.operations.scripts import Scripts
+from gateway.operations.tasks import Tasks
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
+from gateway.operations.webhooks import Webhooks
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.types import Principal, Role
+from gateway.waiters import Waiters
 from idl.codes import Code, ServingError
 from idl.traces import Tracer
 
@@ -52,7 +55,7 @@ def _no_connection() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What one gateway process owns. `streams`: of its threads those that may be in a stream of answers. `bell` wakes the jobs of the task worker. `deployed` remembers who may call which deployment, `collector` looks at what they did. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
+    """What one gateway process owns. `streams`: of its threads those that may be in a stream of answers. `bell` wakes the jobs of the task worker; `waiters` holds connections that wait for tasks, and `detach` gives it a copy of the descriptor of this thread's. `deployed` remembers who may call which deployment, `collector` looks at what they did. `connection`: the descriptor of the connection that this thread's request came on, -1: not known."""
 
     settings: Settings
     storage: Storage
@@ -63,9 +66,11 @@ class Services:
     metrics: Metrics
     streams: BoundedSemaphore
     bell: Bell
+    waiters: Waiters
     deployed: Deployed
     collector: Collector
     connection: Callable[[], int] = _no_connection
+    detach: Callable[[], int] | None = None
     tracer: Tracer | None = None
     now: clock.Clock = clock.now
 
@@ -103,7 +108,18 @@ class Services:
         """Something is wanted of a deployment: the reconciler looks at once."""
         self.bell.ring(RECONCILER)
 
+    @property
+    def tasks(self) -> Tasks:
+        """The verbs on tasks."""
+        return Tasks(self.storage, self.settings, self.bell, self.now)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """The verbs on webhooks."""
+        return Webhooks(self.storage, self.settings, self.bell, self.now)
+
     def close(self) -> None:
+        self.waiters.close()
         self.models.close()
         self.bell.close()
         if self.tracer is not None:

@@ -33,6 +33,14 @@ _BOUNDS_NS = [int(bound * 1e9) for bound in _BUCKETS]
 
 # A file: this head, then rows. A row: its labels with NUL between them, then one cell for ns in all and one for each bucket.
 _HEAD = struct.Struct("=8sqq")
+_NO_REQUEST = "!"
+"""Begins the first label of rows that count no requests."""
+COUNTED = {
+    "task": ("outboard_gateway_tasks", "Tasks that have ended.", ("kind", "state")),
+    "row": ("outboard_gateway_batch_rows", "Rows of batches that were answered.", ("kind", "result")),
+    "delivery": ("outboard_gateway_webhook_deliveries", "Attempts to send a notice.", ("event", "result")),
+}
+"""What is counted besides requests: metric, description, labels."""
 _FORMAT = b"outbgw\0\1"
 _IN_FLIGHT, _ROWS = 1, 2
 _LABEL_BYTES = 160
@@ -89,6 +97,13 @@ class Metrics:
         with self._lock:
             self._cells[_IN_FLIGHT] -= 1
 
+    def count(self, what: str, kind: str, result: str, number: int = 1) -> None:
+        """So many more of something that is no request: a key of COUNTED, its kind, and what became of it."""
+        labels = (_NO_REQUEST + what, kind, result)
+        with self._lock:
+            at = self._at.get(labels) or self._add(labels)
+            self._cells[at + 1] += number
+
     def _add(self, labels: Labels) -> int:
         """The first cell of a new row. The caller holds the lock."""
         number = self._cells[_ROWS]
@@ -127,9 +142,13 @@ class _Total(Collector):
         self._in_flight = 0
         self._requests: dict[Labels, int] = defaultdict(int)
         self._times: dict[tuple[str, str], list[int]] = {}
+        self._others: dict[Labels, int] = defaultdict(int)
         for each in counted:
             self._in_flight += each.in_flight
             for (endpoint, method, status), cells in each.rows.items():
+                if endpoint.startswith(_NO_REQUEST):
+                    self._others[endpoint[1:], method, status] += sum(cells[1:])
+                    continue
                 self._requests[endpoint, method, status] += sum(cells[1:])
                 before = self._times.get((endpoint, method), [0] * _CELLS)
                 self._times[endpoint, method] = [one + other for one, other in zip(before, cells, strict=True)]
@@ -145,6 +164,12 @@ class _Total(Collector):
         for pair, (ns, *counts) in self._times.items():
             seconds.add_metric(pair, _cumulated(counts), ns / 1e9)
         yield seconds
+        for what, (name, text, names) in COUNTED.items():
+            others = CounterMetricFamily(name, text, labels=names)
+            for (counted_as, *values), count in self._others.items():
+                if counted_as == what:
+                    others.add_metric(values, count)
+            yield others
         spans = CounterMetricFamily("outboard_gateway_trace_spans", "Spans of traces by what became of them.", labels=["result"])
         for result, count in zip(("exported", "dropped"), self._spans, strict=True):
             spans.add_metric([result], count)

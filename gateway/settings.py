@@ -55,6 +55,22 @@ class Settings:
         -1, "event loops that answer inference of models on this host, behind nginx; 0: the workers do; -1: one for every two cores", low=-1
     )
     workers: int = _setting(1, "task workers that run beside it; 0: none here, `outboard worker` is one", low=0, high=16)
+    task_threads: int = _setting(16, "predictions of tasks that a task worker has under way at once", low=1, high=512)
+    task_lease_s: float = _setting(60.0, "after which a task is taken from a worker that says nothing", low=1)
+    task_heartbeat_s: float = _setting(20.0, "how often a worker says that it still has its tasks; well below the lease", low=0.1)
+    task_attempts: int = _setting(3, "runs of a task whose worker, connection or model process dies", low=1)
+    task_run_s: float = _setting(900.0, "longest time that one run of a task's prediction may take", low=0.1)
+    task_queue_age_s: float = _setting(6 * 3600.0, "after which a task that waits has expired", low=1)
+    task_queue_size: int = _setting(200_000, "unfinished tasks of all users; 0: no limit", low=0)
+    task_result_ttl_s: float = _setting(24 * 3600.0, "how long inputs and results of ended tasks are kept", low=1)
+    task_history_s: float = _setting(30 * 86_400.0, "how long ended tasks and deliveries are listed", low=1)
+    batches_at_once: int = _setting(2, "batches that a task worker has under way at once", low=1, high=64)
+    batch_requests: int = _setting(16, "requests to the model host that one batch has under way at once", low=1, high=256)
+    webhook_addresses: str = _setting("public", "any: webhooks may lead to private and loopback addresses", choices=("public", "any"))
+    webhook_timeout_s: float = _setting(15.0, "longest time that a webhook's receiver may take", low=0.1)
+    webhook_attempts: int = _setting(
+        10, "deliveries of a notice before it is given up; the waits between them grow to a day", low=1, high=10
+    )
     listen_queue: int = _setting(1024, "connections that may wait to be accepted; never more than the kernel allows", low=1)
     max_body_bytes: int = _setting(64 * _MIB, "largest request body", low=1024)
     max_upload_bytes: int = _setting(4096 * _MIB, "largest file of a model, script or batch that is uploaded", low=1024)

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import uwsgi
 
@@ -23,6 +24,7 @@ _started = time.perf_counter()
 _settings = Settings.from_env(os.environ)
 log.configure(_settings.log_level, int(sys.argv[1]))
 _services = default_services(_settings, Metrics(_settings.metrics_dir, uwsgi.worker_id()))
+_services = replace(_services, detach=lambda: os.dup(uwsgi.connection_fd()))
 uwsgi.atexit = _services.close
 application = create_app(_settings, services=_services)
 if _settings.socket:

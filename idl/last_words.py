@@ -48,3 +48,8 @@ def forget(folder: Path, older_than_s: float) -> None:
 def message(model: str, why: str) -> str:
     """What callers are told whose request was inside."""
     return f"the process of model {model!r} died while it had the request" + (f": it was {why}" if why else "")
+
+
+def is_death(message: str) -> bool:
+    """Whether a `model_failed` says that the process died, not that the model raised."""
+    return "died while it had the request" in message

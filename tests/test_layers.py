@@ -37,6 +37,7 @@ ROOMS = {
         ["context"],
         ["wsgi_request", "observation"],
         ["operations"],
+        ["waiters"],
         ["models_rpc", "storage"],
         ["model_declaration", "request_body", "log", "metrics", "settings", "clock", "shapes", "bells"],
         ["types"],

@@ -1,16 +1,19 @@
 """`POST /v1/deployments/{name}/predictions`: a deployment called with JSON, a form or files."""
 
 from flask import Blueprint
+from werkzeug.wrappers import Response
 
-from gateway.blueprints import prediction_body
+from gateway.blueprints import async_calls, prediction_body
 from gateway.blueprints.calls import current_call
 from gateway.blueprints.prediction_body import TYPES
 from gateway.blueprints.rest import ANYBODY, Answer, Asked, Reply, Rest
+from gateway.blueprints.task_shapes import TASK
 from gateway.context import services
 from gateway.operations import deployment_calls
+from gateway.operations.tasks import Target
 from gateway.shapes import Free, Text, optional
 from gateway.types import Scope
-from idl.codes import Code
+from idl.codes import Code, ServingError
 
 blueprint = Blueprint("deployment_predictions", __name__)
 _routes = Rest(blueprint, "deployments")
@@ -25,16 +28,20 @@ ERRORS = (
     "POST",
     "/v1/deployments/<name>/predictions",
     "one prediction; one that sleeps is woken, and the call waits",
-    {200: Answer("the prediction", PREDICTION)},
+    {200: Answer("the prediction", PREDICTION), 202: Answer("a task, for a caller that prefers not to wait", TASK)},
     who=ANYBODY,
     scope=Scope.CALL,
     query={"version": optional(Text(1, 64, r"[A-Za-z0-9_-]+", "must be a version's number, stable or canary"), "of those that serve")},
     raw=TYPES,
     errors=ERRORS,
 )
-def predict_with_deployment(asked: Asked, name: str) -> Reply:
+def predict_with_deployment(asked: Asked, name: str) -> Reply | Response:
     owned = services()
     target = owned.deployed.target(asked.caller, name)
+    if (preferred := async_calls.preference()) is not None:
+        if not target.is_wanted:
+            raise ServingError(Code.DEPLOYMENT_PAUSED, f"deployment {target.rpc_name!r} is paused")
+        return async_calls.respond(Target(target.rpc_name, asked.query.get("version", ""), target.id), preferred)
     call = current_call(inference=target.rpc_name)
     body = prediction_body.read()
     return Reply(deployment_calls.predict(owned.models, owned.settings, call, target, body, asked.query.get("version", "")))

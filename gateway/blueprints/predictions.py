@@ -3,24 +3,27 @@
 from flask import Blueprint, Response, request
 from flask.typing import ResponseReturnValue
 
-from gateway.blueprints import forms
-from gateway.blueprints.calls import current_call, read_body
-from gateway.context import services
-from gateway.operations import prediction_bodies, predictions
-from gateway.operations.prediction_bodies import PredictionBody
-from idl.codes import Code, ServingError
+from gateway.blueprints import async_calls, prediction_body
+from gateway.blueprints.calls import current_call
+from gateway.context import required_principal, services
+from gateway.operations import predictions
+from gateway.operations.tasks import Target
 from idl.tensors import invalid
 
 blueprint = Blueprint("predictions", __name__)
-_FORMS = (forms.MULTIPART, forms.URLENCODED)
 
 
 @blueprint.post("/v1/models/<model>/predictions")
 def predict(model: str) -> ResponseReturnValue:
     """One prediction; `?version=` chooses a version."""
     owned = services()
+    if (preferred := async_calls.preference()) is not None:
+        version = _version()
+        owned.models.metadata(model, version)
+        owned.deployed.admit(required_principal(), model, version)
+        return async_calls.respond(Target(model, version), preferred)
     return Response(
-        predictions.answer(owned.models, owned.settings, current_call(inference=model), model, _version(), _body),
+        predictions.answer(owned.models, owned.settings, current_call(inference=model), model, _version(), prediction_body.read),
         content_type="application/json",
     )
 
@@ -30,13 +33,3 @@ def _version() -> str:
     if unknown:
         raise invalid(f"unknown query parameter {unknown[0][:80]!r}; known is version")
     return request.args.get("version", "")
-
-
-def _body() -> PredictionBody:
-    if request.mimetype in _FORMS:
-        return prediction_bodies.from_form(*forms.parse(read_body(), request.headers["Content-Type"]))
-    if request.is_json:
-        return prediction_bodies.from_json(read_body())
-    raise ServingError(
-        Code.UNSUPPORTED_MEDIA, f"content type {request.mimetype[:80]!r} is not one of application/json, {', '.join(_FORMS)}"
-    )

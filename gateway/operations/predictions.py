@@ -43,8 +43,8 @@ def predict(
     metadata, declaration = models.metadata(model, version), models.declaration(model, version)
     if body.form is not None:
         return _of_form(models, settings, call, model, version, body, body.form)
-    labelled = _labelled_output(metadata, declaration, body)
-    wanted = _wanted_outputs(metadata, body, labelled)
+    labelled = labelled_output(metadata, declaration, body)
+    wanted = wanted_outputs(metadata, body, labelled)
     limits = Limits(settings.max_image_pixels, settings.max_body_bytes, call.deadline)
     prepared = prediction_inputs.prepare(metadata, declaration, body, limits)
     response = inference.predict(models, call, model, version, prepared.tensors, wanted)
@@ -79,7 +79,7 @@ def _of_form(
     return sample_answers.answered(samples, run)
 
 
-def _labelled_output(metadata: ModelMetadata, declaration: Declaration, body: PredictionBody) -> str:
+def labelled_output(metadata: ModelMetadata, declaration: Declaration, body: PredictionBody) -> str:
     """The output that the answer's labels are of, "" for none: the model's first labelled one that the caller wants."""
     labelled = [spec.name for spec in metadata.outputs if spec.name in declaration.labels and spec.datatype != "BYTES"]
     if body.top_k is not None and not labelled:
@@ -88,7 +88,7 @@ def _labelled_output(metadata: ModelMetadata, declaration: Declaration, body: Pr
     return wanted[0] if wanted else ""
 
 
-def _wanted_outputs(metadata: ModelMetadata, body: PredictionBody, labelled: str) -> tuple[str, ...]:
+def wanted_outputs(metadata: ModelMetadata, body: PredictionBody, labelled: str) -> tuple[str, ...]:
     """What to ask the model host for; empty means all."""
     if body.outputs is None:
         return ()

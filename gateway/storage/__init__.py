@@ -31,10 +31,15 @@ from gateway.storage.quotas import Quotas
 from gateway.storage.scripts import Scripts
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
+from gateway.storage.batches import Batches
+from gateway.storage.task_marks import TaskMarks
+from gateway.storage.task_queue import TaskQueue
+from gateway.storage.tasks import Tasks
 from gateway.storage.teams import Teams
 from gateway.storage.test_loads import TestLoads
 from gateway.storage.uploads import Uploads
 from gateway.storage.users import Users
+from gateway.storage.webhooks import Webhooks
 
 __all__ = ["Storage"]
 
@@ -64,6 +69,11 @@ class Storage:
         self.golden = Golden(self.database)
         self.scripts = Scripts(self.database)
         self.audit = Audit(self.database)
+        self.task_marks = TaskMarks(folder / "task-marks")
+        self.tasks = Tasks(self.database, self.task_marks)
+        self.task_queue = TaskQueue(self.database, self.task_marks)
+        self.batches = Batches(self.database, self.task_marks, folder / "batches")
+        self.webhooks = Webhooks(self.database)
         self.idempotency = Idempotency(self.database)
         self.quotas = Quotas(self.database)
         self.platform = Platform(self.database)
@@ -106,3 +116,4 @@ class Storage:
         self.database.close()
         self.principals.close()
         self.sharing.close()
+        self.task_marks.close()

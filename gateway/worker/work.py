@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from gateway.context import Services
-from gateway.worker import deploying
+from gateway.worker import deliveries, deploying
 from gateway.worker.jobs import Job, Loop, Part
+from gateway.worker.task_runner import TaskRunner
 
 
 def _tidy(services: Services) -> None:
@@ -15,9 +16,12 @@ def _tidy(services: Services) -> None:
 JOBS: tuple[Job, ...] = (
     Job("tidying", 3600.0, _tidy),
     Job("tried models", 10.0, lambda services: services.model_tests.sweep()),
+    Job("cleaning", 10.0, lambda services: services.tasks.clean()),
+    Job("batch files", 600.0, lambda services: services.storage.batches.sweep()),
+    deliveries.JOB,
 )
 
 
 def parts(services: Services, number: int) -> Sequence[Part]:
     """All of it, for worker `number`, not started."""
-    return [*(Loop(job, services) for job in JOBS), *deploying.parts(services, number)]
+    return [TaskRunner(services, number), *(Loop(job, services) for job in JOBS), *deploying.parts(services, number)]

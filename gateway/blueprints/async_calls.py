@@ -1,0 +1,77 @@
+"""`Prefer: respond-async` and `Prefer: wait=N` (RFC 7240) on predictions: the call becomes a task, whose caller waits for it or not."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from flask import request
+from werkzeug.wrappers import Response
+
+from gateway.blueprints import prediction_body, task_waits
+from gateway.blueprints.calls import read_body
+from gateway.blueprints.tasks import as_json
+from gateway.context import Services, required_principal, services
+from gateway.operations import kept_bodies, prediction_bodies, task_notices
+from gateway.operations.tasks import Target
+from gateway.storage.task_records import FAILED, SUCCEEDED, TaskRecord
+from gateway.types import Scope
+from idl.codes import Code, ServingError
+
+_WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,6})\"?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """How long the caller waits, in seconds; then it is told of the task."""
+
+    wait_s: float
+    applied: str
+
+
+def preference() -> Preference | None:
+    """What the request prefers, None: an answer, however long it takes. What is not understood is passed over, as the RFC says."""
+    given = ",".join(request.headers.getlist("Prefer"))
+    if not given:
+        return None
+    waits, is_async = math.inf, False
+    for part in given.split(","):
+        word = part.partition(";")[0].strip().lower()
+        if found := _WAIT.fullmatch(word):
+            waits = min(waits, float(found[1]))
+        is_async = is_async or word == "respond-async"
+    if math.isfinite(waits):
+        return Preference(waits, f"respond-async, wait={waits:.0f}" if is_async else f"wait={waits:.0f}")
+    return Preference(0.0, "respond-async") if is_async else None
+
+
+def respond(target: Target, wanted: Preference) -> Response:
+    """The request's prediction as a task of the caller, who may call the target: 200 with the result where it is there in time, an error where
+    it fails in time, else 202 with the task."""
+    owned, caller = services(), required_principal()
+    if Scope.CALL not in caller.scopes:
+        raise ServingError(Code.FORBIDDEN, f"this needs an API key with the scope {Scope.CALL.value!r}")
+    content, content_type = _content()
+    task = owned.tasks.submit(caller, target, content, content_type)
+    wait_s = min(wanted.wait_s, owned.settings.request_timeout_s)
+    head = {"Preference-Applied": wanted.applied}
+    return task_waits.at_its_end(owned, task, wait_s, lambda found: _spelled(owned, found, head), request.path)
+
+
+def _spelled(owned: Services, task: TaskRecord, head: dict[str, str]) -> Response:
+    """Called where there is no request any more."""
+    if task.state == SUCCEEDED:
+        result = owned.tasks.result_of(task)
+        content = result.content if result.content is not None else owned.storage.blobs.read(result.sha256 or "")
+        return Response(content, 200, {"Cache-Control": "no-store", **head}, content_type=result.content_type)
+    if task.state == FAILED:
+        raise ServingError(Code(task.error_code or Code.INTERNAL), task.error_message or "")
+    return as_json(task_notices.spelled(task), 202, {"Location": f"/v1/tasks/{task.id}", **head})
+
+
+def _content() -> tuple[bytes, str]:
+    """The request's body as a task keeps it. Raises what reading it for a quick prediction raises."""
+    if request.is_json:
+        content = read_body()
+        prediction_bodies.from_json(content)
+        return content, kept_bodies.JSON
+    return kept_bodies.encode(prediction_body.read()), kept_bodies.KEPT
