@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
 
@@ -113,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     _raise_descriptor_limit()
     temporary = None if settings.run_dir else run_folders.temporary()
     try:
-        return Server(settings, settings.run_dir or temporary or Path()).serve()
+        return Server(settings, settings.run_dir or temporary or Path(), logs.own_output()).serve()
     except (OSError, ValueError) as error:
         print(f"outboard serve: {error}", file=sys.stderr)
         return 1
@@ -123,10 +124,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Server:
-    """Everything of one server process; must be made and served in the main thread."""
+    """Everything of one server process; must be made and served in the main thread. `output` gets the `ready` line."""
 
-    def __init__(self, settings: Settings, run_dir: Path) -> None:
+    def __init__(self, settings: Settings, run_dir: Path, output: IO[str]) -> None:
         self._settings = settings
+        self._output = output
         run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._run_dir = run_dir
         self._guard = run_folders.lock(run_dir)
@@ -308,7 +310,7 @@ class Server:
         gc.freeze()  # what is there now stays: the collector need not walk it in the middle of a request
         log.info("ready" if self.engine.server_ready() else "not ready: see the index", extra={"fields": addresses})
         if not self._stopping.is_set():
-            print("ready " + " ".join(f"{name}={address}" for name, address in addresses.items() if address), flush=True)
+            print("ready", *(f"{name}={address}" for name, address in addresses.items() if address), file=self._output, flush=True)
         while self._poll is not None and not self._stopping.is_set():
             self._follow_once()
 

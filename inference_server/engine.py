@@ -125,7 +125,7 @@ class Engine:
         signature = served.signature
         versions = tuple(str(number) for number in sorted(model.versions)) if model else ()
         default, labels = (model.default, model.labels) if model else ((), None)
-        told = properties(served.batching, served.instances, default, labels, signature)
+        told = properties(served.batching, served.instances, default, labels, signature, served.loaded.sandbox)
         return ModelMetadata(name, versions, signature.platform, signature.inputs, signature.outputs, told)
 
     # inference -------------------------------------------------------------------------------------------------------------------

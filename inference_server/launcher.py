@@ -6,14 +6,16 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from idl.codes import ServingError
 from inference_server import errors, host, pipeline_steps
-from inference_server.executors import sandbox, script_box
+from inference_server.executors import boxes, script_box
+from inference_server.executors.boxes import Box
 from inference_server.executors.fresh_processes import FreshProcesses, Surroundings
 from inference_server.executors.hang_watch import REASON, HangWatch
 from inference_server.executors.memory_limit import MemoryLimits
@@ -25,7 +27,7 @@ from inference_server.metrics import Metrics
 from inference_server.model_settings import FILE, SCRIPT, SCRIPT_TIMEOUT_S, ModelSettings, on_gpu, script_memory, unfit_for_script
 from inference_server.pipeline_steps import Step
 from inference_server.provider_options import not_used
-from inference_server.repository_model import PIPELINE, RepositoryModel
+from inference_server.repository_model import RepositoryModel
 from inference_server.reservations import Reservation, Reservations
 from inference_server.served import ServedVersion
 from inference_server.settings import Settings
@@ -125,15 +127,17 @@ class Launcher:
             asked |= {**_pipeline(model, berth.steps), "run_dir": str(self._zygote.run_dir), "limit": self._settings.max_message_bytes}
         if backend == SCRIPT:
             asked |= self._script(model)
-        wanted = LoadRequest(model.name, asked, berth.place, self._why, self._forget)
+        box = boxes.of_model(model.name, model.settings, backend, self._settings.sandbox)
+        wanted = LoadRequest(model.name, asked, partial(berth.place, threads=box.threads), self._why, self._forget)
         limit = self._settings.max_message_bytes
         if model.settings.executor == "thread":
             if backend in _OWN_PROCESS:
                 raise errors.unsupported(f"model {model.name!r}: a {path.suffix} file is loaded in a process of its own: take executor out")
             made: Executor = ThreadExecutor(self._zygote.run_dir, wanted, limit)
         else:
-            made = process = ProcessExecutor(self._starter(model, path, backend, asked), self._watcher, wanted, limit)
+            made = process = ProcessExecutor(self._starter(model, path, backend, asked, box), self._watcher, wanted, limit)
             self._living[process.pid] = process
+        made.loaded = replace(made.loaded, sandbox=box.said)
         unused = not_used(asked["providers"], made.loaded.providers) if backend == "onnx" else ()
         if unused:
             told = {"model": model.name, "version": number, "wanted": unused, "used": made.loaded.providers}
@@ -142,17 +146,17 @@ class Launcher:
             self._measured.keep(key, made.loaded.tuning)
         return made
 
-    def _starter(self, model: RepositoryModel, path: Path, backend: str, asked: Mapping[str, Any]) -> Any:
+    def _starter(self, model: RepositoryModel, path: Path, backend: str, asked: Mapping[str, Any], box: Box) -> Any:
         """What starts its processes: the zygote, except for what runs an owner's code, or needs libraries of its own. A script's executor does
         neither: the code is in a box beside it.
         """
-        if backend in ("onnx", PIPELINE, SCRIPT):
+        if backend not in boxes.OF_CODE:
             return self._zygote
-        said = model.settings.python
-        boxed = _boxed(model.name, said.get("sandbox", "auto"))
         readable = (path.parent.resolve(), *(Path("/etc").glob("java-*") if backend == "pmml" else ()))
         devices = tuple(Path("/dev").glob("nvidia*")) if backend == "pytorch" and on_gpu(asked["providers"]) else ()
-        return self._fresh.starter(Surroundings(said.get("flags", ()), boxed, readable, asked["threads"], devices))
+        said = {"version": asked["version"]}
+        around = Surroundings(model.settings.python.get("flags", ()), box.boxed, readable, asked["threads"], devices, told=said)
+        return self._fresh.starter(around)
 
     def _script(self, model: RepositoryModel) -> dict[str, Any]:
         """Raises unsupported where there is no box, which is the only place for a script; invalid_model."""
@@ -179,8 +183,9 @@ class Launcher:
         """What one of its processes may have, in bytes, 0 for no limit. A user's model that says nothing has what its trial had."""
         return model.settings.memory or (self._settings.validation_memory_bytes if model.user else 0)
 
-    def place(self, reservation: Reservation, pid: int, memory: int) -> None:
-        self._limits.apply(pid, memory)
+    def place(self, reservation: Reservation, pid: int, memory: int, threads: int) -> None:
+        """`threads`: as many as it may have, where somebody has to look; 0: no limit, or one of the kernel's."""
+        self._limits.apply(pid, memory, threads)
         self._reservations.place(reservation, pid)
 
     def leaving(self, reservation: Reservation) -> None:
@@ -236,26 +241,14 @@ class _Berth:
     def start(self) -> Executor:
         return self._launcher.launch(self)
 
-    def place(self, pid: int) -> None:
-        self._launcher.place(self._reservation, pid, self._launcher.memory(self.model))
+    def place(self, pid: int, threads: int) -> None:
+        self._launcher.place(self._reservation, pid, self._launcher.memory(self.model), threads)
 
     def leaving(self) -> None:
         self._launcher.leaving(self._reservation)
 
     def free(self) -> None:
         self._launcher.free(self._reservation)
-
-
-def _boxed(model: str, said: str) -> bool:
-    """Whether its code runs in a box. Raises unsupported where it must and cannot."""
-    if said == "off":
-        return False
-    why = sandbox.unusable()
-    if why and said == "required":
-        raise errors.unsupported(f"model {model!r}: its code may only run in a sandbox, and there is none here: {why}")
-    if why:
-        log.warning("no sandbox: its code can do what the server can", extra={"fields": {"model": model, "reason": why}})
-    return not why
 
 
 def _pipeline(model: RepositoryModel, signatures: Sequence[Signature]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 _LEVEL_FILE = "log-level"
 """In the run folder: the level, once it has been changed while the server runs."""
@@ -29,6 +31,20 @@ def configure(level: str) -> None:
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("outboard").setLevel(level.upper())
+
+
+def own_output() -> IO[str]:
+    """Standard output, for lines that nobody else may write: no child of this process has it, and what is printed from now on, by a library or
+    a model in this process, goes to standard error.
+    """
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)  # not to be inherited
+    except OSError:  # there is none
+        kept = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)
+    return os.fdopen(kept, "w")
 
 
 def publish(folder: Path, level: str) -> None:

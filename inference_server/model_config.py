@@ -77,9 +77,16 @@ def model_config(
 
 
 def properties(
-    batching: Batching, instances: int, default: Sequence[tuple[int, int]], labels: Labels | None, signature: Signature | None = None
+    batching: Batching,
+    instances: int,
+    default: Sequence[tuple[int, int]],
+    labels: Labels | None,
+    signature: Signature | None = None,
+    sandbox: str = "",
 ) -> dict[str, str]:
-    """What the server decided about a model, as texts, in its metadata. `default`: (version, weight) of requests that name none."""
+    """What the server decided about a model, as texts, in its metadata. `default`: (version, weight) of requests that name none; `sandbox`:
+    whether its code runs in one, "" for what has none.
+    """
     every = sum(weight for _, weight in default)
     told = {
         "batching": verdict(batching),
@@ -90,6 +97,7 @@ def properties(
     }
     if signature is not None and signature.is_open:
         told |= {"tensors": "open: any names, types and shapes", "functions": ", ".join(signature.functions)}
+    told |= {"sandbox": sandbox} if sandbox else {}
     return told | ({"version_labels": described(labels)} if labels and labels.versions else {})
 
 

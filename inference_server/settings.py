@@ -25,6 +25,7 @@ class Settings:
     `models`: repository roots, the first one wins where two hold the same model. `push_dir`: where pushed models go that no root has;
     empty means the first root. `user_models`: the repository of users' models, None for none. `run_dir` holds the executors' sockets; empty means a fresh folder for temporary files. `memory_limits`:
     "auto" (control groups where they can be used, else watching) or "watch". `shared_memory`: callers may register POSIX shared memory. `kept_memory_bytes` cannot be reserved by models.
+    `sandbox`: "auto" (each model's own settings say) or "required" (no code without one).
     `validations`: how many at once, 0 for none at all; of one `validation_max_bytes` are its files', `validation_memory_bytes` its process's.
     """
 
@@ -57,6 +58,7 @@ class Settings:
     memory_limits: str = "auto"
     kept_memory_bytes: int = 512 * 2**20
     hang_grace_s: float = 10.0
+    sandbox: str = "auto"
     validations: int = 2
     validation_max_bytes: int = 2 * 2**30
     validation_memory_bytes: int = 2 * 2**30
@@ -103,6 +105,8 @@ class Settings:
             raise InvalidSettings(f"{PREFIX}VALIDATION_MEMORY_BYTES is from 67108864, and {PREFIX}VALIDATION_TIMEOUT_S from 1 to 3600")
         if self.memory_limits not in ("auto", "watch"):
             raise InvalidSettings(f"{PREFIX}MEMORY_LIMITS = {self.memory_limits!r} is neither auto nor watch")
+        if self.sandbox not in ("auto", "required"):
+            raise InvalidSettings(f"{PREFIX}SANDBOX = {self.sandbox!r} is neither auto nor required")
         if self.model_control not in ("explicit", "poll"):
             raise InvalidSettings(f"{PREFIX}MODEL_CONTROL = {self.model_control!r} is neither explicit nor poll")
         if not 0.05 <= self.poll_interval_s <= 86400:

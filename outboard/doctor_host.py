@@ -34,7 +34,10 @@ def python(place: Place, version: tuple[int, ...] = sys.version_info[:3]) -> Ite
         missing = [name for name in modules if find_spec(name) is None]
         if missing:
             yield Finding(
-                WARNING, f"packages of the {part}", f"{', '.join(missing)} missing", f"pip install -e '.[{part}]' in the checkout, to run it here"
+                WARNING,
+                f"packages of the {part}",
+                f"{', '.join(missing)} missing",
+                f"pip install -e '.[{part}]' in the checkout, to run it here",
             )
         else:
             yield Finding(OK, f"packages of the {part}", "installed")
@@ -114,9 +117,12 @@ def sandbox(place: Place) -> Iterator[Finding]:
     from inference_server.executors import sandbox
 
     if why := sandbox.unusable():
-        advice = (
-            "install it, or allow user namespaces; until then code of Python models may do what the server may, and scripts are refused"
-        )
+        until = "all models that are code, and scripts, are refused"
+        if place.environ.get("OUTBOARD_SERVER_SANDBOX") != "required":
+            until = (
+                "operators' models that are code run without a box and may do what the server may; users' models and scripts are refused"
+            )
+        advice = f"install it, or allow user namespaces; until then {until}"
         yield Finding(WARNING, "box for Python models", why, advice)
     else:
         yield Finding(OK, "box for Python models", "bubblewrap works")

@@ -120,6 +120,7 @@ class PythonModel:
         """Raises nothing."""
         try:
             self._close()
+            sys.stdout.flush()
         except Exception:  # noqa: BLE001 - it is on its way out
             traceback.print_exc()
 

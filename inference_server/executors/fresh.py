@@ -1,11 +1,14 @@
 """What an executor that was started afresh does: the life of its process."""
 
 import gc
+import io
 import json
 import os
 import socket
 import sys
 from collections.abc import Sequence
+
+from inference_server.executors import thread_limit
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -13,6 +16,8 @@ def main(arguments: Sequence[str]) -> None:
     status = 1
     try:
         told = json.loads(arguments[0])
+        _print_lines()
+        thread_limit.hold(told["most_threads"])
         listener, control, board = (socket.socket(fileno=int(arguments[1])), socket.socket(fileno=int(arguments[2])), int(arguments[3]))
         from idl.board import Board, read_only
         from inference_server.executors.becoming import be_an_executor
@@ -30,3 +35,10 @@ def main(arguments: Sequence[str]) -> None:
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(status)
+
+
+def _print_lines() -> None:
+    """Each line when it is printed: standard output is a pipe, which Python otherwise fills first."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -1,4 +1,7 @@
-"""Executors that are not forked from the zygote: what runs an owner's code gets an interpreter, and where it can a box, of its own."""
+"""Executors that are not forked from the zygote: what runs an owner's code gets an interpreter, and where it can a box, of its own.
+
+None of the server's own files reaches them: standard input is empty, standard output and error are a pipe that `printed` reads.
+"""
 
 import contextlib
 import itertools
@@ -12,15 +15,14 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from inference_server import errors
-from inference_server.executors import sandbox
+from inference_server.executors import sandbox, thread_limit
+from inference_server.executors.printed import Printed
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
-_PACKAGES = tuple(_ROOT / name for name in ("idl", "inference_server"))
 _CREDENTIALS = struct.Struct("3i")
 BORN_TIMEOUT_S = 30.0
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -31,7 +33,7 @@ _MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {} import main; m
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """Of one process: `flags` of its interpreter; `readable`: folders that a boxed one sees besides the interpreter's own; `devices`: files
-    below /dev that it may use. `silent`: nobody reads what it prints.
+    below /dev that it may use. `silent`: nobody reads what it prints; else the log has it, with the model's name and `told`.
     """
 
     flags: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class Surroundings:
     threads: int = 0
     devices: tuple[Path, ...] = ()
     silent: bool = False
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 class FreshProcesses:
@@ -50,6 +53,7 @@ class FreshProcesses:
         self._memory_limit = memory_limit
         self._numbers = itertools.count(1)
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="fresh-keeper")
+        self._printed = Printed()
 
     def starter(self, surroundings: Surroundings) -> "Starter":
         return Starter(self, surroundings)
@@ -73,7 +77,8 @@ class FreshProcesses:
             path.chmod(0o660)  # the folder's mode decides who may call
             listener.listen(4096)
             told = {"name": f"outboard:{name}", "memory_limit": self._memory_limit}
-            control, pid, pidfd, _ = self._run(_EXECUTOR, told, [listener.fileno()], [board], surroundings)
+            around = replace(surroundings, told={"model": name, **surroundings.told})
+            control, pid, pidfd, _ = self._run(_EXECUTOR, told, [listener.fileno()], [board], around)
             return control, pid, pidfd
 
     def trial(self, module: str, told: Mapping[str, Any], surroundings: Surroundings) -> "Trial":
@@ -96,7 +101,8 @@ class FreshProcesses:
                 command = self._command(module, told, descriptors, surroundings)
                 if surroundings.boxed:
                     filtered = closing.enter_context(sandbox.seccomp_filter())
-                    command = [*sandbox.box((*_PACKAGES, *surroundings.readable), filtered, surroundings.devices), *command]
+                    readable, environ = (*sandbox.PACKAGES, *surroundings.readable), _threads(surroundings)
+                    command = [*sandbox.box(readable, filtered, surroundings.devices, environ), *command]
                     descriptors.append(filtered)
                 process = self._keeper.submit(self._start, command, descriptors, surroundings).result()
                 theirs.close()  # else its end would not be seen
@@ -106,22 +112,53 @@ class FreshProcesses:
                 raise
 
     def _command(self, module: str, told: Mapping[str, Any], descriptors: Sequence[int], surroundings: Surroundings) -> list[str]:
-        text = json.dumps({**told, "parent": 0 if surroundings.boxed else os.getpid()})
-        return [sys.executable, "-P", "-s", *surroundings.flags, "-c", _MAIN.format(module), str(_ROOT), text, *map(str, descriptors)]
+        box = {"parent": 0, "most_threads": thread_limit.to_hold()} if surroundings.boxed else {"parent": os.getpid(), "most_threads": 0}
+        text = json.dumps({**told, **box})
+        return [
+            sys.executable,
+            "-P",
+            "-s",
+            *surroundings.flags,
+            "-c",
+            _MAIN.format(module),
+            str(sandbox.ROOT),
+            text,
+            *map(str, descriptors),
+        ]
 
-    @staticmethod
-    def _start(command: list[str], descriptors: list[int], surroundings: Surroundings) -> "subprocess.Popen[bytes]":
-        output = subprocess.DEVNULL if surroundings.silent else None
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOARD_", "PYTHON"))}
-        threads = dict.fromkeys(_THREADS, str(surroundings.threads)) if surroundings.threads else {}
-        process = subprocess.Popen(
-            command, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=kept | threads
-        )
+    def _start(self, command: list[str], descriptors: list[int], surroundings: Surroundings) -> "subprocess.Popen[bytes]":
+        listening, output = (-1, subprocess.DEVNULL) if surroundings.silent else os.pipe2(os.O_CLOEXEC)
+        try:
+            process = subprocess.Popen(
+                command, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environ(surroundings)
+            )
+        except BaseException:
+            if listening >= 0:
+                os.close(listening)
+            raise
+        finally:
+            if listening >= 0:
+                os.close(output)
+        if listening >= 0:
+            self._printed.listen(listening, surroundings.told)
         threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
         return process
 
     def close(self) -> None:
         self._keeper.shutdown()
+        self._printed.close()
+
+
+def _environ(surroundings: Surroundings) -> dict[str, str]:
+    """None of a boxed one: what starts the box shows its own to the code, and sets the code's."""
+    if surroundings.boxed:
+        return {}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOARD_", "PYTHON"))}
+    return kept | _threads(surroundings)
+
+
+def _threads(surroundings: Surroundings) -> dict[str, str]:
+    return dict.fromkeys(_THREADS, str(surroundings.threads)) if surroundings.threads else {}
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """Memory limits of executors: by control groups where the kernel lets us, else by looking and killing.
 
-A control group counts what its process touched first: private memory, shared memory, cached files (these it gives up before it kills). The
-watcher counts private memory that is resident, twenty times a second, so a process may be over its limit for a moment; and it counts no
-shared memory. Either way the process dies by SIGKILL, alone, and `reason` says why.
+A control group counts what its process touched first: private memory, shared memory, cached files (these it gives up before it kills), and
+what it writes into the memory that is /tmp and /dev/shm of its box. The watcher counts private memory that is resident, and those two, twenty
+times a second, so a process may be over its limit for a moment; and it counts no other shared memory. It counts threads as well, where the
+kernel does not (`thread_limit`). Either way the process dies by SIGKILL, alone, and `reason` says why.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference_server.executors import sandbox
 from inference_server.executors.memory_groups import MemoryGroup, MemoryGroups, Unusable, wait_until
 from inference_server.reservations import in_units
 
@@ -20,6 +22,10 @@ log = logging.getLogger("outboard.server")
 
 LOOK_EVERY_S = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_INODE = 1024
+"""Bytes of the kernel's for each file, however empty."""
+_THREADS = 17
+"""Of /proc/PID/stat, counted from what follows the name (proc(5): num_threads)."""
 
 
 class MemoryLimits:
@@ -43,12 +49,12 @@ class MemoryLimits:
         self.means = f"control groups, version {self._groups.version}" if self._groups else f"watching: {why}"
         """For the log: how limits are kept, and why not otherwise."""
 
-    def apply(self, pid: int, limit: int) -> None:
-        """Holds a process to `limit` bytes from now on; 0: no limit. To be called before it loads its model."""
-        if limit <= 0:
-            return
-        if self._groups is None or not self._group(self._groups, pid, limit):
-            self._watch.add(pid, limit)
+    def apply(self, pid: int, limit: int, threads: int = 0) -> None:
+        """Holds a process to `limit` bytes from now on, and to as many threads by looking; 0: no limit. To be called before it loads its model."""
+        if limit > 0 and self._groups is not None and self._group(self._groups, pid, limit):
+            limit = 0
+        if limit > 0 or threads > 0:
+            self._watch.add(pid, max(0, limit), threads)
 
     def _group(self, groups: MemoryGroups, pid: int, limit: int) -> bool:
         try:
@@ -72,8 +78,10 @@ class MemoryLimits:
         """Why a process that has died was killed, "" where it was not for its memory. To be asked before `forget`."""
         with self._lock:
             group = self._grouped.get(pid)
+        if why := self._watch.reason(pid):
+            return why
         if group is None:
-            return self._watch.reason(pid)
+            return ""
         if not group.killed():
             return ""
         return (
@@ -104,18 +112,46 @@ def _over(limit: int) -> str:
 
 @dataclass(slots=True)
 class _Watched:
-    """Both descriptors are of this very process: neither can come to mean another one with the same number."""
+    """All descriptors are of this very process: none can come to mean another one with the same number. `written`: where it writes memory."""
 
     limit: int
-    statm: int
+    threads: int
     pidfd: int
-    killed: bool = False
+    statm: int
+    stat: int
+    written: tuple[int, ...]
+    why: str = ""
 
     def close(self) -> None:
-        for descriptor in (self.statm, self.pidfd):
+        for descriptor in (self.statm, self.stat, self.pidfd, *self.written):
             if descriptor >= 0:
                 os.close(descriptor)
-        self.statm = self.pidfd = -1
+        self.statm = self.stat = self.pidfd = -1
+        self.written = ()
+
+
+def _watched(pid: int, limit: int, threads: int) -> _Watched | None:
+    """None where it has gone already."""
+    with contextlib.ExitStack() as closing:
+
+        def opened(path: str, flags: int = os.O_RDONLY) -> int:
+            found = os.open(path, flags | os.O_CLOEXEC)
+            closing.callback(os.close, found)
+            return found
+
+        try:
+            pidfd = os.pidfd_open(pid)
+            closing.callback(os.close, pidfd)
+            statm, stat = opened(f"/proc/{pid}/statm"), opened(f"/proc/{pid}/stat")
+        except OSError:
+            return None
+        written = []
+        for folder in sandbox.WRITABLE if limit else ():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/root/{folder}").stat().st_dev != Path(f"/{folder}").stat().st_dev:  # its own, not the host's
+                    written.append(opened(f"/proc/{pid}/root/{folder}", os.O_PATH | os.O_DIRECTORY))
+        closing.pop_all()
+        return _Watched(limit, threads, pidfd, statm, stat, tuple(written))
 
 
 class _Watch:
@@ -127,19 +163,12 @@ class _Watch:
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, pid: int, limit: int) -> None:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return  # gone already
-        try:
-            statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            os.close(pidfd)
+    def add(self, pid: int, limit: int, threads: int) -> None:
+        if (made := _watched(pid, limit, threads)) is None:
             return
         with self._lock:
             self._drop(pid)
-            self._watched[pid] = _Watched(limit, statm, pidfd)
+            self._watched[pid] = made
             if self._thread is None:
                 self._ending = threading.Event()  # of this thread alone: the one before may not have seen its own yet
                 self._thread = threading.Thread(target=self._run, args=(self._ending,), name="memory-watch", daemon=True)
@@ -148,7 +177,7 @@ class _Watch:
     def reason(self, pid: int) -> str:
         with self._lock:
             watched = self._watched.get(pid)
-            return _over(watched.limit) if watched is not None and watched.killed else ""
+            return watched.why if watched is not None else ""
 
     def remove(self, *pids: int) -> None:
         ended: threading.Thread | None = None
@@ -176,19 +205,42 @@ class _Watch:
 
 
 def _look(pid: int, watched: _Watched) -> None:
-    """Kills a process that is over its limit. The cheap count comes first; it has pages in it that are shared with the zygote."""
-    if watched.killed:
+    """Kills a process that is over its limits."""
+    if watched.why:
         return
     try:
-        _, resident, shared, *_ = os.pread(watched.statm, 200, 0).split()
-        count = (int(resident) - int(shared)) * _PAGE
-        if count <= watched.limit or _private_bytes(pid, count) <= watched.limit:
+        if not (why := _too_many(watched) or _too_much(pid, watched)):
             return
         signal.pidfd_send_signal(watched.pidfd, signal.SIGKILL)
     except OSError:
         return  # it is on its way out
-    watched.killed = True
-    log.warning("executor killed", extra={"fields": {"pid": pid, "reason": _over(watched.limit)}})
+    watched.why = why
+    log.warning("executor killed", extra={"fields": {"pid": pid, "reason": why}})
+
+
+def _too_many(watched: _Watched) -> str:
+    if not watched.threads:
+        return ""
+    count = int(os.pread(watched.stat, 2000, 0).rpartition(b")")[2].split()[_THREADS])
+    return f"killed: over its limit of {watched.threads} threads" if count > watched.threads else ""
+
+
+def _too_much(pid: int, watched: _Watched) -> str:
+    """The cheap count comes first; it has pages in it that are shared with the zygote."""
+    if not watched.limit:
+        return ""
+    written = sum(map(_written, watched.written))
+    _, resident, shared, *_ = os.pread(watched.statm, 200, 0).split()
+    count = (int(resident) - int(shared)) * _PAGE
+    if count + written <= watched.limit or _private_bytes(pid, count) + written <= watched.limit:
+        return ""
+    return _over(watched.limit)
+
+
+def _written(folder: int) -> int:
+    """Bytes of memory that the files of a tmpfs have."""
+    found = os.fstatvfs(folder)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize + (found.f_files - found.f_ffree) * _INODE
 
 
 def _private_bytes(pid: int, otherwise: int) -> int:

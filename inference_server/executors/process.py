@@ -55,12 +55,13 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an executor says of its model."""
+    """What an executor says of its model. `sandbox`: what its supervisor knows, "on", "off: why", or "" for what has no code."""
 
     signature: Signature
     providers: tuple[str, ...]
     tuning: Tuning
     queue: QueuePolicy
+    sandbox: str = ""
 
 
 def _pidfd(pid: int) -> int:

@@ -1,34 +1,33 @@
 """A box for an owner's code: bubblewrap with no network, no capabilities, a read-only file system and no new processes.
 
-Inside it the code sees the interpreter, this package, the system's libraries and its own version's folder, and an empty `/tmp`. What it
-needs of the outside are the descriptors that it is born with. Processes cannot be made (a seccomp filter says EPERM to fork and to clone
-without CLONE_THREAD; Linux, "Seccomp BPF"), so there is no fork bomb to count.
+Inside it the code sees the interpreter, this package, the system's libraries and its own version's folder; `/tmp` and `/dev/shm` are empty,
+and the only places to write. What it needs of the outside are the descriptors that it is born with. System calls are filtered
+(`syscall_filter`). A server that is root is root to the kernel in there as well, whatever the box says: so all of /proc is read-only, and
+what only root may read there is covered.
 """
 
 import os
-import platform
 import shutil
-import struct
+import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-PROGRAM = "bwrap"
-_TMP_BYTES = 64 * 2**20
+from inference_server.executors import syscall_filter
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = tuple(ROOT / name for name in ("idl", "inference_server"))
+TMP_BYTES = SHM_BYTES = 64 * 2**20
+WRITABLE = ("tmp", "dev/shm")
+"""Below the box's root: what is written there is memory."""
+_PROGRAM = "bwrap"
 _NOBODY = 65534
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 _SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
 _CHECK_TIMEOUT_S = 10.0
-
-_LOAD, _JUMP_EQUAL, _JUMP_ANY, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
-_ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
-_CLONE_THREAD = 0x00010000
-_OTHER_ABI = 0x40000000
-_CALLS = {"x86_64": (0xC000003E, 56, (57, 58), 435), "aarch64": (0xC00000B7, 220, (), 435)}
-"""Machine -> (its number for audit, clone, fork and vfork, clone3)."""
+_PROBE = "import sys; sys.path.insert(0, sys.argv[1]); from inference_server.executors.box_probe import main; main()"
 
 
 def unusable() -> str:
@@ -38,38 +37,67 @@ def unusable() -> str:
 
 @lru_cache(maxsize=1)
 def _unusable() -> str:
-    if shutil.which(PROGRAM) is None:
+    if shutil.which(_PROGRAM) is None:
         return "bubblewrap is not installed (Debian: apt install bubblewrap)"
-    if platform.machine() not in _CALLS:
-        return f"there is no system call filter for {platform.machine()}"
+    if not syscall_filter.known():
+        return f"there is no system call filter for {os.uname().machine}"
     with seccomp_filter() as descriptor:
-        command = [*box((), descriptor), sys.executable, "-I", "-c", ""]
+        command = [*box(PACKAGES, descriptor), sys.executable, "-I", "-S", "-c", _PROBE, str(ROOT)]
         try:
             tried = subprocess.run(
                 command, pass_fds=[descriptor], env={}, capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"bubblewrap cannot be run: {error}"
-    return "" if tried.returncode == 0 else f"bubblewrap does not work here: {tried.stderr.strip()[:300]}"
+    if tried.returncode:
+        return f"bubblewrap does not work here: {tried.stderr.strip()[:300]}"
+    return f"its box does not hold here: {tried.stdout[:300]}" if tried.stdout else ""
 
 
-def box(readable: Sequence[Path], seccomp: int, devices: Sequence[Path] = ()) -> list[str]:
-    """The command before the command. `seccomp`: a descriptor of `seccomp_filter`, to be passed on. `readable` are bound where they lie,
-    `devices` as well, to be used.
+def box(readable: Sequence[Path], seccomp: int, devices: Sequence[Path] = (), environ: Mapping[str, str] | None = None) -> list[str]:
+    """The command before the command, to be started with an empty environment: its first process shows it. `seccomp`: a descriptor of
+    `seccomp_filter`, to be passed on. `readable` are bound where they lie, `devices` as well, to be used. `environ`: of the code.
     """
-    command = [PROGRAM, *isolation(), "--seccomp", str(seccomp), "--hostname", "model", "--clearenv", *system()]
-    command += ["--proc", "/proc", "--dev", "/dev", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]
+    command = [program(), *isolation(), "--seccomp", str(seccomp), "--hostname", "model", "--clearenv"]
+    for name, value in {"HOME": "/tmp", "LANG": "C.UTF-8", **(environ or {})}.items():
+        command += ["--setenv", name, value]
+    command += [*system(), *_proc(), "--dev", "/dev"]
     for path in devices:
         command += ["--dev-bind-try", str(path), str(path)]
-    command += seen(readable)
-    command += ["--remount-ro", "/", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8", "--chdir", "/tmp", "--"]
-    return command
+    command += ["--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
+    return [*command, *seen(readable), "--remount-ro", "/", "--chdir", "/tmp", "--"]
+
+
+def program() -> str:
+    """Where bubblewrap lies: what starts it gives it no PATH to look for itself."""
+    return shutil.which(_PROGRAM) or _PROGRAM
 
 
 def isolation() -> list[str]:
     """Name spaces of its own, another user, no capabilities, and an end with the thread that starts it."""
     user = ["--uid", str(_NOBODY), "--gid", str(_NOBODY)]
     return ["--unshare-all", "--unshare-user", *user, "--cap-drop", "ALL", "--die-with-parent", "--new-session"]
+
+
+def _proc() -> list[str]:
+    """Its own processes, and nothing to write: with root's number the kernel would let it (proc(5): owners, not capabilities, decide)."""
+    command = ["--proc", "/proc"]
+    for path in _roots_own():
+        command += ["--ro-bind", os.devnull, path]
+    return [*command, "--remount-ro", "/proc"]
+
+
+@lru_cache(maxsize=1)
+def _roots_own() -> tuple[str, ...]:
+    """Files of /proc itself that root alone may read, where this is root."""
+    if os.geteuid():
+        return ()
+    found = []
+    for entry in os.scandir("/proc"):
+        mode = 0 if entry.name.isdigit() or entry.is_symlink() else entry.stat().st_mode
+        if stat.S_ISREG(mode) and not mode & stat.S_IROTH:
+            found.append(entry.path)
+    return tuple(sorted(found))
 
 
 def system() -> list[str]:
@@ -109,38 +137,13 @@ def _is_in(path: Path, folder: Path) -> bool:
 
 
 class seccomp_filter:  # noqa: N801 - used as a function is
-    """A descriptor of the filter, for as long as the block lasts."""
+    """A descriptor of the filter for models, for as long as the block lasts."""
 
     def __enter__(self) -> int:
         self._descriptor = os.memfd_create("outboard-seccomp", 0)
-        os.write(self._descriptor, program(platform.machine()))
+        os.write(self._descriptor, syscall_filter.of_models())
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         return self._descriptor
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
-
-
-def program(machine: str) -> bytes:
-    """The filter as `struct sock_filter[]`. Raises KeyError for a machine whose system calls are not known here."""
-    arch, clone, forks, clone3 = _CALLS[machine]
-    steps: list[tuple[int, int, int, int]] = [
-        (_LOAD, 0, 0, _ARCH),
-        (_JUMP_EQUAL, 1, 0, arch),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, _NUMBER),
-        (_JUMP_AT_LEAST, 0, 1, _OTHER_ABI),
-        (_RETURN, 0, 0, _EPERM),
-    ]
-    for number in forks:
-        steps += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
-    steps += [
-        (_JUMP_EQUAL, 0, 1, clone3),  # its arguments lie in memory, which a filter cannot read: the C library then takes clone
-        (_RETURN, 0, 0, _ENOSYS),
-        (_JUMP_EQUAL, 0, 3, clone),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_JUMP_ANY, 1, 0, _CLONE_THREAD),
-        (_RETURN, 0, 0, _EPERM),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
-    return b"".join(struct.pack("=HBBI", *step) for step in steps)

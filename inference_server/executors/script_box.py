@@ -20,9 +20,8 @@ from pathlib import Path
 from inference_server import errors
 from inference_server.backends import script_frames as frames
 from inference_server.backends.script import BoxEnded, Ended, Limits
-from inference_server.executors import sandbox, script_filter
+from inference_server.executors import sandbox
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
 _MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inference_server.executors.script_worker import main; main(sys.argv[1:])"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _CREDENTIALS = struct.Struct("3i")
@@ -42,7 +41,7 @@ _LAST_PRINTED = 1000
 
 def unusable() -> str:
     """Why scripts cannot run here; "" where they can."""
-    return sandbox.unusable() or ("" if script_filter.known() else "there is no system call filter for this machine")
+    return sandbox.unusable()
 
 
 class ScriptBox:
@@ -97,11 +96,11 @@ class ScriptBox:
             self._control = ours
             try:
                 self._process = subprocess.Popen(
-                    [*self._box(), sys.executable, "-I", "-c", _MAIN, str(_ROOT), str(theirs.fileno())],
+                    [*self._box(), sys.executable, "-I", "-c", _MAIN, str(sandbox.ROOT), str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+                    env={},
                 )
             except OSError as error:
                 self.close()
@@ -116,9 +115,9 @@ class ScriptBox:
         return ours
 
     def _box(self) -> list[str]:
-        command = [sandbox.PROGRAM, *sandbox.isolation(), "--hostname", "script", "--clearenv", *sandbox.system()]
+        command = [sandbox.program(), *sandbox.isolation(), "--hostname", "script", "--clearenv", *sandbox.system()]
         command += ["--dev", "/dev", "--remount-ro", "/dev", "--tmpfs", "/tmp"]
-        command += sandbox.seen(_ROOT / name for name in ("idl", "inference_server"))
+        command += sandbox.seen(sandbox.PACKAGES)
         if self._folder is not None:
             command += ["--ro-bind", str(self._folder), frames.FOLDER]
         for name, value in (("HOME", "/"), ("LANG", "C.UTF-8"), *((name, "1") for name in _THREADS)):

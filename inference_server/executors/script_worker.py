@@ -37,7 +37,7 @@ import numpy as np
 from idl import lane, tensors
 from idl.tensors import Array
 from inference_server.backends import script_frames as frames
-from inference_server.executors import script_filter, script_values
+from inference_server.executors import script_values, syscall_filter
 
 _API = "outboard_model"
 _CHANNEL = 3
@@ -55,7 +55,7 @@ class InvalidInput(ValueError):
 def main(arguments: Sequence[str]) -> None:
     """`arguments`: the descriptor of the control socket. Never returns."""
     try:
-        script_filter.put_on(script_filter.of_their_parent())
+        syscall_filter.put_on(syscall_filter.of_their_parent())
         control = socket.socket(fileno=int(arguments[0]))
         gc.collect()
         gc.freeze()
@@ -135,7 +135,7 @@ def _child(limits: Mapping[str, int], channel: int, output: int = -1) -> None:
     try:
         _own(channel, output)
         _limited(limits)
-        script_filter.put_on(script_filter.of_scripts())
+        syscall_filter.put_on(syscall_filter.of_scripts())
         _serve(socket.socket(fileno=_CHANNEL))
         status = 0
     finally:

@@ -38,7 +38,9 @@ _SMALLEST_MODEL = (
 def main(descriptor: int, server: int) -> None:
     """Serves fork requests on `descriptor` until end of file. `server`: the pid of the process that started this one."""
     ours = os.getpid()
-    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.set_default_logger_severity(
+        4
+    )  # what goes wrong is raised; printed, names out of a model's file could look like our own lines
     _rehearse()
     channel = socket.socket(fileno=descriptor)
     be_an_executor("outboard-zygote", server)

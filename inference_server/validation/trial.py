@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from idl.codes import ServingError
+from inference_server.executors import thread_limit
 
 MODEL = "model"
 """The name that the model has meanwhile."""
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
 
         be_an_executor("outboard:trial", told["parent"] or os.getppid())
         control.send(b'{"born": true}')
-        _limit_itself(told["cpu_s"])
+        _limit_itself(told["cpu_s"], told["most_threads"])
         _import(told["format"])
         control.send(b'{"ready": true}')
         if control.recv(64):
@@ -52,8 +53,9 @@ def main(arguments: Sequence[str]) -> None:
         os._exit(status)
 
 
-def _limit_itself(cpu_s: int) -> None:
+def _limit_itself(cpu_s: int, threads: int) -> None:
     os.nice(10)
+    thread_limit.hold(threads)
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, cpu_s),

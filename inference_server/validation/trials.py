@@ -13,7 +13,7 @@ from typing import Any
 
 from idl.codes import Code, ServingError
 from inference_server import errors
-from inference_server.executors import sandbox
+from inference_server.executors import sandbox, thread_limit
 from inference_server.executors.fresh_processes import FreshProcesses, Surroundings, Trial
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.reservations import in_units
@@ -66,7 +66,9 @@ class Trials:
         told = {"format": kind, "folder": str(folder), "memory": within.memory, "cpu_s": cpu_s}
         trial = self._fresh.trial(_MODULE, told, Surroundings(boxed=not why, readable=readable, threads=1, silent=True))
         try:
-            return _Run(trial, self._limits, within, active, cpu_s).result(counts_all=kind != formats.ONNX)
+            return _Run(trial, self._limits, within, active, cpu_s, 0 if why else thread_limit.to_watch()).result(
+                counts_all=kind != formats.ONNX
+            )
         finally:
             trial.end()
             self._limits.forget(trial.pid)
@@ -79,13 +81,15 @@ class _Run:
     within: TrialLimits
     active: Callable[[], bool]
     cpu_s: int
+    threads: int
+    """That somebody has to count, 0 where none or the kernel does."""
 
     def result(self, *, counts_all: bool) -> Tried:
         """`counts_all`: an instance has a process of its own, with nothing shared, so that all of it is the model's."""
         self._receive(time.monotonic() + _START_S, "its process did not begin")
         before = _resident(self.trial.pid, "VmRSS")
         private = _private(self.trial.pid)
-        self.limits.apply(self.trial.pid, self.within.memory + private)
+        self.limits.apply(self.trial.pid, self.within.memory + private, self.threads)
         self._send(b"go")
         text = self._report(time.monotonic() + self.within.timeout_s)
         grown = max(0, _resident(self.trial.pid, "VmHWM") - before)

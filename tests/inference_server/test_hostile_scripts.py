@@ -13,7 +13,7 @@ import pytest
 from idl.codes import Code, ServingError
 from inference_server.backends.script import Limits
 from inference_server.engine import Engine
-from inference_server.executors import sandbox, script_checks, script_filter
+from inference_server.executors import sandbox, script_checks, syscall_filter
 from inference_server.executors.process import Zygote
 from tests.eventually import eventually
 from tests.hostile_scripts import ANSWERS, BAD_SOURCES, HONEST, SCRIPTS
@@ -153,10 +153,10 @@ def test_no_more_than_two_scripts_are_looked_at_at_once(engine: Engine) -> None:
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filters_are_ones_that_the_kernel_takes(machine: str) -> None:
-    for program in (script_filter.of_scripts(machine), script_filter.of_their_parent(machine)):
+    for program in (syscall_filter.of_scripts(machine), syscall_filter.of_their_parent(machine), syscall_filter.of_models(machine)):
         steps = [struct.unpack("=HBBI", program[at : at + 8]) for at in range(0, len(program), 8)]
         assert len(steps) < 4096, "BPF_MAXINSNS"
         assert steps[-1] == (0x06, 0, 0, 0x7FFF0000), "what is not refused is allowed"
         ends = [index + 1 + jump for index, (code, yes, no, _) in enumerate(steps) if code & 7 == 5 for jump in (yes, no)]
         assert max(ends) < len(steps), "every jump stays inside"
-    assert not script_filter.known("riscv64")
+    assert not syscall_filter.known("riscv64")

@@ -1,6 +1,5 @@
-"""Models that are Python files: what they are given, what becomes of their answers and mistakes, and what they cannot do."""
+"""Models that are Python files: what they are given, what becomes of their answers and mistakes."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ from idl import tensors
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_server.engine import Engine
-from inference_server.executors import sandbox
 from tests.eventually import eventually
 from tests.inference_server.conftest import floats
 from tests.python_models import DOUBLE, DOUBLE_TOML, python_model
-
-boxed = pytest.mark.skipif(bool(sandbox.unusable()) and not os.environ.get("CI"), reason=sandbox.unusable())
 
 
 def ask(engine: Engine, values: Any = (1.0, 2.0), model: str = "m", **more: Any) -> InferResponse:
@@ -169,55 +165,6 @@ def test_texts_and_batches(engine: Engine, repository: Path) -> None:
     assert engine.model_metadata("m", "").properties["batching"] == "on, up to 4 rows"
 
 
-@boxed
-@pytest.mark.parametrize(
-    ("attempt", "error"),
-    [
-        ("__import__('socket').create_connection(('127.0.0.1', 1), 1)", ("ConnectionRefusedError", "OSError")),
-        ("__import__('os').listdir('/var/lib')", ("FileNotFoundError", "PermissionError")),
-        ("open('/etc/passwd')", ("FileNotFoundError",)),
-        ("open(__file__, 'a')", ("OSError",)),
-        ("open('/usr/x', 'w')", ("OSError", "PermissionError")),
-        ("__import__('os').fork()", ("PermissionError",)),
-        ("__import__('subprocess').run(['/bin/true'])", ("PermissionError", "BlockingIOError")),
-        (
-            "__import__('os').kill(1, 9) or __import__('os').kill(-1, 9) or open('/none')",
-            ("FileNotFoundError", "ProcessLookupError", "PermissionError"),
-        ),
-        ("__import__('os').setuid(0)", ("PermissionError", "OSError")),
-        ("[open('/tmp/f', 'ab').write(bytes(2**20)) for _ in range(100)]", ("OSError",)),
-    ],
-)
-def test_what_it_cannot_do_in_its_box(engine: Engine, repository: Path, attempt: str, error: tuple[str, ...]) -> None:
-    code = f"""
-    def infer(inputs, parameters):
-        if parameters:
-            {attempt}
-        return {{"y": inputs["x"]}}
-    """
-    load(engine, repository, code, DOUBLE_TOML + '[python]\nsandbox = "required"\n')
-    failed = refused(engine, parameters={"try": 1})
-    assert failed.code is Code.MODEL_FAILED
-    assert any(name in failed.message for name in error), failed.message
-    assert floats(ask(engine)) == [1, 2]
-
-
-@boxed
-def test_it_sees_nothing_of_the_servers_secrets(engine: Engine, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OUTBOARD_SERVER_TOKEN", "hidden")
-    monkeypatch.setenv("SOMEBODYS_KEY", "hidden")
-    code = """
-    import os, json
-    def infer(inputs):
-        network = [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]]
-        return {"y": inputs["x"]}, {"env": " ".join(sorted(os.environ)), "network": " ".join(network), "processes": sum(name.isdigit() for name in os.listdir("/proc"))}
-    """
-    load(engine, repository, code, DOUBLE_TOML + '[python]\nsandbox = "required"\n')
-    said = ask(engine).parameters
-    assert "SOMEBODYS_KEY" not in said["env"] and "OUTBOARD" not in said["env"]
-    assert said["network"] == "lo" and said["processes"] <= 3
-
-
 def test_memory_and_endless_loops_are_bounded(engine: Engine, repository: Path) -> None:
     code = """
     def infer(inputs, parameters):
@@ -240,14 +187,3 @@ def test_its_process_ends_with_it_and_a_reload_takes_the_new_code(engine: Engine
     load(engine, repository, "def infer(inputs):\n  return {'y': inputs['x'] * 3}", version=2)
     assert floats(ask(engine)) == [3, 6]
     eventually(lambda: not Path(f"/proc/{pid}").exists(), "the old one has gone")
-
-
-def test_code_that_needs_a_box_is_refused_without_one(engine: Engine, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_unusable", lambda: "bubblewrap is not installed (Debian: apt install bubblewrap)")
-    python_model(repository / "m", DOUBLE, DOUBLE_TOML + '[python]\nsandbox = "required"\n')
-    with pytest.raises(ServingError) as caught:
-        engine.repository_model_load("m", {})
-    assert caught.value.code is Code.UNSUPPORTED
-    assert caught.value.message.endswith(
-        "its code may only run in a sandbox, and there is none here: bubblewrap is not installed (Debian: apt install bubblewrap)"
-    )

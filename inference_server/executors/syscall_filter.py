@@ -1,8 +1,8 @@
-"""System calls that a script's process may not make, as a filter that a process puts on itself (Linux, "Seccomp BPF").
+"""System calls that an owner's code may not make, as filters for the kernel (Linux, "Seccomp BPF"): one for scripts, one for models.
 
-Box and limits leave a script little; the filter takes what would be left of this kind: other processes and threads, signals, looking into
-other processes, memory that no limit counts, new name spaces, sockets, and the newer doors of the kernel that nobody computing an answer
-needs. Imported into the process that scripts are forked from: nothing but the standard library.
+Boxes and limits leave code little; a filter takes what would be left of this kind: other processes, looking into other processes, memory
+that no limit counts, new name spaces, and the newer doors of the kernel that nobody computing an answer needs. For scripts threads, signals
+and sockets besides. Imported into the process that scripts are forked from: nothing but the standard library.
 """
 
 import ctypes
@@ -12,8 +12,12 @@ import struct
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _LOAD, _JUMP_EQUAL, _JUMP_ANY, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
-_ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+_ALLOW, _EPERM, _ENOSYS, _EAFNOSUPPORT, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x00050061, 0x80000000
 _CLONE_THREAD = 0x00010000
+_CLONE_NEW = 0x7E020080
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME."""
+_FAMILIES = (1, 2, 10, 16)
+"""AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK, which name spaces shut; AF_VSOCK, for one, they do not."""
 _OTHER_ABI = 0x40000000
 _COLUMNS = ("x86_64", "aarch64")
 _ARCHES = (0xC000003E, 0xC00000B7)
@@ -92,6 +96,25 @@ Sources: Linux, arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-gene
 """
 
 
+_FOR_MODELS = frozenset(
+    {
+        *("execve", "execveat"),  # the box's own way to the interpreter; the filter stays
+        *(
+            "kill",
+            "tkill",
+            "tgkill",
+            "rt_sigqueueinfo",
+            "rt_tgsigqueueinfo",
+            "pidfd_open",
+            "pidfd_send_signal",
+        ),  # Java stops its threads so
+        *("socket", "socketpair", "memfd_create", "personality", "inotify_init", "inotify_init1"),
+        *("sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr", "setpriority", "ioprio_set"),
+    }
+)
+"""Of _REFUSED, what a model may do: it has threads and libraries, and its own answers lie in memory that it makes."""
+
+
 def known(machine: str = "") -> bool:
     """Whether there is a filter for this kind of machine."""
     return (machine or platform.machine()) in _COLUMNS
@@ -104,11 +127,30 @@ def of_scripts(machine: str = "") -> bytes:
     steps = [*_begin(column)]
     for number in (*refused, _CLONE[column]):
         steps += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
+    steps += [*_prlimit(column), (_RETURN, 0, 0, _ALLOW)]
+    return _packed(steps)
+
+
+def of_models(machine: str = "") -> bytes:
+    """For the process of a model: no other processes, no new name spaces, sockets of _FAMILIES. As `struct sock_filter[]`."""
+    column = _COLUMNS.index(machine or platform.machine())
+    steps = [*_begin(column)]
+    for name, numbers in _REFUSED.items():
+        if name not in _FOR_MODELS and numbers[column] >= 0:
+            steps += [(_JUMP_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _EPERM)]
     steps += [
-        (_JUMP_EQUAL, 0, 3, _PRLIMIT[column]),  # of itself only: others run as the same user
+        (_JUMP_EQUAL, 0, 5, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_JUMP_EQUAL, 1, 0, 0),
+        (_JUMP_ANY, 1, 0, _CLONE_NEW),
+        (_JUMP_ANY, 1, 0, _CLONE_THREAD),
         (_RETURN, 0, 0, _EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+        (_JUMP_EQUAL, 0, 3 + len(_FAMILIES), _REFUSED["socket"][column]),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        *((_JUMP_EQUAL, left, 0, family) for left, family in zip(range(len(_FAMILIES), 0, -1), _FAMILIES, strict=True)),
+        (_RETURN, 0, 0, _EAFNOSUPPORT),
+        (_RETURN, 0, 0, _ALLOW),
+        *_prlimit(column),
         (_RETURN, 0, 0, _ALLOW),
     ]
     return _packed(steps)
@@ -142,6 +184,16 @@ def _begin(column: int) -> list[tuple[int, int, int, int]]:
         (_RETURN, 0, 0, _EPERM),
         (_JUMP_EQUAL, 0, 1, _CLONE3),
         (_RETURN, 0, 0, _ENOSYS),
+    ]
+
+
+def _prlimit(column: int) -> list[tuple[int, int, int, int]]:
+    """Limits of itself only: others run as the same user. What follows is for all else."""
+    return [
+        (_JUMP_EQUAL, 0, 3, _PRLIMIT[column]),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_JUMP_EQUAL, 1, 0, 0),
+        (_RETURN, 0, 0, _EPERM),
     ]
 
 
