@@ -21,6 +21,7 @@ from gateway.operations.model_tests import ModelTests
 from gateway.operations.models import Library
 from gateway.operations.scripts import Scripts
 from gateway.operations.tasks import Tasks
+from gateway.operations.mail import Mail
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.operations.webhooks import Webhooks
@@ -78,6 +79,11 @@ class Services:
     def access(self) -> Access:
         """The rule of who may do what."""
         return Access(self.storage)
+
+    @property
+    def mail(self) -> Mail:
+        """The way out of the outbox."""
+        return Mail(self.storage, self.settings, self.now)
 
     @property
     def library(self) -> Library:

@@ -74,6 +74,20 @@ def _doctor(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     return run
 
 
+def _backup(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    backup = import_module("outboard.backup")
+    backup.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = backup.run
+    return run
+
+
+def _restore(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    backup = import_module("outboard.backup")
+    backup.add_restore_arguments(parser)
+    run: Callable[[argparse.Namespace], int] = backup.run_restore
+    return run
+
+
 class _Parser(argparse.ArgumentParser):
     """Says the usage of the verb that was misused: argparse itself leaves words that a verb does not know to the whole command."""
 
@@ -93,6 +107,8 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "health": (_health, "asks a model host or a gateway once: is it alive, is it ready"),
     "models": (_models, "push, reload, roll back, list and test the models of a host"),
     "top": (_top, "what a model server does now: models, rates, times, memory, live in the terminal"),
+    "backup": (_backup, "the gateway's state in one file, while it runs"),
+    "restore": (_restore, "puts a backup back, once all of it was verified"),
     "doctor": (_doctor, "is everything here that Outboard needs, and what to do where it is not"),
 }
 
@@ -110,7 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 run = build(verb)
             except ModuleNotFoundError as missing:
-                print(f"outboard {name}: {missing.name} is not installed (pip install -e '.[server,gateway,demo]' in the checkout)", file=sys.stderr)
+                print(
+                    f"outboard {name}: {missing.name} is not installed (pip install -e '.[server,gateway,demo]' in the checkout)",
+                    file=sys.stderr,
+                )
                 return 1
     parsed = parser.parse_args(given)
     assert run is not None  # argparse has refused every other verb

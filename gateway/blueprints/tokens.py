@@ -1,6 +1,9 @@
 """`/v1/tokens`: signing in, refreshing, signing out."""
 
+import json
+
 from flask import Blueprint
+from werkzeug.wrappers import Response
 
 from gateway.blueprints.account_shapes import PASSWORD, SECRET
 from gateway.blueprints.rest import WHOEVER, Answer, Asked, Reply, Rest
@@ -70,10 +73,18 @@ def sign_out(asked: Asked) -> Reply:
 
 def issued(tokens: Issued) -> Reply:
     """The answer of every way to sign in; never stored (RFC 6749, section 5.1), as no answer of these routes is."""
-    body = {
+    return Reply(_body(tokens))
+
+
+def spelled(tokens: Issued) -> Response:
+    """The same for a route that is not described."""
+    return Response(json.dumps(_body(tokens)), headers={"Cache-Control": "no-store"}, content_type="application/json")
+
+
+def _body(tokens: Issued) -> dict[str, object]:
+    return {
         "access_token": tokens.access_token,
         "refresh_token": tokens.refresh_token,
         "expires_in": tokens.expires_in,
         "token_type": "Bearer",
     }
-    return Reply(body)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gateway.context import Services
+from gateway.operations.confirmations import MAIL_JOB
 from gateway.worker import deliveries, deploying
 from gateway.worker.jobs import Job, Loop, Part
 from gateway.worker.task_runner import TaskRunner
@@ -16,6 +17,7 @@ def _tidy(services: Services) -> None:
 JOBS: tuple[Job, ...] = (
     Job("tidying", 3600.0, _tidy),
     Job("tried models", 10.0, lambda services: services.model_tests.sweep()),
+    Job(MAIL_JOB, 5.0, lambda services: services.mail.send_due()),
     Job("cleaning", 10.0, lambda services: services.tasks.clean()),
     Job("batch files", 600.0, lambda services: services.storage.batches.sweep()),
     deliveries.JOB,

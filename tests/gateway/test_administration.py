@@ -227,7 +227,7 @@ def test_everything_on_the_platform(client: FlaskClient, services: Services, roo
         )
         for number in range(3):
             db.execute(
-                "insert into tasks (id, user_id, model, kind, state, turn, created_at) values (?, ?, 'm', 'prediction', 'queued', 0, ?)",
+                "insert into tasks (id, user_id, model, kind, state, turn, queued_at, created_at) values (?, ?, 'm', 'prediction', 'queued', 0, 't', ?)",
                 [f"t{number}", account.id, f"2026-11-21T04:05:0{number}.000000Z"],
             )
     (found,) = client.get("/v1/admin/models?owner=ANN&search=M", headers=root).get_json()["items"]
