@@ -1,6 +1,7 @@
 """Options of the whole suite, and the figures that the proofs measure."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -8,11 +9,45 @@ FIGURES = pytest.StashKey[list[str]]()
 
 Record = Callable[[str], None]
 
+ALONE = (
+    "containers/",
+    "proofs/",
+    "test_docs.py",
+    "test_lane_trouble.py",
+    "test_linger.py",
+    "gateway/test_front.py",
+    "gateway/test_uwsgi.py",
+    "e2e/test_full_disk.py",
+    "e2e/test_hanging_model.py",
+    "e2e/test_streaming.py",
+    "e2e/test_up.py",
+    "inference_server/test_batching.py",
+    "inference_server/test_executor_trouble.py",
+    "inference_server/test_grpc_connections.py",
+    "inference_server/test_grpc_front_life.py",
+    "inference_server/test_hang_watch.py",
+    "inference_server/test_hostile_scripts.py",
+    "inference_server/test_memory_limit.py",
+    "inference_server/test_no_orphans.py",
+    "inference_server/test_reserved_models.py",
+    "inference_server/test_thrift_connections.py",
+    "inference_server/test_warmup_samples.py",
+    "inference_server/test_zygote.py",
+)
+"""Below tests/: what measures times or memory, counts what is left on the machine, or takes all of it."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     proofs = parser.getgroup("proofs")
     proofs.addoption("--long", action="store_true", help="the long form of tests/proofs: hours instead of minutes")
     proofs.addoption("--soak-s", type=float, default=600.0, metavar="S", help="with --long, how long the soak lasts (default 600 seconds)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(ALONE):
+            item.add_marker("alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:
