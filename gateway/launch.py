@@ -119,8 +119,9 @@ def _listeners(settings: Settings) -> str:
         harakiri_s = math.ceil(settings.request_timeout_s) + _HARAKIRI_MARGIN_S
         # not without nginx: there a slow sender holds a thread for as long, and its worker's other requests would end with it
         slow_s = math.ceil(settings.upload_timeout_s) + _HARAKIRI_MARGIN_S
-        lines = [f"socket = {_value(settings.socket_path)}", "chmod-socket = 660", f"harakiri = {harakiri_s}"]
-        lines.append(f"route = {_SLOW} harakiri:{slow_s}")
+        lines = [f"socket = {_value(settings.socket_path)}", "chmod-socket = 660"]
+        # by routes, for the option `harakiri` holds for every request, whatever a route says
+        lines += [f"route = {_SLOW} harakiri:{slow_s}", f"route = {_SLOW} last:", f"route-run = harakiri:{harakiri_s}"]
         return "\n".join([*lines, *(f"mule = {_value(_MULE)}" for _ in settings.hot_sockets)])
     # uWSGI's HTTP router holds idle connections, so that they cost no worker thread
     return "\n".join(
