@@ -8,7 +8,7 @@ from flask import Blueprint
 from gateway.blueprints import prediction_body
 from gateway.blueprints.calls import current_call
 from gateway.blueprints.models import number_of
-from gateway.blueprints.prediction_body import TYPES
+from gateway.blueprints.prediction_body import BODIES
 from gateway.blueprints.rest import Answer, Asked, Reply, Rest
 from gateway.context import services
 from gateway.operations import predictions
@@ -29,8 +29,11 @@ _PREDICTION = Free({"type": "object", "required": ["id", "model", "version", "ou
     {200: Answer("as of a prediction", _PREDICTION)},
     scope=Scope.CALL,
     query={"version": optional(Text(1, 10), "the newest by default")},
-    raw=TYPES,
-    errors=(Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND, Code.NOT_READY, Code.INVALID_MODEL, Code.MODEL_FAILED, Code.CANCELLED),
+    raw=BODIES,
+    errors=(
+        *(Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND, Code.NOT_READY, Code.INVALID_MODEL, Code.MODEL_FAILED, Code.CANCELLED),
+        *(Code.ALREADY_EXISTS, Code.CONFLICT, Code.GONE, Code.UNSUPPORTED),
+    ),
 )
 def test_model(asked: Asked, name: str) -> Reply:
     number = number_of(asked.query["version"]) if "version" in asked.query else None

@@ -1,7 +1,7 @@
 """The application over a real model host with a users' repository, and two people who use it."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,11 @@ class Place:
 
 
 @pytest.fixture
-def place(deployed: Deployed) -> Iterator[Place]:
+def place(deployed: Deployed) -> Place:
+    return at(deployed)
+
+
+def at(deployed: Deployed) -> Place:
     client = create_app(deployed.services.settings, services=deployed.services).test_client()
 
     def person(name: str) -> Person:
@@ -64,7 +68,7 @@ def place(deployed: Deployed) -> Iterator[Place]:
         token = deployed.services.tokens.sign_in(name, PASSWORD, "127.0.0.1").access_token
         return Person(client, name, {"Authorization": f"Bearer {token}"})
 
-    yield Place(deployed, deployed.services, person("ann"), person("bob"), Person(client, "", {}))
+    return Place(deployed, deployed.services, person("ann"), person("bob"), Person(client, "", {}))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 - fixtures are arguments
 import io
+import signal
 import threading
 import time
 from datetime import timedelta
@@ -14,8 +15,8 @@ from werkzeug.test import encode_multipart
 
 from gateway.storage.audit import Doer
 from idl.codes import ServingError
-from tests.gateway.deployed_host import deployed, users_host  # noqa: F401
-from tests.gateway.owners import Place, fivefold, place, principal, triple  # noqa: F401
+from tests.gateway.deployed_host import Deployed, deployed, own_host, users_host  # noqa: F401
+from tests.gateway.owners import Place, at, fivefold, place, principal, triple  # noqa: F401
 
 
 def test_a_model_is_taken_in_and_read(place: Place, triple: Path) -> None:
@@ -329,3 +330,24 @@ def test_tried_models_share_a_budget(place: Place, triple: Path) -> None:
     object.__setattr__(tests._settings, "test_memory_bytes", one - 1)
     with pytest.raises(ServingError, match="deploy it"):
         ask("b")
+
+
+def test_after_a_kill_of_either_side_it_is_tried_again(own_host: Deployed, triple: Path) -> None:
+    place = at(own_host)
+    place.ann.upload(triple, name="m")
+    ask = {"inputs": {"x": [[1, 2]]}}
+    assert place.ann("POST", "/v1/models/m/test", json=ask)[0] == 200
+    own_host.host.stop(signal.SIGKILL)
+    assert place.ann("POST", "/v1/models/m/test", json=ask)[0] == 503
+    own_host.restart()
+    assert place.ann("POST", "/v1/models/m/test", json=ask)[1]["outputs"] == {"y": [[3, 6]]}
+    # a gateway that was killed while it loaded the model, half of whose files lie there
+    own_host.client.remove_model("ann.m.test")
+    own_host.client.put_file(triple, "ann.m.test", 1, "model.onnx", user=True)
+    with place.services.storage.database.write() as db:
+        db.execute("update test_loads set ready = 0")
+    assert place.ann("POST", "/v1/models/m/test", json=ask)[1]["outputs"] == {"y": [[3, 6]]}
+    # and one that was killed, and never asked again
+    with place.services.storage.database.write() as db:
+        db.execute("update test_loads set ready = 0, used_at = used_at - 1000")
+    assert place.services.model_tests.sweep() and not own_host.ready("ann.m.test")
