@@ -122,6 +122,11 @@ class Free:
         return dict(self.more)
 
 
+BYTES = Free({"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"})
+"""A file of a form, in the document."""
+TEXT_OR_BYTES = Free({"anyOf": [{"type": "string"}, BYTES.schema()]})
+
+
 @dataclass(frozen=True, slots=True)
 class Items:
     of: Shape

@@ -16,7 +16,7 @@ from gateway.errors import InvalidFields
 from gateway.operations import batch_results, batch_rows, batches, task_notices
 from gateway.operations.batches import NewBatch, SentBatch
 from gateway.operations.tasks import Target
-from gateway.shapes import Items, Object, Reasons, Text, Whole, optional, required, texts_of
+from gateway.shapes import BYTES, Items, Object, Reasons, Text, Whole, optional, required, texts_of
 from gateway.storage.batches import BatchRecord
 from gateway.storage.task_records import BATCH, TaskRecord
 from gateway.types import Scope
@@ -39,6 +39,10 @@ NEW = Object(
     {**_FIELDS, "upload": required(Text(1, 64), "the id of an upload that is whole"), "outputs": optional(Items(Text(1, 200), 100))},
     "NewBatch",
 )
+_BODIES = {
+    forms.MULTIPART: Object({**FORM.fields, "file": required(BYTES, "csv, jsonl or zip")}).schema(),
+    "application/json": NEW.schema(),
+}
 
 
 @routes.route(
@@ -47,7 +51,7 @@ NEW = Object(
     "Answers every row of a file: the form's field `file`, or an upload that JSON names",
     {202: Answer("the batch", BATCH_SHAPE)},
     scope=Scope.CALL,
-    raw=(forms.MULTIPART, "application/json"),
+    raw=_BODIES,
     errors=(
         *(Code.NOT_FOUND, Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND, Code.CONFLICT, Code.DEPLOYMENT_PAUSED, Code.INVALID_MODEL),
         *(Code.NOT_READY, Code.INVALID_INPUT),

@@ -5,7 +5,7 @@ from werkzeug.wrappers import Response
 
 from gateway.blueprints import async_calls, prediction_body
 from gateway.blueprints.calls import current_call
-from gateway.blueprints.prediction_body import TYPES
+from gateway.blueprints.prediction_body import BODIES
 from gateway.blueprints.rest import ANYBODY, Answer, Asked, Reply, Rest
 from gateway.blueprints.task_shapes import TASK
 from gateway.context import services
@@ -32,7 +32,7 @@ ERRORS = (
     who=ANYBODY,
     scope=Scope.CALL,
     query={"version": optional(Text(1, 64, r"[A-Za-z0-9_-]+", "must be a version's number, stable or canary"), "of those that serve")},
-    raw=TYPES,
+    raw=BODIES,
     errors=ERRORS,
 )
 def predict_with_deployment(asked: Asked, name: str) -> Reply | Response:

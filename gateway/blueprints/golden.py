@@ -7,7 +7,7 @@ from flask import Blueprint, request
 from gateway.blueprints import deployment_bodies as bodies
 from gateway.blueprints import prediction_body
 from gateway.blueprints.calls import current_call
-from gateway.blueprints.prediction_body import TYPES
+from gateway.blueprints.prediction_body import BODIES
 from gateway.blueprints.rest import Answer, Asked, Reply, Rest
 from gateway.context import services
 from gateway.operations import golden
@@ -28,7 +28,7 @@ _LIST = Object({"items": required(Items(bodies.GOLDEN, golden.MOST))}, "GoldenRe
     {201: Answer("what is pinned", bodies.GOLDEN_WITH_ANSWER)},
     scope=Scope.WRITE,
     query={"name": required(bodies.NAME)},
-    raw=TYPES,
+    raw=BODIES,
     errors=(
         *(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.CONFLICT, Code.DEPLOYMENT_PAUSED, Code.NOT_READY, Code.MODEL_NOT_FOUND),
         *(Code.VERSION_NOT_FOUND, Code.INVALID_MODEL, Code.MODEL_FAILED, Code.CANCELLED),

@@ -11,16 +11,25 @@ from gateway.blueprints.multipart import FORM_BYTES
 from gateway.context import services
 from gateway.errors import InvalidFields
 from gateway.operations.model_files import SentFile
-from gateway.shapes import Object, Reasons, texts_of
+from gateway.shapes import BYTES, Items, Object, Reasons, Text, optional, required, texts_of
 from gateway.storage.incoming import Incoming
 from gateway.types import Principal
 from idl.codes import Code, ServingError
 
-TYPES = (forms.MULTIPART, "application/json")
 KEPT = ("model", "files")
 """The fields of a form whose files go to the disk: the model, and what belongs to it."""
 _HOPELESS = (Code.INVALID_MODEL, Code.UNSUPPORTED, Code.INVALID_INPUT, Code.TOO_LARGE)
 Made = TypeVar("Made")
+
+
+def bodies(form: Object, body: Object) -> Mapping[str, Mapping[str, Any]]:
+    """What `take` reads, for the OpenAPI document: content type -> schema."""
+    files = {
+        "model": required(BYTES, "the model: a file, or a zip archive"),
+        "files": optional(Items(BYTES), "what belongs to it, such as its external data"),
+    }
+    fields = {name: optional(Text(), "commas between them") if name == "tags" else known for name, known in form.fields.items()}
+    return {forms.MULTIPART: Object({**fields, **files}).schema(), "application/json": body.schema()}
 
 
 def take(caller: Principal, form: Object, body: Object, make: Callable[[Mapping[str, Any], Sequence[SentFile]], Made]) -> Made:

@@ -99,8 +99,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A route as the document tells it. `raw`: the content types of a body that the route reads itself; `errors`: besides those that every
-    route of its kind can give."""
+    """A route as the document tells it. `raw`: of a body that the route reads itself, its content types with their JSON Schema, {} for
+    bytes; `headers`: those of the request that it reads; `errors`: besides those that every route of its kind can give."""
 
     method: str
     path: str
@@ -111,7 +111,8 @@ class Operation:
     scope: Scope
     query: Object
     body: Object | None
-    raw: tuple[str, ...]
+    raw: Mapping[str, Mapping[str, Any]]
+    headers: Mapping[str, Field]
     answers: Mapping[int, Answer]
     errors: tuple[Code, ...]
     creates: bool
@@ -140,13 +141,15 @@ class Rest:
         scope: Scope = Scope.READ,
         query: Mapping[str, Field] | None = None,
         body: Object | None = None,
-        raw: Sequence[str] = (),
+        raw: Mapping[str, Mapping[str, Any]] | Sequence[str] = (),
+        headers: Mapping[str, Field] | None = None,
         errors: Sequence[Code] = (),
         creates: bool = False,
         matches: bool = False,
         rate: tuple[str, int, float] | None = None,
     ) -> Callable[[Callable[..., Reply | Response]], Callable[..., Reply | Response]]:
-        """`creates`: a POST that takes an Idempotency-Key. `matches`: If-Match is looked at, by the route, as `Asked.revision`.
+        """`raw`, `headers`: as `Operation` has them; a list of types: bytes, or text. `creates`: a POST that takes an Idempotency-Key.
+        `matches`: If-Match is looked at, by the route, as `Asked.revision`.
 
         `rate`: (name, burst, seconds until one more is allowed), of one user, or of one address where nobody is signed in.
         """
@@ -162,7 +165,8 @@ class Rest:
                 scope,
                 Object(query or {}),
                 body,
-                tuple(raw),
+                raw if isinstance(raw, Mapping) else {kind: {} for kind in raw},
+                headers or {},
                 answers,
                 tuple(errors),
                 creates,

@@ -11,7 +11,7 @@ from gateway.blueprints.models import number_of
 from gateway.blueprints.rest import PAGE, Answer, Asked, Reply, Rest, page, page_of
 from gateway.context import services
 from gateway.errors import InvalidFields
-from gateway.shapes import Items, Object, Text, Whole, answer, optional, required
+from gateway.shapes import BYTES, Items, Object, Text, Whole, answer, optional, required
 from gateway.storage.scripts import ScriptRecord, ScriptVersionRecord
 from gateway.types import Scope
 from idl.codes import Code, ServingError
@@ -20,6 +20,7 @@ blueprint = Blueprint("scripts", __name__)
 _routes = Rest(blueprint, "scripts")
 PLAIN = ("text/x-python", "text/plain")
 TYPES = (*PLAIN, forms.MULTIPART)
+_BODIES = {**{kind: {"type": "string"} for kind in PLAIN}, forms.MULTIPART: Object({"script": required(BYTES)}).schema()}
 _DESCRIPTION = Text(0, 2000, lines=True)
 _VERSION = answer(
     "ScriptVersion",
@@ -52,7 +53,7 @@ _RATE = ("scripts", 30, 2.0)
     {201: Answer("the script", SCRIPT)},
     scope=Scope.WRITE,
     query={"name": required(NAME), "description": optional(_DESCRIPTION)},
-    raw=TYPES,
+    raw=_BODIES,
     errors=(*_ERRORS, Code.ALREADY_EXISTS),
     creates=True,
     rate=_RATE,
@@ -110,7 +111,7 @@ def delete_script(asked: Asked, name: str) -> Reply:
     "takes in a new version; deployments keep theirs until they are changed",
     {201: Answer("the version; the same source again is the version that it was", _VERSION)},
     scope=Scope.WRITE,
-    raw=TYPES,
+    raw=_BODIES,
     errors=(*_ERRORS, Code.NOT_FOUND),
     creates=True,
     rate=_RATE,

@@ -11,6 +11,7 @@ from gateway.blueprints.rest import Answer, Asked, Reply, Rest
 from gateway.context import services
 from gateway.errors import InvalidFields
 from gateway.operations.uploads import Upload
+from gateway.shapes import Text, Whole, optional
 from gateway.types import Scope
 from idl.codes import Code, ServingError
 from idl.tensors import invalid
@@ -58,6 +59,10 @@ def read_upload(asked: Asked, upload: str) -> Reply:
     {200: Answer("the upload", UPLOADED)},
     scope=Scope.WRITE,
     raw=(_BINARY,),
+    headers={
+        "Upload-Offset": optional(Whole(0, 10**18 - 1), "where these bytes begin; this, or Content-Range"),
+        "Content-Range": optional(Text(0, 80, _RANGE.pattern), "bytes FIRST-LAST/SIZE"),
+    },
     errors=(Code.NOT_FOUND, Code.CONFLICT, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA),
 )
 def send_piece(asked: Asked, upload: str) -> Reply:
