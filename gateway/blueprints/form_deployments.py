@@ -101,7 +101,7 @@ def pause_deployment_too(asked: FormAsked) -> Mapping[str, Any]:
 
 
 def _set(asked: FormAsked, desired: str) -> Mapping[str, Any]:
-    record = _found(asked)
+    record = own_deployment(asked)
     if record.desired_state != desired or record.state not in (RUNNING, PAUSED):
         services().deployments.change(asked.me, _path(record), {"desired_state": desired}, asked.doer)
     return {}
@@ -110,14 +110,14 @@ def _set(asked: FormAsked, desired: str) -> Mapping[str, Any]:
 @_routes.route("DELETE", "/deletedeployment", _NAMES, statuses=(DEPLOYMENT_NOT_FOUND,), never_fails=True)
 def delete_deployment(asked: FormAsked) -> Mapping[str, Any]:
     """It is on its way out, and its name is free."""
-    services().deployments.delete(asked.me, _path(_found(asked)), asked.doer)
+    services().deployments.delete(asked.me, _path(own_deployment(asked)), asked.doer)
     return {}
 
 
 @_routes.route("GET", "/getdeploymentstatus", _NAMES, statuses=(DEPLOYMENT_NOT_FOUND,))
 def deployment_status(asked: FormAsked) -> Mapping[str, Any]:
     """Its state, and what it did in the last 90 days: milliseconds, bytes."""
-    owned, record = services(), _found(asked)
+    owned, record = services(), own_deployment(asked)
     owned.collector.freshen()
     now = int(owned.now().timestamp())
     points = deployment_statistics.points(owned.storage, record, "hour", now - 90 * 24 * HOUR, now + HOUR)
@@ -142,7 +142,7 @@ def deployment_status(asked: FormAsked) -> Mapping[str, Any]:
 )
 def predict(asked: FormAsked) -> Mapping[str, Any]:
     """One prediction, or one for each sample."""
-    owned, target = services(), deployments.target_of(_found(asked))
+    owned, target = services(), deployments.target_of(own_deployment(asked))
     call = current_call(inference=target.rpc_name)
     body = PredictionBody(form=form_input(asked))
     return output_of(deployment_calls.predict(owned.models, owned.settings, call, target, body))
@@ -151,7 +151,7 @@ def predict(asked: FormAsked) -> Mapping[str, Any]:
 @_routes.route("POST", "/uploadscript", _NAMES, optional=("script",), statuses=(DEPLOYMENT_NOT_FOUND, INVALID_SCRIPT))
 def upload_script(asked: FormAsked) -> Mapping[str, Any]:
     """A new version of the deployment's script, which is called as it is, from now on around its predictions."""
-    record, part = _found(asked), asked.file("script")
+    record, part = own_deployment(asked), asked.file("script")
     content = part.content if part is not None else (asked.get("script") or "").encode()
     if not content:
         raise InvalidFields({"script": "is missing: a file"})
@@ -161,7 +161,7 @@ def upload_script(asked: FormAsked) -> Mapping[str, Any]:
     return {"version": version.number}
 
 
-def _found(asked: FormAsked) -> DeploymentRecord:
+def own_deployment(asked: FormAsked) -> DeploymentRecord:
     """The caller's own deployment of that model. Raises not_found."""
     found = services().storage.deployments.of_owner(asked.me.user_id, asked["deployment"])
     if found is None or found.state == DELETING or found.model.lower() != asked["modelname"].lower():

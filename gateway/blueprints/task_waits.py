@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import flask
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Response
 
@@ -27,8 +28,8 @@ _RETRY_MS = 1000
 Spell = Callable[[TaskRecord], Response]
 
 
-class Detached(Response):
-    """An answer that somebody else gives on the same connection."""
+class Detached(flask.Response):
+    """An answer that somebody else gives on the same connection. Flask's own kind of answer: of any other it would make one."""
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         return []

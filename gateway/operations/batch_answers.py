@@ -6,7 +6,7 @@ JSON with `inputs` is a whole request, as a prediction's body is.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.model_declaration import Declaration
@@ -126,7 +126,7 @@ def _whole(models: Models, settings: Settings, call: Call, known: Signature, val
     """A line that is a whole request; its answer is one of a prediction."""
     body = prediction_bodies.from_json(json.dumps(value).encode())
     if body.outputs is None and body.top_k is None:
-        body = PredictionBody(body.inputs, body.table, known.outputs, known.top_k)
+        body = replace(body, outputs=known.outputs, top_k=known.top_k)
     if known.target is not None:
         said = deployment_calls.predict(models, settings, call, known.target, body, known.version)
     else:

@@ -68,7 +68,7 @@ def decode(
     Raises InvalidFields for what is missing or is no filetype, invalid_input, too_large, deadline_exceeded, unsupported.
     """
     source = _Source(fields, files, metadata, declaration, limits)
-    kinds = _kinds(filetype)
+    kinds = kinds_of(filetype)
     if isinstance(kinds, str):
         return _one_word(kinds, source)
     names = [spec.name for spec in metadata.inputs]
@@ -80,7 +80,7 @@ def decode(
     return Samples(_together(columns), False, source.assumed)
 
 
-def _kinds(filetype: str) -> str | dict[str, str]:
+def kinds_of(filetype: str) -> str | dict[str, str]:
     text = filetype.strip()
     if not text.startswith("{"):
         _check_kind(text)

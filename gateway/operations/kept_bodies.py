@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from gateway.operations import prediction_bodies
-from gateway.operations.prediction_bodies import Files, Given, Nested, PredictionBody, Table, Texts
+from gateway.operations.prediction_bodies import Files, FormInput, Given, Nested, PredictionBody, Table, Texts
 from idl.codes import Code, ServingError
 
 JSON = "application/json"
@@ -17,6 +17,9 @@ def encode(body: PredictionBody) -> bytes:
     made: dict[str, Any] = {"inputs": {name: _spelled(given) for name, given in body.inputs.items()}}
     if body.table is not None:
         made["table"] = [body.table.columns, body.table.rows, body.table.ordered]
+    if body.form is not None:
+        files = {name: base64.b64encode(content).decode("ascii") for name, content in body.form.files.items()}
+        made["form"] = [body.form.filetype, dict(body.form.fields), files]
     made |= {"outputs": body.outputs} if body.outputs is not None else {}
     made |= {"top_k": body.top_k} if body.top_k is not None else {}
     return json.dumps(made, separators=(",", ":")).encode()
@@ -29,10 +32,11 @@ def decode(content_type: str, content: bytes) -> PredictionBody:
     if content_type != KEPT:
         raise ServingError(Code.UNSUPPORTED_MEDIA, f"a task keeps no content of the type {content_type[:80]!r}")
     given = json.loads(content)
-    table = given.get("table")
+    table, form = given.get("table"), given.get("form")
     return PredictionBody(
         inputs={name: _read(kind, value) for name, (kind, value) in given["inputs"].items()},
         table=None if table is None else Table(tuple(table[0]), tuple(map(tuple, table[1])), table[2]),
+        form=None if form is None else FormInput(form[0], form[1], {name: base64.b64decode(text) for name, text in form[2].items()}),
         outputs=tuple(given["outputs"]) if "outputs" in given else None,
         top_k=given.get("top_k"),
     )

@@ -19,7 +19,7 @@ JOB = "tasks"
 """The worker's part that runs them."""
 INLINE_BYTES = 16 * 1024
 """An input or result up to this size is kept in the database, a larger one as a file: a file costs three times what a row does to make
-durable (docs/decisions/024-tasks-in-sqlite.md)."""
+durable (docs/decisions/026-tasks-in-sqlite.md)."""
 
 
 @dataclass(frozen=True, slots=True)
