@@ -115,7 +115,8 @@ class BatchRun:
         waiting: deque[tuple[Group, Future[list[Answer]]]] = deque()
         groups = _groups(rows, known.together)
         pool = ThreadPoolExecutor(count, thread_name_prefix="batch-row")
-        checkpoint_at = time.monotonic() + CHECKPOINT_S
+        pause_s = CHECKPOINT_S / 8  # soon at first: what is killed three times before it has failed
+        checkpoint_at = time.monotonic() + pause_s
         try:
             while True:
                 for group in itertools.islice(groups, count * (1 + _AHEAD) - len(waiting)):
@@ -130,7 +131,8 @@ class BatchRun:
                 if time.monotonic() >= checkpoint_at:
                     batch = replace(batch, result_offset=result.settle())
                     self._checkpoint(batch)
-                    checkpoint_at = time.monotonic() + CHECKPOINT_S
+                    pause_s = min(CHECKPOINT_S, 2 * pause_s)
+                    checkpoint_at = time.monotonic() + pause_s
         except ServingError:
             self._checkpoint(replace(batch, result_offset=result.settle()))
             raise
