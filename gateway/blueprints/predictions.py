@@ -20,7 +20,8 @@ def predict(model: str) -> ResponseReturnValue:
     if (preferred := async_calls.preference()) is not None:
         version = _version()
         owned.models.metadata(model, version)
-        owned.deployed.admit(required_principal(), model, version)
+        if owned.deployed.admit(required_principal(), model, version) is not None:
+            raise predictions.is_deployment(model)
         return async_calls.respond(Target(model, version), preferred)
     return Response(
         predictions.answer(owned.models, owned.settings, current_call(inference=model), model, _version(), prediction_body.read),

@@ -25,6 +25,8 @@ _LOOK_EVERY_S = 0.02
 _LOOK_AT_LEAST_S = 1.0
 """How often a waiting call looks at the mark, and, should that not be readable, at the database."""
 _RETRY_MS = 1000
+_MOMENT_S = 1.0
+"""How long a call waits where as many wait already as may for as long as their time allows."""
 _NOT_SERVED = frozenset({Code.NOT_READY, Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND})
 """How a host refuses what it has just stopped to serve: the request did not run."""
 
@@ -38,7 +40,7 @@ class _Seen(NamedTuple):
 
 
 class Deployed:
-    """Thread-safe. `nudge` tells the reconciler that somebody waits; at most `most_waiting` calls of this process may wait at once."""
+    """Thread-safe. `nudge` tells the reconciler that somebody waits; `most_waiting` calls of this process wait as long as their time allows, and what is beyond for a moment."""
 
     def __init__(
         self,
@@ -97,6 +99,8 @@ class Deployed:
         Raises model_not_found for what is there and not to be seen, in the words for what is not there, forbidden, and unauthenticated
         where nobody is signed in.
         """
+        if "." not in name:
+            return None
         target, can = self.look_up(principal, name)
         if target is None:
             if self._is_users(name, version):  # to be tried, or on its way out
@@ -141,21 +145,19 @@ class Deployed:
     def ready(self, target: Target, deadline: float) -> Target:
         """The same once it runs; `deadline` in seconds of `time.monotonic()`. One that sleeps is woken.
 
-        Raises deployment_paused, not_ready (it failed, with why, or it did not start in time), overloaded (too many wait), not_found.
+        Raises deployment_paused, not_ready (it failed, with why, or it did not start in time), overloaded (the same, and many wait), not_found.
         """
         if target.is_running:
             return target
         _refuse(target)
-        if not self._waiting.acquire(blocking=False):
-            raise ServingError(
-                Code.OVERLOADED, f"deployment {target.rpc_name!r} is starting, and enough calls wait", retry_after_ms=_RETRY_MS
-            )
+        if not self._waiting.acquire(blocking=False):  # the threads are for quick calls as well: the rest waits for a moment only
+            return self._awaited(target, min(deadline, time.monotonic() + _MOMENT_S), Code.OVERLOADED)
         try:
-            return self._awaited(target, deadline)
+            return self._awaited(target, deadline, Code.NOT_READY)
         finally:
             self._waiting.release()
 
-    def _awaited(self, target: Target, deadline: float) -> Target:
+    def _awaited(self, target: Target, deadline: float, late: Code) -> Target:
         mark, looked_at = self._storage.sharing.read(), time.monotonic()
         while True:
             target = self._now_of(target)
@@ -167,9 +169,7 @@ class Deployed:
             while True:
                 if (moment := time.monotonic()) >= deadline:
                     reason = f": {target.reason}" if target.reason else ""
-                    raise ServingError(
-                        Code.NOT_READY, f"deployment {target.rpc_name!r} is {target.state}{reason}", retry_after_ms=_RETRY_MS
-                    )
+                    raise ServingError(late, f"deployment {target.rpc_name!r} is {target.state}{reason}", retry_after_ms=_RETRY_MS)
                 if (seen := self._storage.sharing.read()) != mark or moment >= looked_at + _LOOK_AT_LEAST_S:
                     mark, looked_at = seen, moment
                     break

@@ -18,6 +18,7 @@ from idl.codes import Code, ServingError
 
 _PLAIN = ("instances", "min_instances", "max_instances", "cpus", "memory", "sleep_after_s", "golden_tolerance")
 """Fields that are columns."""
+_TRIES = 10
 _OWNERS = frozenset({"visibility", "team"})
 _OPERATORS = frozenset({"desired_state"})
 """What its owner alone may change, and what operators may, for the host's sake."""
@@ -92,6 +93,9 @@ class Deployments:
     ) -> DeploymentRecord:
         """`values`: desired_state, version, instances, min_instances, max_instances, cpus, memory, sleep_after_s, script ({name, version} or
         None), canary ({version, percent} or None), golden_tolerance, visibility, team. Raises as `create`, and conflict (ChangedMeanwhile)."""
+        return self._repeated(revision, lambda: self._change(principal, name, values, doer, revision))
+
+    def _change(self, principal: Principal, name: str, values: Mapping[str, Any], doer: Doer, revision: int | None) -> DeploymentRecord:
         found = self.find(principal, name, _needed(values))
         columns = self._plain(values, found) | sharing.columns(self._storage, principal, values, found.visibility, found.team_id)
         model = self._storage.models.by_id(found.model_id)
@@ -111,35 +115,56 @@ class Deployments:
 
     def promote(self, principal: Principal, name: str, doer: Doer, revision: int | None = None) -> DeploymentRecord:
         """The canary's version becomes the one that serves, at once. Raises conflict where there is no canary."""
-        found = self.find(principal, name, Can.CHANGE)
-        if found.canary_version_id is None:
-            raise ServingError(Code.CONFLICT, f"deployment {found.name!r} has no canary")
-        columns = {"version_id": found.canary_version_id, "canary_version_id": None, "canary_percent": 0, "check_golden": 0}
-        return self._changed(found, columns, doer, revision, "deployment.promote", {"version": found.canary_version})
+
+        def promote() -> DeploymentRecord:
+            found = self.find(principal, name, Can.CHANGE)
+            if found.canary_version_id is None:
+                raise ServingError(Code.CONFLICT, f"deployment {found.name!r} has no canary")
+            columns = {"version_id": found.canary_version_id, "canary_version_id": None, "canary_percent": 0, "check_golden": 0}
+            return self._changed(found, columns, doer, revision, "deployment.promote", {"version": found.canary_version})
+
+        return self._repeated(revision, promote)
 
     def roll_back(self, principal: Principal, name: str, doer: Doer, revision: int | None = None) -> DeploymentRecord:
         """Without its canary, or where there is none with the version that served before, at once: nothing is replayed.
 
         Raises conflict where there is neither.
         """
-        found = self.find(principal, name, Can.CHANGE)
-        columns: dict[str, Any] = {"canary_version_id": None, "canary_percent": 0}
-        if found.canary_version_id is None:
-            before = found.serving_version_id if found.serving_version_id != found.version_id else found.previous_version_id
-            if before is None:
-                raise ServingError(Code.CONFLICT, f"deployment {found.name!r} has neither a canary nor an earlier version")
-            columns |= {"version_id": before, "check_golden": 0}
-        return self._changed(found, columns, doer, revision, "deployment.rollback", {})
+
+        def roll_back() -> DeploymentRecord:
+            found = self.find(principal, name, Can.CHANGE)
+            columns: dict[str, Any] = {"canary_version_id": None, "canary_percent": 0}
+            if found.canary_version_id is None:
+                before = found.serving_version_id if found.serving_version_id != found.version_id else found.previous_version_id
+                if before is None:
+                    raise ServingError(Code.CONFLICT, f"deployment {found.name!r} has neither a canary nor an earlier version")
+                columns |= {"version_id": before, "check_golden": 0}
+            return self._changed(found, columns, doer, revision, "deployment.rollback", {})
+
+        return self._repeated(revision, roll_back)
 
     def delete(self, principal: Principal, name: str, doer: Doer, revision: int | None = None) -> None:
         """It is refused from now on, and gone when the model hosts have nothing of it any more."""
-        found = self.find(principal, name, Can.OWN)
-        if found.state == DELETING:
-            return
-        columns = {"desired_state": DELETED, "state": DELETING, "canary_version_id": None, "canary_percent": 0}
-        self._changed(found, columns, doer, revision, "deployment.delete", {})
+
+        def delete() -> DeploymentRecord:
+            found = self.find(principal, name, Can.OWN)
+            if found.state == DELETING:
+                return found
+            columns = {"desired_state": DELETED, "state": DELETING, "canary_version_id": None, "canary_percent": 0}
+            return self._changed(found, columns, doer, revision, "deployment.delete", {})
+
+        self._repeated(revision, delete)
 
     # inside ----------------------------------------------------------------------------------------------------------------------
+
+    def _repeated(self, revision: int | None, change: Callable[[], DeploymentRecord]) -> DeploymentRecord:
+        """A change that was looked into while somebody else made one is looked into again, unless it is of one revision only."""
+        for _ in range(_TRIES if revision is None else 1):
+            try:
+                return change()
+            except ChangedMeanwhile as error:
+                last = error
+        raise last
 
     def _changed(
         self, found: DeploymentRecord, columns: Mapping[str, Any], doer: Doer, revision: int | None, action: str, detail: Mapping[str, Any]

@@ -1,5 +1,6 @@
 """What deployments do, over time: collected from the hosts' counters, and told in milliseconds."""
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from gateway.storage.deployments import DELETING, DeploymentRecord
 
 SPANS = {"minute": MINUTE, "hour": HOUR}
 _FRESH_S = 1.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -38,6 +40,8 @@ class Collector:
         self._now = now
         self._lock = threading.Lock()
         self._collected_at = float("-inf")
+        self._missed: dict[str, str] = {}
+        """Hosts that did not say what they have counted, the last time."""
 
     def collect(self, records: Sequence[DeploymentRecord] | None = None) -> dict[int, Look]:
         """By deployment. `records`: those that are there, None: as they are now."""
@@ -45,11 +49,16 @@ class Collector:
         by_name = {record.rpc_name: record.id for record in records if record.state != DELETING}
         looks: dict[int, Look] = {}
         seen: list[Seen] = []
-        for host in host_counters.look(self._models, self._metrics):
+        missed: dict[str, str] = {}
+        for host in host_counters.look(self._models, self._metrics, missed.__setitem__):
             for (model, version), told in host.versions.items():
                 if (deployment_id := by_name.get(model)) is not None:
                     seen.append(Seen(host.host, model, version, host.epoch, deployment_id, told.counts))
                     _stand(looks.setdefault(deployment_id, Look()), told)
+        for address, reason in missed.items():
+            if address not in self._missed:
+                _log.warning("counters_unread", extra={"host": address, "reason": reason})
+        self._missed = missed
         for deployment_id, new in self._storage.deployment_statistics.take(seen, self._now(), host_counters.grown).items():
             looks[deployment_id].new = new
         return looks

@@ -7,7 +7,7 @@ is taken to have had the mean latency, and what failed has no code.
 import math
 import urllib.request
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +54,9 @@ class HostCounters:
     versions: Mapping[tuple[str, str], Version]
 
 
-def look(models: Models, metrics: Sequence[str]) -> list[HostCounters]:
-    """Of every host that answers. `metrics`: the address of each one's metrics, in the order of the hosts; none: the verb is asked."""
+def look(models: Models, metrics: Sequence[str], missed: Callable[[str, str], None] = lambda host, reason: None) -> list[HostCounters]:
+    """Of every host that answers; `missed` is told of the others, and why. `metrics`: the address of each one's metrics, in the order of the
+    hosts; none: the verb is asked."""
     found: list[HostCounters] = []
     for place, host in enumerate(models.hosts):
         try:
@@ -64,8 +65,8 @@ def look(models: Models, metrics: Sequence[str]) -> list[HostCounters]:
             else:
                 client = models.on(host)
                 found.append(_of_verb(host, client.model_statistics(), client.capacity()))
-        except ServingError:
-            continue  # it is counted when it is there again
+        except ServingError as error:  # it is counted when it is there again
+            missed(host, error.message)
     return found
 
 

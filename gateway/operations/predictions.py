@@ -27,8 +27,13 @@ def answer(models: Models, settings: Settings, call: Call, model: str, version: 
     """One prediction as the answer's JSON, once `call` may use the model. Raises ServingError."""
     started = time.monotonic()
     if inference.require_callable(models, call, model, version) is not None:
-        raise ServingError(Code.MODEL_NOT_FOUND, f"{model!r} is a deployment: ask /v1/deployments/{model}/predictions")
+        raise is_deployment(model)
     return spelled(predict(models, settings, call, model, version, read_body(), started))
+
+
+def is_deployment(name: str) -> ServingError:
+    """The refusal where a model is asked for, and there is a deployment of that name."""
+    return ServingError(Code.MODEL_NOT_FOUND, f"{name!r} is a deployment: ask /v1/deployments/{name}/predictions")
 
 
 def spelled(answer: Mapping[str, Any]) -> bytes:
