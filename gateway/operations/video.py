@@ -3,7 +3,6 @@
 The process (`gateway/operations/video_frames.py`) gets the file as its standard input and writes each frame as a BMP.
 """
 
-import contextlib
 import os
 import select
 import struct
@@ -85,9 +84,8 @@ def _read(where: str, process: "subprocess.Popen[bytes]", size: int, limits: For
 
 
 def _python() -> str:
-    """Inside uWSGI `sys.executable` may be uWSGI."""
-    for path in (Path(sys.executable), Path(sys.prefix) / "bin" / "python3", Path(sys.prefix) / "bin" / "python"):
-        with contextlib.suppress(OSError):
-            if path.name.startswith("python") and path.is_file():
-                return str(path)
+    """With our packages: inside uWSGI `sys.executable` is an interpreter without them."""
+    for path in (Path(sys.prefix) / "bin" / "python3", Path(sys.prefix) / "bin" / "python", Path(sys.executable)):
+        if path.is_file():
+            return str(path)
     return "python3"

