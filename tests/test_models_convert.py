@@ -179,5 +179,5 @@ def test_a_model_that_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "skl2onnx", None)
-    with pytest.raises(models_convert.Refused, match=r"skl2onnx is not installed \(pip install 'outboard\[convert\]'\)"):
+    with pytest.raises(models_convert.Refused, match=r"skl2onnx is not installed \(pip install -e '\.\[convert\]' in the checkout\)"):
         models_convert.convert(tmp_path / "m.pkl", tmp_path)
