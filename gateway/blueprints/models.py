@@ -24,7 +24,7 @@ _UPLOAD_ERRORS = (
     *(Code.MODEL_NOT_FOUND, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.CONFLICT, Code.INVALID_MODEL, Code.UNSUPPORTED),
     *(Code.UNSUPPORTED_MEDIA, Code.TOO_LARGE, Code.CANCELLED, Code.NOT_READY),
 )
-_RATE = ("model uploads", 30, 10.0)
+_RATE = ("model uploads", 300, 1.0)
 _NOTHING = Object({})
 
 
@@ -85,11 +85,16 @@ def _after(asked: Asked) -> str | tuple[str, int] | None:
     match asked.after:
         case None:
             return ""
-        case [str(name)]:
+        case [str(name)] if _is_unicode(name):
             return name
-        case [str(name), int(number)] if abs(number) < 2**63:
+        case [str(name), int(number)] if abs(number) < 2**63 and _is_unicode(name):
             return name, number
     raise InvalidFields({"cursor": "is none that an answer gave"})
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair: JSON can spell it, the database cannot."""
+    return text.isascii() or text.encode(errors="replace").decode() == text
 
 
 def _key(entry: Found | HostModel) -> Sequence[Any]:

@@ -13,10 +13,14 @@ import pytest
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
+from gateway.blueprints.rest import write_cursor
 from gateway.storage.audit import Doer
 from idl.codes import ServingError
 from tests.gateway.deployed_host import Deployed, deployed, own_host, users_host  # noqa: F401
 from tests.gateway.owners import Place, at, fivefold, place, principal, triple  # noqa: F401
+
+HALF = "\ud800"
+"""Of a surrogate pair: JSON can spell it."""
 
 
 def test_a_model_is_taken_in_and_read(place: Place, triple: Path) -> None:
@@ -171,6 +175,9 @@ def test_lists_and_searches(place: Place, triple: Path) -> None:
         "colour=blue",
         "visibility=x",
         "cursor=WyJhIiwxMjM0NTY3ODkwMTIzNDU2Nzg5MDEyXQ",
+        f"cursor={write_cursor([HALF, 1])}",
+        f"cursor={write_cursor([HALF])}",
+        f"cursor={write_cursor(['a', 1, 2])}",
     ):
         assert place.ann("GET", f"/v1/models?{wrong}")[0] == 400, wrong
 
