@@ -35,7 +35,7 @@ def verify(password_hash: str, password: str) -> bool:
         return False
     try:
         return _hasher.verify(password_hash, _normal(password))
-    except argon2.exceptions.VerifyMismatchError:
+    except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):  # no password fits what is no hash
         return False
 
 

@@ -6,6 +6,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from gateway.context import Services
+from gateway.operations import passwords
 from gateway.types import Role, Scope
 from tests.gateway.conftest import PASSWORD
 
@@ -15,7 +16,7 @@ Headers = dict[str, str]
 def person(services: Services, name: str, role: Role = Role.USER, email: str | None = None) -> Headers:
     """A new account's headers. Without the cost of a password: nobody signs in with it."""
     now = services.now()
-    user = services.storage.users.create(name, email, "x", role, now)
+    user = services.storage.users.create(name, email, passwords.impossible_hash(), role, now)
     return bearer(services.tokens.begin(user).access_token)
 
 

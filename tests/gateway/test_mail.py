@@ -1,7 +1,9 @@
 """Letters over a real mail server: encrypted, signed in, refused, gone, and sent once by many workers."""
 
+import json
 import ssl
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,8 +23,9 @@ from gateway.settings import Settings, SettingsError
 from gateway.storage import outbox
 from gateway.storage.outbox import Letter
 from tests.certificates import Authority
+from tests.eventually import eventually
 from tests.gateway.accounts import code_in_outbox, register, signed_in
-from tests.gateway.conftest import SetClock, free_port, unreachable_models
+from tests.gateway.conftest import Gateway, SetClock, free_port, unreachable_models
 
 pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS:UserWarning")
 SENDER = "outboard@example.org"
@@ -256,3 +259,21 @@ def test_settings_that_do_not_fit_together(tmp_path: Path) -> None:
         Settings(data_dir=tmp_path, smtp_host="mail.example.org")
     shown = repr(Settings(data_dir=tmp_path, smtp_password="a mail password"))
     assert "a mail password" not in shown
+
+
+def test_the_task_worker_of_a_real_gateway_sends_them(serve: Any, settings: Settings, gateways: Callable[[Settings], Gateway]) -> None:
+    postman = Postman()
+    changes: dict[str, Any] = {"smtp_host": "localhost", "smtp_port": serve(postman).port, "smtp_tls": "none", "smtp_sender": SENDER}
+    gateway = gateways(replace(settings, http_port=free_port(), processes=1, **changes))
+
+    def post(path: str, body: dict[str, str]) -> int:
+        request = urllib.request.Request(gateway.url(path), json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+
+    gateway.program.wait_for('"worker_ready"')
+    assert post("/v1/users", {"username": "ann", "password": "correct horse battery", "email": MAIL}) == 201
+    eventually(lambda: postman.taken, "the letter comes", 20)
+    code = postman.taken[0].get_content()[:6]
+    assert post("/v1/users/verify", {"email": MAIL, "code": code}) == 204
+    assert code not in gateway.program.log, "with a mail server a code is in no log"

@@ -1,0 +1,199 @@
+"""Who may do what: every described route of `/v1` x everybody who could ask.
+
+The table names every route: a new one without a row fails. Letters, one for each of `WHO` (anonymous, other, viewer, editor, owner, operator,
+administrator), about a thing that the owner shares with the team of viewer and editor:
+
+    A  allowed: whatever comes of it, it is not refused because of who asks        U  401: sign in
+    N  404: as if it were not there                                                F  403: it may be seen, and not this
+
+Of the same thing where it is private, viewer and editor get what a stranger gets: that needs no table.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from gateway.blueprints import rest
+from tests.contract.matrix_world import WHO, World, made
+
+OWN = "UAAAAAA"
+"""One's own account, keys, lists, new things: whoever is signed in."""
+OPEN = "AAAAAAA"
+SHARED = ("/v1/models/", "/v1/deployments")
+"""What can be shared with a team, and then is the members' as well."""
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+MULTIPART = b'--b\r\nContent-Disposition: form-data; name="model"; filename="m.onnx"\r\n\r\nx\r\n--b--\r\n'
+PYTHON = {"Content-Type": "text/x-python"}
+
+
+class Row(NamedTuple):
+    """`path`: with the world's names in braces, "" where it has none; `body`: JSON, or bytes; `headers`: besides who asks."""
+
+    letters: str
+    path: str = ""
+    body: Any = None
+    headers: dict[str, str] | None = None
+
+
+ROWS: dict[str, Row] = {
+    # admin
+    "GET /v1/admin/hosts": Row("UFFFFAA"),
+    "GET /v1/admin/models": Row("UFFFFFA"),
+    "GET /v1/admin/deployments": Row("UFFFFFA"),
+    "GET /v1/admin/tasks": Row("UFFFFFA"),
+    "GET /v1/admin/storage": Row("UFFFFFA"),
+    "POST /v1/admin/storage/clean": Row("UFFFFFA", "/v1/admin/storage/clean", {"dry_run": True}),
+    "GET /v1/admin/users": Row("UFFFFFA"),
+    "GET /v1/admin/users/<name>": Row("UFFFFFA", "/v1/admin/users/viewer"),
+    "PATCH /v1/admin/users/<name>": Row("UFFFFFA", "/v1/admin/users/viewer", {"quota": {"models": 3}}),
+    "DELETE /v1/admin/users/<name>": Row("UFFFFFA", "/v1/admin/users/viewer"),
+    "POST /v1/admin/users/<name>/restore": Row("UFFFFFA", "/v1/admin/users/deleted/restore"),
+    "POST /v1/admin/invitations": Row("UFFFFFA", "/v1/admin/invitations", {"role": "user"}),
+    "GET /v1/admin/audit": Row("UFFFFFA"),
+    "GET /v1/admin/outbox": Row("UFFFFFA"),
+    # api-keys
+    "POST /v1/api-keys": Row(OWN, "/v1/api-keys", {"name": "k", "scopes": ["read"]}),
+    "GET /v1/api-keys": Row(OWN),
+    "GET /v1/api-keys/<key_id>": Row("UNNNANN", "/v1/api-keys/{key}"),
+    "DELETE /v1/api-keys/<key_id>": Row("UNNNANN", "/v1/api-keys/{key}"),
+    # tasks
+    "GET /v1/tasks": Row(OWN),
+    "GET /v1/tasks/<task_id>": Row("UNNNANA", "/v1/tasks/a-task"),
+    "GET /v1/tasks/<task_id>/result": Row("UNNNANA", "/v1/tasks/a-task/result"),
+    "GET /v1/tasks/<task_id>/events": Row("UNNNANA", "/v1/tasks/a-task/events"),
+    "POST /v1/tasks/<task_id>/cancel": Row("UNNNANA", "/v1/tasks/a-task/cancel"),
+    "POST /v1/tasks/<task_id>/retry": Row("UNNNANA", "/v1/tasks/a-task/retry"),
+    "DELETE /v1/tasks/<task_id>": Row("UNNNANA", "/v1/tasks/a-task"),
+    # batches
+    "POST /v1/batches": Row(OWN),
+    "GET /v1/batches": Row(OWN),
+    "GET /v1/batches/<batch_id>": Row("UNNNANA", "/v1/batches/a-batch"),
+    "GET /v1/batches/<batch_id>/result": Row("UNNNANA", "/v1/batches/a-batch/result"),
+    "POST /v1/batches/<batch_id>/pause": Row("UNNNANA", "/v1/batches/a-batch/pause"),
+    "POST /v1/batches/<batch_id>/resume": Row("UNNNANA", "/v1/batches/a-batch/resume"),
+    "POST /v1/batches/<batch_id>/cancel": Row("UNNNANA", "/v1/batches/a-batch/cancel"),
+    "DELETE /v1/batches/<batch_id>": Row("UNNNANA", "/v1/batches/a-batch"),
+    # deployments
+    "POST /v1/deployments/<name>/predictions": Row("UNAAAFA", "/v1/deployments/{deployment}/predictions", {"inputs": {"x": [[1, 2]]}}),
+    "POST /v1/deployments": Row("UNFAAFA", "/v1/deployments", {"name": "new", "model": "owner.m"}),
+    "GET /v1/deployments": Row(OWN),
+    "GET /v1/deployments/<name>": Row("UNAAAAA", "/v1/deployments/{deployment}"),
+    "PATCH /v1/deployments/<name>": Row("UNFAAFA", "/v1/deployments/{deployment}", {"instances": 2}),
+    "POST /v1/deployments/<name>/promote": Row("UNFAAFA", "/v1/deployments/{deployment}/promote"),
+    "POST /v1/deployments/<name>/rollback": Row("UNFAAFA", "/v1/deployments/{deployment}/rollback"),
+    "DELETE /v1/deployments/<name>": Row("UNFFAFA", "/v1/deployments/{deployment}"),
+    "GET /v1/deployments/<name>/stats": Row("UNAAAAA", "/v1/deployments/{deployment}/stats"),
+    # models
+    "POST /v1/models": Row(OWN),
+    "GET /v1/models": Row(OPEN),
+    "GET /v1/models/<name>": Row("UNAAAAA", "/v1/models/{model}"),
+    "PATCH /v1/models/<name>": Row("UNFAAFA", "/v1/models/{model}", {"description": "x"}),
+    "DELETE /v1/models/<name>": Row("UNFFAFA", "/v1/models/{model}"),
+    "POST /v1/models/<name>/restore": Row("UNFFAFA", "/v1/models/{gone}/restore"),
+    "POST /v1/models/<name>/versions": Row("UNFAAFA", "/v1/models/{model}/versions", MULTIPART, FORM),
+    "GET /v1/models/<name>/versions": Row("UNAAAAA", "/v1/models/{model}/versions"),
+    "GET /v1/models/<name>/versions/<version>": Row("UNAAAAA", "/v1/models/{model}/versions/1"),
+    "DELETE /v1/models/<name>/versions/<version>": Row("UNFAAFA", "/v1/models/{model}/versions/1"),
+    "POST /v1/models/<name>/test": Row("UNFAAFA", "/v1/models/{model}/test", {"inputs": {"x": [[1, 2]]}}),
+    # deployments
+    "POST /v1/deployments/<name>/golden": Row("UNFAAFA", "/v1/deployments/{deployment}/golden?name=new", {"inputs": {"x": [[1, 2]]}}),
+    "GET /v1/deployments/<name>/golden": Row("UNFAAFA", "/v1/deployments/{deployment}/golden"),
+    "GET /v1/deployments/<name>/golden/<request_name>": Row("UNFAAFA", "/v1/deployments/{deployment}/golden/g"),
+    "DELETE /v1/deployments/<name>/golden/<request_name>": Row("UNFAAFA", "/v1/deployments/{deployment}/golden/g"),
+    # tokens
+    "POST /v1/tokens": Row(OPEN, "/v1/tokens", {}),
+    "POST /v1/tokens/refresh": Row(OPEN, "/v1/tokens/refresh", {}),
+    "DELETE /v1/tokens": Row(OWN),
+    # scripts
+    "POST /v1/scripts": Row(OWN, "/v1/scripts?name=new", b"def preprocess(inputs):\n    return inputs\n", PYTHON),
+    "GET /v1/scripts": Row(OWN),
+    "GET /v1/scripts/<name>": Row("UNNNANN", "/v1/scripts/s"),
+    "PATCH /v1/scripts/<name>": Row("UNNNANN", "/v1/scripts/s", {"description": "x"}),
+    "DELETE /v1/scripts/<name>": Row("UNNNANN", "/v1/scripts/s"),
+    "POST /v1/scripts/<name>/versions": Row("UNNNANN", "/v1/scripts/s/versions", b"def preprocess(inputs):\n    return inputs\n", PYTHON),
+    "GET /v1/scripts/<name>/versions": Row("UNNNANN", "/v1/scripts/s/versions"),
+    "GET /v1/scripts/<name>/versions/<version>/source": Row("UNNNANN", "/v1/scripts/s/versions/1/source"),
+    # teams
+    "POST /v1/teams": Row(OWN, "/v1/teams", {"name": "new"}),
+    "GET /v1/teams": Row(OWN),
+    "GET /v1/teams/<team>": Row("UNAAANA", "/v1/teams/crew"),
+    "PATCH /v1/teams/<team>": Row("UNFFANA", "/v1/teams/crew", {"name": "renamed"}),
+    "DELETE /v1/teams/<team>": Row("UNFFANA", "/v1/teams/crew"),
+    "GET /v1/teams/<team>/members": Row("UNAAANA", "/v1/teams/crew/members"),
+    "PUT /v1/teams/<team>/members/<username>": Row("UNFFANA", "/v1/teams/crew/members/viewer", {"role": "viewer"}),
+    "DELETE /v1/teams/<team>/members/<username>": Row("UNAFANA", "/v1/teams/crew/members/viewer"),
+    # uploads
+    "POST /v1/uploads": Row(OWN, "/v1/uploads", {"file_name": "x.onnx", "size": 3}),
+    "GET /v1/uploads/<upload>": Row("UNNNANN", "/v1/uploads/{upload}"),
+    "PATCH /v1/uploads/<upload>": Row(
+        "UNNNANN", "/v1/uploads/{upload}", b"12345", {"Content-Type": "application/octet-stream", "Upload-Offset": "0"}
+    ),
+    "DELETE /v1/uploads/<upload>": Row("UNNNANN", "/v1/uploads/{upload}"),
+    # users
+    "POST /v1/users": Row(OPEN, "/v1/users", {"username": "new", "password": "long enough"}),
+    "POST /v1/users/verify": Row(OPEN, "/v1/users/verify", {"email": "owner@example.org"}),
+    # password-resets
+    "POST /v1/password-resets": Row(OPEN, "/v1/password-resets", {"email": "owner@example.org"}),
+    # me
+    "GET /v1/me": Row(OWN),
+    "PATCH /v1/me": Row("UFFFFFF", "/v1/me", {"current_password": "x", "email": None}),
+    "DELETE /v1/me": Row(OWN),
+    "GET /v1/me/quota": Row(OWN),
+    "PUT /v1/me/avatar": Row(OWN),
+    "DELETE /v1/me/avatar": Row(OWN),
+    "GET /v1/me/avatar": Row(OWN),
+    # users
+    "GET /v1/users/<name>/avatar": Row(OWN, "/v1/users/viewer/avatar"),
+    # webhooks
+    "POST /v1/webhooks": Row(OWN, "/v1/webhooks", {"url": "https://h.example.org/"}),
+    "GET /v1/webhooks": Row(OWN),
+    "GET /v1/webhooks/<webhook_id>": Row("UNNNANN", "/v1/webhooks/{webhook}"),
+    "PATCH /v1/webhooks/<webhook_id>": Row("UNNNANN", "/v1/webhooks/{webhook}", {"enabled": False}),
+    "POST /v1/webhooks/<webhook_id>/secret": Row("UNNNANN", "/v1/webhooks/{webhook}/secret"),
+    "DELETE /v1/webhooks/<webhook_id>": Row("UNNNANN", "/v1/webhooks/{webhook}"),
+    "GET /v1/webhooks/<webhook_id>/deliveries": Row("UNNNANN", "/v1/webhooks/{webhook}/deliveries"),
+    "POST /v1/webhooks/<webhook_id>/deliveries/<delivery_id>/retry": Row("UNNNANN", "/v1/webhooks/{webhook}/deliveries/a-delivery/retry"),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with made(tmp_path_factory.mktemp("shared"), "team") as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with made(tmp_path_factory.mktemp("private"), "private") as world:
+        yield world
+
+
+def test_every_described_route_has_a_row() -> None:
+    described = {f"{operation.method} {operation.path}" for operation in rest.OPERATIONS}
+    assert described - ROWS.keys() == set(), "new routes: say in ROWS who may do what with them"
+    assert ROWS.keys() - described == set(), "rows of routes that are not there any more"
+
+
+def outcome(world: World, route: str, who: str) -> str:
+    """A letter; the world is as before."""
+    row = ROWS[route]
+    method, template = route.split(" ")
+    answer = world.ask(who, method, (row.path or template).format(**world.names), row.body, row.headers or {})
+    assert answer.status_code != 500, (route, who, answer.get_json(silent=True))
+    if method != "GET" and answer.status_code < 300:
+        world.rewind()
+    return {401: "U", 403: "F", 404: "N"}.get(answer.status_code, "A")
+
+
+@pytest.mark.parametrize("route", ROWS)
+def test_who_may_do_what(shared: World, route: str) -> None:
+    found = {who: outcome(shared, route, who) for who in WHO}
+    assert found == dict(zip(WHO, ROWS[route].letters, strict=True))
+
+
+@pytest.mark.parametrize("route", [route for route in ROWS if route.split(" ")[1].startswith(SHARED)])
+def test_what_is_private_is_not_there_for_anybody_else(private: World, route: str) -> None:
+    letters = dict(zip(WHO, ROWS[route].letters, strict=True))
+    expected = letters | {"viewer": letters["other"], "editor": letters["other"]}
+    assert {who: outcome(private, route, who) for who in WHO} == expected
