@@ -14,7 +14,7 @@ _USED = {
     "bytes": "select coalesce(sum(v.size), 0) from model_versions v join models m on m.id = v.model_id"
     " where m.owner_id = ? and m.deleted_at is null and v.deleted_at is null",
     "deployments": "select count(*) from deployments where owner_id = ? and deleted_at is null",
-    "tasks": "select count(*) from tasks where user_id = ? and state in ('queued', 'running', 'paused')",
+    "tasks": "select coalesce((select queued + running + paused from queues where user_id = ?), 0)",
 }
 
 

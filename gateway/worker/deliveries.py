@@ -27,7 +27,7 @@ _AT_ONCE = 8
 _ROUNDS = 2
 _MOST_FAILURES = 20
 """Notices in a row that are given up before a webhook is turned off."""
-_LEASE_MARGIN_S = 30.0
+_LEASE_MARGIN_S = 10.0
 _MOST_READ = 4096
 _UNWANTED = 410
 _MOST_RETRY_AFTER_S = 86_400.0
