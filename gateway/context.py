@@ -17,11 +17,11 @@ from gateway.operations.deployed import Deployed
 from gateway.operations.deployment_changes import Deployments
 from gateway.operations.deployment_statistics import Collector
 from gateway.operations.host_models import HostModels
+from gateway.operations.mail import Mail
 from gateway.operations.model_tests import ModelTests
 from gateway.operations.models import Library
 from gateway.operations.scripts import Scripts
 from gateway.operations.tasks import Tasks
-from gateway.operations.mail import Mail
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
 from gateway.operations.webhooks import Webhooks

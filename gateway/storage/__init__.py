@@ -14,6 +14,7 @@ from gateway.storage import secret
 from gateway.storage.api_keys import ApiKeys
 from gateway.storage.attempts import Attempts
 from gateway.storage.audit import Audit
+from gateway.storage.batches import Batches
 from gateway.storage.blobs import Blobs, full
 from gateway.storage.codes import Codes
 from gateway.storage.database import Database
@@ -31,7 +32,6 @@ from gateway.storage.quotas import Quotas
 from gateway.storage.scripts import Scripts
 from gateway.storage.sessions import Sessions
 from gateway.storage.signups import Signups
-from gateway.storage.batches import Batches
 from gateway.storage.task_marks import TaskMarks
 from gateway.storage.task_queue import TaskQueue
 from gateway.storage.tasks import Tasks

@@ -171,7 +171,7 @@ def _head(archive: tarfile.TarFile) -> dict[str, Any]:
         raise BackupError("it is no backup: its list is not at its beginning")
     content = archive.extractfile(first)
     try:
-        head = json.loads(content.read()) if content else None
+        head: dict[str, Any] = dict(json.loads(content.read() if content else b""))
         if head["format"] != FORMAT:
             raise BackupError(f"it was made by another version of this program (format {head['format']})")
         wanted = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in head["files"].items()}
