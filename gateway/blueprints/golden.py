@@ -31,7 +31,7 @@ _LIST = Object({"items": required(Items(bodies.GOLDEN, golden.MOST))}, "GoldenRe
     raw=BODIES,
     errors=(
         *(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.CONFLICT, Code.DEPLOYMENT_PAUSED, Code.NOT_READY, Code.MODEL_NOT_FOUND),
-        *(Code.VERSION_NOT_FOUND, Code.INVALID_MODEL, Code.MODEL_FAILED, Code.CANCELLED),
+        *(Code.VERSION_NOT_FOUND, Code.INVALID_MODEL, Code.MODEL_FAILED, Code.CANCELLED, Code.UNSUPPORTED, Code.GONE),
     ),
     creates=True,
 )
