@@ -222,7 +222,12 @@ class ProcessExecutor:
             if why := wanted.why(self.pid):
                 raise errors.insufficient_capacity(f"model {wanted.name!r}: its process was {why} while loading it")
             raise errors.invalid_model(wanted.name, "its process died while loading it")
-        return read_loaded(text)
+        try:
+            return read_loaded(text)
+        except ServingError:
+            raise
+        except Exception as error:  # code of its owner has that socket too, and may have spoken first
+            raise errors.invalid_model(wanted.name, "its process told something that cannot be read") from error
 
     @property
     def outstanding(self) -> int:

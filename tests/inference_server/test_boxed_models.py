@@ -168,6 +168,22 @@ def test_what_it_writes_is_its_memory(engine: Engine, repository: Path) -> None:
     assert floats(ask(engine)) == [1, 2]
 
 
+@pytest.mark.parametrize("said", [b"x", b"[]", b"{}", b'{"failed": "no code", "message": 1}', b'{"ready": 1, "queue": 2}', b"[" * 5000])
+def test_what_its_code_says_in_its_executors_place_is_no_error_of_the_servers(engine: Engine, repository: Path, said: bytes) -> None:
+    code = f"""
+    import os, socket
+    def load():
+        for number in os.listdir("/proc/self/fd"):
+            try: socket.socket(fileno=os.dup(int(number))).send({said!r})
+            except OSError: pass
+    def infer(inputs): return inputs
+    """
+    python_model(repository / "m", code, DOUBLE_TOML)
+    with pytest.raises(ServingError) as caught:
+        engine.repository_model_load("m", {})
+    assert caught.value.code is Code.INVALID_MODEL and caught.value.message.endswith("its process told something that cannot be read")
+
+
 @boxed
 def test_large_answers_and_many_requests_go_through_the_filter(engine: Engine, repository: Path) -> None:
     load(engine, repository, DOUBLE, REQUIRED)
