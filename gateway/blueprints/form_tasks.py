@@ -49,11 +49,10 @@ _OF_A_TASK = (TASK_NOT_FOUND, NOT_FINISHED, TASK_FAILED, TASK_CANCELLED, RESULT_
 )
 def submit(asked: FormAsked) -> Mapping[str, Any]:
     """What `/predict` does, later."""
-    owned, record = services(), own_deployment(asked)
+    owned, form, record = services(), form_input(asked), own_deployment(asked)
     target = owned.deployed.target(asked.me, record.rpc_name)
     if not target.is_wanted:
         raise ServingError(Code.DEPLOYMENT_PAUSED, f"deployment {record.name!r} is paused")
-    form = form_input(asked)
     _check(owned, target, form)
     content = kept_bodies.encode(PredictionBody(form=form))
     try:

@@ -14,6 +14,7 @@ _NUMBER = OrNull(Number())
 PARAMETERS = {
     "user": "name of the account; may be spelled `uesr`",
     "password": "",
+    "email": "where codes go",
     "modelname": "name of the model",
     "newname": "the name that it is to have",
     "modeltype": "what it is for, in a word of the owner's own",
