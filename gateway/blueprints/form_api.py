@@ -209,7 +209,17 @@ def _sent(route: FormRoute, keep: Collection[str]) -> multipart.Sent:
     if request.mimetype == forms.MULTIPART:
         memory = FORM_BYTES if keep else owned.settings.max_body_bytes
         limit = owned.settings.max_upload_bytes + FORM_BYTES if keep else owned.settings.max_body_bytes
-        sent = multipart.read(keep, owned.storage.receive(owned.settings.max_upload_bytes), memory, limit)
+        sent = multipart.Sent()
+        receive = owned.storage.receive(owned.settings.max_upload_bytes)
+
+        def begin(name: str) -> Incoming:
+            # a stranger's file is not taken to the disk, where the password has come before it
+            given = _first(sent.fields)
+            if "user" in given and "password" in given:
+                _sign_in(given["user"], given["password"])
+            return receive(name)
+
+        multipart.read(keep, begin, memory, limit, sent)
     elif request.mimetype == forms.URLENCODED:
         sent = multipart.Sent(forms.parse(read_body(), forms.URLENCODED)[0])
     else:
@@ -221,9 +231,7 @@ def _sent(route: FormRoute, keep: Collection[str]) -> multipart.Sent:
 
 def _parameters(route: FormRoute, fields: Sequence[tuple[str, str]], signs_in: bool) -> dict[str, str]:
     """The first value of each known name. Raises invalid_input for one that is missing."""
-    given: dict[str, str] = {}
-    for name, value in fields:
-        given.setdefault("user" if name == "uesr" else name, value)
+    given = _first(fields)
     required = (*(("user", "password") if signs_in else ()), *route.required)
     if missing := {name: "is missing" for name in required if name not in given}:
         raise InvalidFields(missing)
@@ -231,6 +239,13 @@ def _parameters(route: FormRoute, fields: Sequence[tuple[str, str]], signs_in: b
     if wrong := {name: "holds a character that no text may have" for name in known & given.keys() if not _storable(given[name])}:
         raise InvalidFields(wrong)
     return {name: value for name, value in given.items() if name in known}
+
+
+def _first(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for name, value in fields:
+        given.setdefault("user" if name == "uesr" else name, value)
+    return given
 
 
 def _storable(text: str) -> bool:

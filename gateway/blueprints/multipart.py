@@ -42,9 +42,9 @@ class Sent:
             incoming.discard()
 
 
-def read(keep: Collection[str], begin: Callable[[str], Incoming], memory: int, limit: int) -> Sent:
+def read(keep: Collection[str], begin: Callable[[str], Incoming], memory: int, limit: int, sent: Sent | None = None) -> Sent:
     """The request's form. `keep`: fields whose files go where `begin(file name)` says, `memory`: most bytes of everything else,
-    `limit`: most bytes of the body.
+    `limit`: most bytes of the body. `sent`: what the form is read into, for a `begin` that looks at the fields which have come.
 
     Raises invalid_input for a body that broke off or is malformed, too_large, unsupported_media for a compressed one, and what writing
     raises; nothing is then left on the disk.
@@ -55,7 +55,7 @@ def read(keep: Collection[str], begin: Callable[[str], Incoming], memory: int, l
     if request.mimetype != MULTIPART or not boundary or not boundary.isascii():
         raise ServingError(Code.UNSUPPORTED_MEDIA, f"the body must be {MULTIPART} with a boundary")
     request.max_content_length = limit
-    sent = Sent()
+    sent = Sent() if sent is None else sent
     try:
         _Reader(sent, keep, begin, memory).run(request.stream, MultipartDecoder(boundary.encode(), max_parts=MAX_PARTS))
         for incoming in chain.from_iterable(sent.kept.values()):

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from gateway.storage.incoming import Incoming
 from tests.gateway.conftest import PASSWORD
 from tests.gateway.deployed_host import deployed, users_host  # noqa: F401
 from tests.gateway.owners import Person, Place, fivefold, place, triple  # noqa: F401
@@ -89,3 +92,15 @@ def test_what_goes_wrong(place: Place, triple: Path, tmp_path: Path) -> None:
         {"status": "invalid parameter", "message": "user: is missing; password: is missing; modelname: is missing"},
     )
     assert place.ann("DELETE", "/deletemodel", data={"user": "ann", "password": PASSWORD, "modelname": "m"}) == DONE, "a form, too"
+
+
+def test_a_strangers_file_is_not_written(place: Place, triple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise AssertionError("it was written")
+
+    monkeypatch.setattr(Incoming, "write", write)
+    assert upload(place.ann, triple, password="wrong")[1] == {
+        "status": "invalid password",
+        "message": "the username or the password is wrong",
+    }
+    assert upload(place.ann, triple, user="nobody")[1]["status"] == "user not found"
