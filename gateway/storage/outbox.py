@@ -68,12 +68,6 @@ class Outbox:
             else:
                 db.execute("update outbox set error = ?, next_at = ? where id = ?", [reason, again_at, number])
 
-    def again(self, number: int, now: datetime) -> bool:
-        """Makes a letter due at once; False where there is none that waits."""
-        with self._database.write() as db:
-            due = "update outbox set next_at = ? where id = ? and state = 'waiting' returning id"
-            return db.execute(due, [now.timestamp(), number]).fetchone() is not None
-
     def page(self, state: str, before: int | None, count: int) -> list[OutboxRecord]:
         """Newest first, before the one with the number `before`; `state` "" for all."""
         with self._database.read() as db:
