@@ -1,122 +1,16 @@
 """`/v1/deployments`, `/v2` and the form API over a real model host, with the worker beside: everything that owners and callers do."""
 
-import io
+# ruff: noqa: F401, F811 - fixtures are imported, and then are arguments
 import json
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
-
-from gateway import create_app
-from gateway.types import Principal, Role
-from gateway.worker import deploying
-from gateway.worker.process import Worker
-from tests.gateway.conftest import PASSWORD
-from tests.gateway.deployed_host import Deployed, deployed, users_host, within  # noqa: F401
+from tests.gateway.deployed_host import deployed, users_host, within
 from tests.gateway.deployed_rows import model
-from tests.onnx_models import slow, times
-
-SCRIPT = """
-def preprocess(inputs):
-    return {"x": inputs["rows"] + 1}
-
-
-def postprocess(outputs):
-    return {"largest": float(outputs["y"].max())}
-"""
-POSTPROCESS = "def postprocess(outputs):\n    return {'sum': float(outputs['y'].sum())}\n"
-
-
-@dataclass
-class Person:
-    """A client with somebody's token."""
-
-    http: FlaskClient
-    headers: dict[str, str]
-    principal: Principal
-
-    def __call__(self, method: str, path: str, body: Any = None, **named: Any) -> TestResponse:
-        headers = {**self.headers, **named.pop("headers", {})}
-        return self.http.open(path, method=method, json=body, headers=headers, **named)
-
-    def made(self, path: str, body: Any, status: int = 201) -> Any:
-        answer = self("POST", path, body)
-        assert answer.status_code == status, answer.get_data(as_text=True)
-        return answer.get_json()
-
-
-@dataclass
-class Stage:
-    over: Deployed
-    ann: Person
-    bob: Person
-    nobody: Person
-    files: list[Path]
-
-    def until(self, name: str, state: str = "running", who: Person | None = None) -> Any:
-        """The deployment once it has that state and all is carried out."""
-
-        def seen() -> Any:
-            found = (who or self.ann)("GET", f"/v1/deployments/{name}").get_json()
-            return found if found.get("state") == state and found["settled"] else None
-
-        return within(20, seen)
-
-    def deploy(self, name: str = "d", **more: Any) -> Any:
-        self.ann.made("/v1/deployments", {"name": name, "model": "m", "version": 1, **more})
-        return self.until(name)
-
-
-@pytest.fixture(params=["hot", "Flask"])
-def stage(request: pytest.FixtureRequest, deployed: Deployed, tmp_path: Path) -> Iterator[Stage]:  # noqa: F811
-    yield from staged(deployed, tmp_path, hot=request.param == "hot")
-
-
-@pytest.fixture
-def plain(deployed: Deployed, tmp_path: Path) -> Iterator[Stage]:  # noqa: F811
-    yield from staged(deployed, tmp_path, hot=True)
-
-
-def staged(over: Deployed, tmp_path: Path, *, hot: bool) -> Iterator[Stage]:
-    services = over.services
-    http = create_app(services.settings, services=services, hot=hot).test_client()
-    people = [_person(over, http, name) for name in ("ann", "bob")]
-    files = [times(tmp_path / f"{factor}.onnx", factor) for factor in (2, 2.0001, 5)]
-    model(over.storage, people[0].principal, "m", *files)
-    services.settings.run_dir.mkdir(parents=True, exist_ok=True)
-    worker = Worker(services, 1, deploying.parts)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        yield Stage(over, *people, Person(http, {}, people[1].principal), files)
-    finally:
-        worker.stop()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
-def _person(over: Deployed, http: FlaskClient, name: str) -> Person:
-    made = over.services.users.register(name, PASSWORD)
-    issued = over.services.tokens.sign_in(name, PASSWORD, "127.0.0.1")
-    return Person(http, {"Authorization": f"Bearer {issued.access_token}"}, Principal(made.id, made.name, Role.USER))
-
-
-def predict(who: Person, name: str = "d", value: float = 2, **more: Any) -> Any:
-    answer = who("POST", f"/v1/deployments/{name}/predictions", {"inputs": {"x": [[value, 0]]}, **more})
-    return answer.get_json() if answer.status_code == 200 else (answer.status_code, answer.get_json()["code"])
-
-
-def infer(who: Person, name: str = "ann.d") -> Any:
-    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [2, 0]}]}
-    answer = who("POST", f"/v2/models/{name}/infer", body)
-    return answer.get_json()["outputs"][0]["data"][0] if answer.status_code == 200 else (answer.status_code, answer.get_json()["error"])
+from tests.gateway.deployed_stage import Person, Stage, infer, person, plain, predict, stage
+from tests.onnx_models import slow
 
 
 def test_made_called_changed_paused_and_deleted(stage: Stage) -> None:
@@ -243,103 +137,6 @@ def test_canary_promoted_and_taken_back(plain: Stage) -> None:
     assert {predict(ann)["version"] for _ in range(20)} == {"3"}
 
 
-def test_golden_requests(plain: Stage) -> None:
-    ann = plain.ann
-    plain.deploy()
-    pinned = ann.made("/v1/deployments/d/golden?name=big", {"inputs": {"x": [[1000, 1]]}})
-    assert pinned["outputs"] == {"y": [[2000, 2]]}
-    assert ann("POST", "/v1/deployments/d/golden?name=big", {"inputs": {"x": [[1, 1]]}}).status_code == 409
-    form = {"x": "[[3, 4]]"}
-    assert ann("POST", "/v1/deployments/d/golden?name=form", data=form).status_code == 201
-    assert [entry["name"] for entry in ann("GET", "/v1/deployments/d/golden").get_json()["items"]] == ["big", "form"]
-    assert ann("GET", "/v1/deployments/d/golden/form").get_json()["outputs"] == {"y": [[6, 8]]}
-    ann("PATCH", "/v1/deployments/d", {"version": 3})
-    refused = plain.until("d")
-    assert refused["version"] == refused["serving_version"] == 1
-    assert refused["reason"].startswith("version 3 was refused: golden request 'big': output 'y' differs by 1.5 at element 0")
-    assert predict(ann)["version"] == "1"
-    ann("PATCH", "/v1/deployments/d", {"version": 2})
-    assert plain.until("d")["serving_version"] == 2
-    ann("PATCH", "/v1/deployments/d", {"version": 3, "golden_tolerance": 10})
-    assert plain.until("d")["serving_version"] == 3
-    for name in ("big", "form"):
-        assert ann("DELETE", f"/v1/deployments/d/golden/{name}").status_code == 204
-    assert ann("DELETE", "/v1/deployments/d/golden/big").status_code == ann("GET", "/v1/deployments/d/golden/big").status_code == 404
-
-
-def scripted(stage: Stage, source: str, name: str = "s") -> Any:
-    answer = stage.ann("POST", f"/v1/scripts?name={name}", data=source, content_type="text/x-python")
-    if answer.status_code == 501:
-        pytest.skip("no box for scripts here")
-    return answer
-
-
-def test_a_script_stands_around_predictions(stage: Stage) -> None:
-    ann = stage.ann
-    made = scripted(stage, SCRIPT)
-    assert made.status_code == 201 and made.get_json()["functions"] == ["preprocess", "postprocess"]
-    stage.deploy(script={"name": "s"})
-    assert stage.until("d")["script"] == {"name": "s", "version": 1, "functions": ["preprocess", "postprocess"]}
-
-    def asked(body: Any) -> Any:
-        answer = ann("POST", "/v1/deployments/d/predictions", body)
-        return answer.get_json()["outputs"] if answer.status_code == 200 else (answer.status_code, answer.get_json()["detail"])
-
-    assert asked({"inputs": {"rows": [[1, 4]]}}) == {"largest": 10}
-    tensor = {"name": "rows", "datatype": "INT64", "shape": [1, 2], "data": [1, 4]}
-    over_v2 = ann("POST", "/v2/models/ann.d/infer", {"inputs": [tensor]})
-    assert [(output["name"], output["data"]) for output in over_v2.get_json()["outputs"]] == [("largest", [10.0])]
-    assert asked({"inputs": {"x": [[1, 4]]}})[0] == 500 and "KeyError" in asked({"inputs": {"x": [[1, 4]]}})[1]
-    assert asked({"inputs": {"rows": [1, 4]}}) == (
-        500,
-        "the script's preprocess gave 'x' of shape [2], and the model takes [-1, 2] (-1: any size)",
-    )
-    assert asked({"inputs": {"rows": [[1, 4]]}, "outputs": ["y"]})[0] == 400
-    new = ann("POST", "/v1/scripts/s/versions", data=POSTPROCESS, content_type="text/plain")
-    assert new.status_code == 201 and new.get_json()["version"] == 2
-    assert asked({"inputs": {"rows": [[1, 4]]}}) == {"largest": 10}, "it keeps its version"
-    ann("PATCH", "/v1/deployments/d", {"script": {"name": "s", "version": 2}})
-    stage.until("d")
-    assert asked({"inputs": {"x": [[1, 4]]}}) == {"sum": 10} and asked({"columns": ["a", "b"], "data": [[1, 4], [2, 2]]}) == {"sum": 18}
-    assert ann("DELETE", "/v1/scripts/s").status_code == 409
-    ann("PATCH", "/v1/deployments/d", {"script": None})
-    stage.until("d")
-    assert asked({"inputs": {"x": [[1, 4]]}}) == {"y": [[2, 8]]}
-
-
-def test_a_script_that_never_ends_harms_nobody(plain: Stage) -> None:
-    assert scripted(plain, "def postprocess(outputs):\n    while True: pass\n").status_code == 201
-    plain.deploy(script={"name": "s"})
-    plain.deploy("other")
-    with ThreadPoolExecutor(2) as pool:
-        looping = pool.submit(predict, plain.ann)
-        started = time.monotonic()
-        assert predict(plain.ann, "other")["outputs"] == {"y": [[4, 0]]} and time.monotonic() - started < 3
-        assert looping.result(30) == (500, "model_failed")
-
-
-def test_scripts(plain: Stage) -> None:
-    ann = plain.ann
-    assert scripted(plain, SCRIPT).headers["Location"] == "/v1/scripts/s"
-    assert scripted(plain, SCRIPT).status_code == 409
-    wrong = scripted(plain, "def preprocess(inputs:\n", "t")
-    assert wrong.status_code == 400 and "line 1" in wrong.get_json()["detail"]
-    assert scripted(plain, "x = 1\n", "t").status_code == 400 and scripted(plain, "", "t").status_code == 400
-    again = ann("POST", "/v1/scripts/s/versions", data={"script": (io.BytesIO(SCRIPT.encode()), "s.py")})
-    assert again.status_code == 201 and again.get_json()["version"] == 1, "the same source is the same version"
-    ann("POST", "/v1/scripts/s/versions", data=POSTPROCESS, content_type="text/plain")
-    assert [entry["version"] for entry in ann("GET", "/v1/scripts/s/versions").get_json()["items"]] == [2, 1]
-    assert ann("GET", "/v1/scripts/s/versions/1/source").get_data(as_text=True) == SCRIPT
-    assert ann("GET", "/v1/scripts/s/versions/3/source").status_code == 404
-    read = ann("GET", "/v1/scripts/s")
-    assert (read.get_json()["version"], read.get_json()["functions"]) == (2, ["postprocess"])
-    assert ann("PATCH", "/v1/scripts/s", {"description": "sums"}, headers={"If-Match": '"99"'}).status_code == 412
-    assert ann("PATCH", "/v1/scripts/s", {"description": "sums"}).get_json()["description"] == "sums"
-    assert [entry["name"] for entry in ann("GET", "/v1/scripts").get_json()["items"]] == ["s"]
-    assert plain.bob("GET", "/v1/scripts/s").status_code == 404 and plain.bob("GET", "/v1/scripts").get_json()["items"] == []
-    assert ann("DELETE", "/v1/scripts/s").status_code == 204 and ann("GET", "/v1/scripts/s").status_code == 404
-
-
 def test_a_sleeping_one_wakes_for_a_call(plain: Stage) -> None:
     plain.deploy()
     record = plain.over.storage.deployments.of_owner(plain.ann.principal.user_id, "d")
@@ -372,7 +169,7 @@ def test_roles_of_a_team_and_of_the_platform(plain: Stage) -> None:
     """What each may do: call, read statistics, change, pause, delete."""
     services, ann = plain.over.services, plain.ann
     plain.deploy()
-    people = {name: _person(plain.over, ann.http, name) for name in ("viewer", "editor", "operator", "administrator")}
+    people = {name: person(plain.over, ann.http, name) for name in ("viewer", "editor", "operator", "administrator")}
     team = plain.over.storage.teams.create("team", ann.principal.user_id, services.now())
     with plain.over.storage.database.write() as db:
         for role in ("viewer", "editor"):
@@ -419,20 +216,6 @@ def test_a_failed_one_says_why(plain: Stage) -> None:
     assert infer(plain.ann) == (503, "deployment 'ann.d' failed: no luck") and predict(plain.ann) == (503, "not_ready")
 
 
-def test_statistics(plain: Stage) -> None:
-    plain.deploy()
-    for _ in range(5):
-        predict(plain.ann)
-    assert predict(plain.ann, value="text")[0] == 400  # type: ignore[arg-type]
-    told = within(10, lambda: (found := plain.ann("GET", "/v1/deployments/d/stats").get_json())["total"]["requests"] >= 5 and found)
-    assert told["span"] == "minute" and told["total"]["requests"] == 5 and sum(point["requests"] for point in told["points"]) == 5
-    assert 0 < told["total"]["latency_ms"]["p50"] <= told["total"]["latency_ms"]["p99"] and told["total"]["memory"] > 0
-    assert plain.ann("GET", "/v1/deployments/d/stats?span=hour").get_json()["total"]["requests"] == 5
-    assert plain.ann("GET", "/v1/deployments/d/stats?from=2020-01-01T00:00:00Z&to=2020-01-02T00:00:00Z").get_json()["points"] == []
-    for wrong in ("span=day", "from=yesterday", "from=2020-01-01", "other=1"):
-        assert plain.ann("GET", f"/v1/deployments/d/stats?{wrong}").status_code == 400, wrong
-
-
 def test_no_prediction_fails_while_versions_change(plain: Stage, tmp_path: Path) -> None:
     plain.deploy()
     stop, answers = threading.Event(), []
@@ -457,61 +240,6 @@ def test_no_prediction_fails_while_versions_change(plain: Stage, tmp_path: Path)
         answer for answer in answers if not isinstance(answer, dict)
     ]
     assert {answer["version"] for answer in answers} == {"1", "3"}
-
-
-class FormUser:
-    """What a client of 2020 does: nothing but paths and form fields."""
-
-    def __init__(self, http: FlaskClient) -> None:
-        self.http = http
-
-    def __call__(self, method: str, path: str, **fields: Any) -> Any:
-        given = {"user": "ann", "password": PASSWORD, "modelname": "m", "deployment": "f", **fields}
-        sent = {"query_string": given} if method in ("GET", "DELETE") else {"data": given}
-        answer = self.http.open(path, method=method, **sent)
-        assert answer.status_code == 200 or answer.get_json()["status"] == "invalid parameter", answer.get_data()
-        return answer.get_json()
-
-
-def test_the_form_api(plain: Stage) -> None:
-    form = FormUser(plain.nobody.http)
-    assert form("POST", "/createdeployment", time="2020-02-02", cpu="0.5", memory="64MiB") == {"status": "success"}
-    assert form("POST", "/createdeployment")["status"] == "duplication"
-    assert form("POST", "/createdeployment", deployment="g", modelname="none")["status"] == "model not found"
-    assert form("POST", "/createdeployment", deployment="g", memory="900TiB")["status"] == "insufficient capacity"
-    assert form("POST", "/createdeployment", deployment="g", memory="512")["status"] == "invalid parameter"
-    assert form("POST", "/createdeployment", deployment="g", password="wrong password")["status"] == "invalid password"
-    assert form("POST", "/createdeployment", deployment="g", user="nobody")["status"] == "user not found"
-    asked = {"filetype": "none", "input": json.dumps({"x": [[2, 0]]})}
-    assert form("POST", "/predict", **asked)["output"] == {"y": [[10, 0]]}, "the newest version, which it waits for"
-    plain.until("f")
-    assert form("GET", "/getmodeldeployment")["deployment"] == [{"deployment": "f", "status": "running", "time": "2020-02-02"}]
-    assert form("GET", "/getmodeldeployment", modelname="none")["status"] == "model not found"
-    assert form("POST", "/predict", filetype="none", input="{}")["status"] == "invalid input"
-    assert form("POST", "/predict", deployment="none", **asked)["status"] == "deployment not found"
-    many = form("POST", "/predict", filetype="csv", input=(io.BytesIO(b"x\n"), "a.csv"))
-    assert many["status"] == "invalid input"
-    told = within(10, lambda: (found := form("GET", "/getdeploymentstatus"))["requests"] and found)
-    assert (
-        (told["status"], told["state"], told["errors"]) == ("success", "running", 0)
-        and told["p99"] >= told["p50"] > 0
-        and told["memory"] > 0
-    )
-    for path in ("/settaskstatuspause", "/setdeploymentstatuspause"):
-        assert form("POST", path) == {"status": "success"}
-        assert form("POST", "/predict", **asked)["status"] == "deployment paused"
-        assert form("POST", path, deployment="none")["status"] == "deployment not found"
-        assert form("POST", "/setdeploymentstatusrunning") == {"status": "success"}
-        assert form("POST", "/predict", **asked)["status"] == "success"
-        plain.until("f")
-    source = form("POST", "/uploadscript", script=(io.BytesIO(POSTPROCESS.encode()), "s.py"))
-    if source["status"] == "success":
-        plain.until("f")
-        assert form("POST", "/predict", **asked)["output"] == {"sum": 10}
-        assert form("POST", "/uploadscript", script=(io.BytesIO(b"def x(:"), "s.py"))["status"] == "invalid script"
-    assert form("DELETE", "/deletedeployment") == {"status": "success"}
-    assert form("DELETE", "/deletedeployment")["status"] == "deployment not found"
-    assert form("GET", "/getdeploymentstatus")["status"] == "deployment not found"
 
 
 def test_instances_follow_the_queue(plain: Stage, tmp_path: Path) -> None:
