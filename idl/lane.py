@@ -109,7 +109,11 @@ def pack_head(
     tensors: Sequence[tuple[str, str, tuple[int, ...], int]], wanted: tuple[str, ...], parameters: Mapping[str, Any]
 ) -> tuple[bytes, tuple[int, ...], int]:
     """(head, each tensor's offset in the body, size of the body) for tensors given as (name, datatype, shape, bytes)."""
-    pack = _pack_tensors if sum([len(tensor[0]) for tensor in tensors]) + sum(map(len, wanted)) <= REMEMBERED_BYTES else _pack_tensors.__wrapped__
+    pack = (
+        _pack_tensors
+        if sum([len(tensor[0]) for tensor in tensors]) + sum(map(len, wanted)) <= REMEMBERED_BYTES
+        else _pack_tensors.__wrapped__
+    )
     head, offsets, size = pack(tuple(tensors), wanted)
     return head + (json.dumps(dict(parameters)).encode() if parameters else b""), offsets, size
 

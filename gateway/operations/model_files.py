@@ -58,7 +58,9 @@ def tried(models: Models, files: Sequence[SentFile], timeout_s: float) -> Valida
     """What a model host finds out by trying them. Raises what `Client.validate` raises, and invalid_input for names."""
     names = check_names(files)
     with contextlib.ExitStack() as stack:
-        return models.validate([(name, stack.enter_context(file.path.open("rb"))) for name, file in zip(names, files, strict=True)], timeout_s)
+        return models.validate(
+            [(name, stack.enter_context(file.path.open("rb"))) for name, file in zip(names, files, strict=True)], timeout_s
+        )
 
 
 def version_of(report: Validation, files: Sequence[SentFile]) -> NewVersion:

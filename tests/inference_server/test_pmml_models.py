@@ -193,5 +193,6 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         pmml._runtime("m", 0)
     assert caught.value.code is Code.UNSUPPORTED
     assert (
-        "need pypmml and Java 11 or later (pip install -e '.[pmml]' in the checkout; Debian: apt install default-jre-headless)" in caught.value.message
+        "need pypmml and Java 11 or later (pip install -e '.[pmml]' in the checkout; Debian: apt install default-jre-headless)"
+        in caught.value.message
     )
