@@ -15,7 +15,9 @@ def current_call(timeout_s: float = 0.0, *, inference: str = "") -> Call:
         if "trace" not in g:
             g.trace = owned.tracer.begin(traceparent, inference)
         traceparent = g.trace.header
-    return wsgi_request.call(principal(), request_id(), timeout_s or owned.settings.request_timeout_s, traceparent, owned.connection(), owned.deployed)
+    return wsgi_request.call(
+        principal(), request_id(), timeout_s or owned.settings.request_timeout_s, traceparent, owned.connection(), owned.deployed
+    )
 
 
 def read_body() -> bytes:
