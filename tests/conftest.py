@@ -41,6 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     proofs = parser.getgroup("proofs")
     proofs.addoption("--long", action="store_true", help="the long form of tests/proofs: hours instead of minutes")
     proofs.addoption("--soak-s", type=float, default=600.0, metavar="S", help="with --long, how long the soak lasts (default 600 seconds)")
+    parser.getgroup("interface").addoption(
+        "--openapi-examples",
+        type=int,
+        default=4,
+        metavar="N",
+        help="requests of each operation that tests/e2e/test_openapi_http.py makes, half of them wrong ones (default 4)",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

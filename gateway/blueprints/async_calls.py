@@ -9,15 +9,24 @@ from werkzeug.wrappers import Response
 
 from gateway.blueprints import prediction_body, task_waits
 from gateway.blueprints.calls import read_body
+from gateway.blueprints.rest import Answer
+from gateway.blueprints.task_shapes import TASK
 from gateway.blueprints.tasks import as_json
 from gateway.context import Services, required_principal, services
 from gateway.operations import kept_bodies, prediction_bodies, task_notices
 from gateway.operations.tasks import Target
+from gateway.shapes import Text, optional
 from gateway.storage.task_records import FAILED, SUCCEEDED, TaskRecord
 from gateway.types import Scope
 from idl.codes import Code, ServingError
 
 _WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,6})\"?", re.ASCII)
+
+HEADERS = {
+    "Prefer": optional(Text(1, 200, r"(respond-async|wait=[0-9]{1,6})(, *(respond-async|wait=[0-9]{1,6}))*"), "how to wait: RFC 7240")
+}
+"""For the OpenAPI document: what is understood."""
+LATER = Answer("a task, for a caller that prefers not to wait", TASK)
 
 
 @dataclass(frozen=True, slots=True)

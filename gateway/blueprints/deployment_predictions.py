@@ -7,7 +7,6 @@ from gateway.blueprints import async_calls, prediction_body
 from gateway.blueprints.calls import current_call
 from gateway.blueprints.prediction_body import BODIES
 from gateway.blueprints.rest import ANYBODY, Answer, Asked, Reply, Rest
-from gateway.blueprints.task_shapes import TASK
 from gateway.context import services
 from gateway.operations import deployment_calls
 from gateway.operations.tasks import Target
@@ -28,11 +27,12 @@ ERRORS = (
     "POST",
     "/v1/deployments/<name>/predictions",
     "one prediction; one that sleeps is woken, and the call waits",
-    {200: Answer("the prediction", PREDICTION), 202: Answer("a task, for a caller that prefers not to wait", TASK)},
+    {200: Answer("the prediction", PREDICTION), 202: async_calls.LATER},
     who=ANYBODY,
     scope=Scope.CALL,
     query={"version": optional(Text(1, 64, r"[A-Za-z0-9_-]+", "must be a version's number, stable or canary"), "of those that serve")},
     raw=BODIES,
+    headers=async_calls.HEADERS,
     errors=ERRORS,
 )
 def predict_with_deployment(asked: Asked, name: str) -> Reply | Response:

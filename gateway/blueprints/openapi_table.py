@@ -6,8 +6,8 @@ A test compares this table with the application's routes. The form API describes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gateway.blueprints import async_calls, tokens
 from gateway.blueprints import openapi_v2_shapes as v2
-from gateway.blueprints import tokens
 from gateway.blueprints.prediction_body import BODIES
 from gateway.blueprints.rest import ANYBODY, OPERATOR, WHOEVER, Answer, Operation
 from gateway.operations.v2_messages import BINARY_TYPE, HEADER_LENGTH, JSON_TYPE
@@ -116,8 +116,9 @@ _told(
     "predict_with_model",
     "models",
     "one prediction of an operator's model, or of a deployment by its full name",
-    _one("the prediction", Free({"type": "object", "required": ["id", "model", "version", "outputs"]})),
+    {200: Answer("the prediction", Free({"type": "object", "required": ["id", "model", "version", "outputs"]})), 202: async_calls.LATER},
     who=ANYBODY,
+    headers=async_calls.HEADERS,
     query={"version": optional(Text(), "of those that serve")},
     raw=BODIES,
     errors=_CALLED,
