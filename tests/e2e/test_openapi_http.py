@@ -202,7 +202,7 @@ def test_requests_made_from_the_document(everything: Everything, pytestconfig: p
         print(f"{name:75} {dict(sorted(statuses.items()))}")
     assert not found.failures, f"{found.sent} requests, {len(found.failures)} findings:\n{wrong}"
     succeeded = [name for name, statuses in found.statuses.items() if any(status < 300 for status in statuses)]
-    assert len(succeeded) > len(operations) / 3, "most requests got no further than the door"
+    assert len(succeeded) > len(operations) / (3 if count >= 20 else 8), "most requests got no further than the door"
 
 
 def _order(operation: Any) -> tuple[int, str, str]:
