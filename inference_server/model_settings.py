@@ -16,6 +16,7 @@ from inference_server.setting_checks import (
     Reader,
     bad,
     boolean,
+    byte_count,
     byte_size,
     cores,
     is_number,
@@ -307,7 +308,7 @@ STATE_READERS: dict[str, Reader] = {"output": text, "batch_axis": whole(0, 31), 
 SEQUENCE_READERS: dict[str, Reader] = {"idle_timeout_s": _seconds, "max_sequences": whole(1, 1_000_000)}
 """Keys of `[sequence]`."""
 
-CACHE_READERS: dict[str, Reader] = {"entries": whole(1, 100_000_000), "bytes": byte_size, "ttl_s": _seconds}
+CACHE_READERS: dict[str, Reader] = {"entries": whole(1, 100_000_000), "bytes": byte_count, "ttl_s": _seconds}
 """Keys of `[cache]`."""
 
 SCRIPT_READERS: dict[str, Reader] = {"timeout": _seconds, "memory": byte_size}

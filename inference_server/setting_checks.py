@@ -96,10 +96,15 @@ def cores(key: str, value: Any, folder: Path) -> float:
 
 def byte_size(key: str, value: Any, folder: Path) -> int:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    size = int(float(match[1]) * _UNITS[match[2] or "B"]) if match else value if type(value) is int else 0
+    size = int(float(match[1]) * _UNITS[match[2] or "B"]) if match else 0
     if not 0 < size < 2**63:
         raise bad(key, value, 'a size such as "2GiB"')
     return size
+
+
+def byte_count(key: str, value: Any, folder: Path) -> int:
+    """The same, or a plain number: for a key that is itself called bytes."""
+    return value if type(value) is int and 0 < value < 2**63 else byte_size(key, value, folder)
 
 
 def table(key: str, value: Any, readers: Mapping[str, Reader], folder: Path) -> dict[str, Any]:

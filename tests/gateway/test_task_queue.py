@@ -135,6 +135,7 @@ def test_limits_expiry_results_and_history(services: Services, time_of_day: SetC
     with pytest.raises(ServingError) as full:
         submit(services)
     assert full.value.code is Code.OVERLOADED and full.value.retry_after_ms
+    time_of_day.advance(1)  # else his and the first one are of the same turn and moment
     submit(services, BOB)
     (claimed,) = claim(services, 1)[1]
     assert claim(services, 0, 1, (Finished(claimed.task, SUCCEEDED, b"{}", result_type="application/json"),))[0] == 1

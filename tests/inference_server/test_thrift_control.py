@@ -127,6 +127,7 @@ def test_the_answer_is_waited_for_over_many_calls(waiting: Waiting) -> None:
     reply = made.control(schema.ControlRequest(call=name, wait_ms=1000))
     assert reply.done and control.ValidateResponse.FromString(reply.message).size_bytes == 3
     assert refused(lambda: made.control(schema.ControlRequest(call=name))).code is Code.NOT_FOUND
+    eventually(lambda: "control-Validate" not in {thread.name for thread in threading.enumerate()}, "its thread ends")
 
 
 def test_a_caller_that_stops_asking_is_forgotten(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
