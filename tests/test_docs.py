@@ -8,6 +8,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from inference_server.transports.grpc_calls import STATUS as GRPC_STATUS
 from outboard import up
 from outboard.__main__ import VERBS
 from tests.e2e.conftest import Process, environment, needs, start_up
+from tests.eventually import eventually
 from tests.test_layers import PACKAGES, ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,7 +301,11 @@ class Stack(NamedTuple):
             (folder / name).unlink(missing_ok=True)
         for model in folder.glob("[2-9]/model.onnx"):
             model.unlink()
+        said = "user=alice&password=correct%20horse&modelname=twice&deployment=live"  # of README's section "Models of your users"
+        request = urllib.request.Request(f"{self.up['http']}/deletedeployment?{said}", method="DELETE")
+        urllib.request.urlopen(request, timeout=30).close()
         with Client(self.up["grpc"]) as client:
+            eventually(lambda: "alice.live" not in {entry.name for entry in client.repository_index()}, "the deployment is gone")
             client.load_model("double")
 
 
