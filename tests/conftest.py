@@ -11,7 +11,12 @@ Record = Callable[[str], None]
 
 ALONE = (
     "containers/",
-    "proofs/",
+    "proofs/test_crashes.py",
+    "proofs/test_load_unload.py",
+    "proofs/test_many_models.py",
+    "proofs/test_overload.py",
+    "proofs/test_reloads.py",
+    "proofs/test_soak.py",
     "test_lane_trouble.py",
     "test_linger.py",
     "gateway/test_front.py",
@@ -19,7 +24,6 @@ ALONE = (
     "e2e/test_streaming.py",
     "inference_server/test_batching.py",
     "inference_server/test_grpc_connections.py",
-    "inference_server/test_grpc_front_life.py",
     "inference_server/test_hang_watch.py",
     "inference_server/test_memory_limit.py",
     "inference_server/test_no_orphans.py",
