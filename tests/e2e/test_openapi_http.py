@@ -60,6 +60,8 @@ FORMS: dict[str, dict[str, Any]] = {
     **{path: {"input": '{"x": [[1, 2]]}', "filetype": "none"} for path in ("/predict", "/submit", "/testmodel")},
 }
 """The same of forms; a model without bytes gets some."""
+BEST = 1
+"""The luck of the first request of each operation: about something that is there, with a good body."""
 LAST = ("/v1/me", "/v1/tokens")
 """Their DELETE ends what the other requests are sent with."""
 
@@ -153,8 +155,8 @@ def _fill(made: Everything, model: bytes) -> None:
     upload = made.ask("POST", "/v1/uploads", json={"file_name": "a.onnx", "size": 10})["id"]
     made.known = {
         "name": ["m", "d"],
-        "model": ["triple", "text", "ann.d"],
-        "version": ["1", "2"],
+        "model": ["text", "triple", "ann.d"],
+        "version": ["2", "1"],
         "request_name": ["g"],
         "team": ["t"],
         "username": [BOB],
@@ -202,7 +204,7 @@ def test_requests_made_from_the_document(everything: Everything, pytestconfig: p
         print(f"{name:75} {dict(sorted(statuses.items()))}")
     assert not found.failures, f"{found.sent} requests, {len(found.failures)} findings:\n{wrong}"
     succeeded = [name for name, statuses in found.statuses.items() if any(status < 300 for status in statuses)]
-    assert len(succeeded) > len(operations) / (3 if count >= 20 else 8), "most requests got no further than the door"
+    assert len(succeeded) > len(operations) / 2, "most requests got no further than the door"
 
 
 def _order(operation: Any) -> tuple[int, str, str]:
@@ -226,14 +228,19 @@ def _send(everything: Everything, operation: Any, mode: GenerationMode, count: i
     @given(case=strategy)
     def send(case: Case) -> None:
         chance = random.Random(found.sent)
-        _meet(everything, case, chance.randrange(1000))
-        _judge(everything, case, chance.choice(CALLERS), found)
+        first = mode is GenerationMode.POSITIVE and not found.statuses.get(operation.label)
+        _meet(everything, case, BEST if first else chance.randrange(1000))
+        _judge(everything, case, _entitled(operation.path) if first else chance.choice(CALLERS), found)
 
     try:
         send()
     except Exception as error:  # noqa: BLE001
         if mode is GenerationMode.POSITIVE or "Unsatisfiable" not in type(error).__name__:
             found.failures[f"{operation.label} ({mode.value})"] = f"{type(error).__name__}: {str(error)[:500]}"
+
+
+def _entitled(path: str) -> str:
+    return ADMIN if path.startswith(("/v1/admin", "/v2/repository")) else ANN
 
 
 def _meet(everything: Everything, case: Case, luck: int) -> None:
