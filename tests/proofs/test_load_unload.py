@@ -92,7 +92,7 @@ def first_of(answer: InferResponse) -> float:
 
 
 def test_through_the_engine(engine: Engine, zygote: Zygote, repository: Path, long: bool, figure: Record) -> None:
-    total = 32_000 if long else 480
+    total = 32_000 if long else 1_000
     times(repository / "m" / "1" / "model.onnx", 3)
     engine.load_all()
     lane = LocalLane(str(zygote.run_dir), LIMIT)
@@ -119,7 +119,7 @@ def test_through_the_engine(engine: Engine, zygote: Zygote, repository: Path, lo
 
 
 def test_through_a_server(tmp_path: Path, long: bool, figure: Record) -> None:
-    total = 3_200 if long else 96
+    total = 3_200 if long else 160
     times(tmp_path / "models" / "m" / "1" / "model.onnx", 3)
     run_dir = tmp_path / "run"
     server = start_server(tmp_path / "models", tmp_path, "--run-dir", str(run_dir))

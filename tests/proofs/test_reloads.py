@@ -123,7 +123,7 @@ class Reloads:
 
 @pytest.mark.parametrize("broken_every", [0, 10], ids=["whole files", "every tenth file broken"])
 def test_reloads_under_load(stack: Stack, broken_every: int, long: bool, figure: Record) -> None:
-    count, marks, gap_s = (1000, (100, 1000), GAP_S) if long else (40, (10, 40), 0.0)
+    count, marks, gap_s = (1000, (100, 1000), GAP_S) if long else (60, (10, 60), 0.0)
     with callers(stack.addresses, MODEL, threads=2) as asking:
         half_of_peak(asking, 1.0)  # warms everything up
         rates = half_of_peak(asking, 5.0 if long else 1.0)
