@@ -9,6 +9,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -160,9 +161,10 @@ def test_killed_under_load_it_leaves_no_shared_memory_and_the_next_start_works(s
     gc.collect()
     assert not shared_here() - before, "what callers had of it"
     left = {path.name for path in one.run_dir.rglob("*") if path.is_socket()}
-    assert {"t.sock"} < left, (
-        "a killed server leaves its sockets' files"
-    )  # nginx, where it has gRPC's already, hears of the end and removes its own
+    assert "t.sock" in left, "a killed server leaves its sockets' files"
+    if "g.sock" not in left:  # nginx, where it heard of the end in time, has removed its own: the next start shall meet one nevertheless
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(one.run_dir / "g.sock"))
 
     again = server(wait=True)
     for address in addresses:
