@@ -71,6 +71,10 @@ class Ear:
             self._socket.close()
             raise
 
+    def fileno(self) -> int:
+        """Readable when somebody rings."""
+        return self._socket.fileno()
+
     def hear(self, timeout_s: float) -> str:
         """The job that somebody rings for; "" where nobody does in that time."""
         self._socket.settimeout(timeout_s)

@@ -16,8 +16,8 @@ from gateway.storage.task_records import TaskRecord
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
 
-WAKE_S = 10.0
-"""How long a run waits for a deployment that is starting; then it is put off."""
+WAKE_S = 1.0
+"""How long a run waits for a deployment that is starting; then it is put off. No longer: the thread is for everybody's tasks."""
 # made once: json.dumps makes one for each call
 _spell = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 

@@ -31,14 +31,14 @@ def is_unreachable(error: ServingError) -> bool:
 
 
 def wait(task: TaskRecord, error: ServingError) -> GivenBack:
-    """Later again, at growing distances: the run did not begin."""
+    """Later again, at growing distances, and behind its user's other tasks: the run did not begin, and others must not wait for that."""
     delay_s = max(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(task.waits, 10)), error.retry_after_ms / 1000)
-    return GivenBack(task, delay_s, task.attempts - 1, task.waits + 1, error.message)
+    return GivenBack(task, delay_s, task.attempts - 1, task.waits + 1, error.message, behind=True)
 
 
-def put_back(task: TaskRecord) -> GivenBack:
-    """At once again, by another worker: this one ends."""
-    return GivenBack(task, 0.0, task.attempts - 1, task.waits)
+def put_back(task: TaskRecord, *, behind: bool = False) -> GivenBack:
+    """At once again, by another worker: this one ends. `behind`: after its user's other tasks, for somebody else's sake."""
+    return GivenBack(task, 0.0, task.attempts - 1, task.waits, behind=behind)
 
 
 def failed(task: TaskRecord, code: Code, message: str) -> Finished:

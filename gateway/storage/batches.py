@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gateway.clock import to_text
 from gateway.storage.database import Database
 from gateway.storage.task_marks import TaskMarks
 from gateway.storage.task_records import RUNNING, note
@@ -53,13 +54,15 @@ class Batches:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._folder / f"{task_id}.part"
 
-    def checkpoint(self, batch: BatchRecord, fence: int, progress: float, now: datetime, *, tell: bool) -> bool:
-        """Notes how far it is, after the result up to there is on the disk: both are then true together. A run that gets on is no failed
-        attempt. `tell`: with an event. False where the claim is not valid any more: then nothing was noted."""
+    def checkpoint(self, batch: BatchRecord, fence: int, progress: float, now: datetime, *, gets_on: bool, tell: bool) -> bool:
+        """Notes how far it is, after the result up to there is on the disk: both are then true together. `gets_on`: this run has answered
+        rows; then it is no failed attempt, and a later wait in the queue begins anew. `tell`: with an event. False where the claim is not
+        valid any more: then nothing was noted."""
+        anew = ", attempts = 1, waits = 0, queued_at = ?" if gets_on else ""
         with self._database.write() as db:
             held = db.execute(
-                f"update tasks set progress = max(progress, ?), attempts = 1, waits = 0 where id = ? and fence = ? and state = '{RUNNING}'",
-                [progress, batch.task_id, fence],
+                f"update tasks set progress = max(progress, ?){anew} where id = ? and fence = ? and state = '{RUNNING}'",
+                [progress, *([to_text(now)] if gets_on else []), batch.task_id, fence],
             )
             if held.rowcount == 0:
                 return False

@@ -3,7 +3,7 @@
 Who has claimed a task says with every write which claim is his (`fence`): a worker that was taken for dead and comes back changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -26,9 +26,11 @@ from gateway.storage.task_records import (
     record,
     records,
 )
-from gateway.storage.tasks import keep_result
+from gateway.storage.tasks import keep_result, next_turn
 
 _SWEEP = 500
+_EVENTS_KEPT = 8
+"""Of a task that is put off again and again, besides its first one: what is refused for hours would otherwise write thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """A task that is to be tried again after `delay_s`. `attempts`, `waits`: what they are then. `state` queued or paused; `error`: why."""
+    """A task that is to be tried again after `delay_s`. `attempts`, `waits`: what they are then. `state` queued or paused; `error`: why.
+    `behind`: at the end of its user's part of the queue, as a new one would be; else it keeps its turn."""
 
     task: TaskRecord
     delay_s: float
@@ -65,6 +68,7 @@ class GivenBack:
     waits: int
     error: str = ""
     state: str = QUEUED
+    behind: bool = False
 
 
 class TaskQueue:
@@ -119,6 +123,13 @@ class TaskQueue:
         with self._database.read() as db:
             row = db.execute(f"select min(not_before) as due from tasks where state = '{QUEUED}' and delayed = 1").fetchone()
         return None if row["due"] is None else max(0.0, row["due"] - now.timestamp())
+
+    def others_wait(self, kind: str, users: Collection[int]) -> bool:
+        """Whether a task of that kind could be begun that is of none of `users`."""
+        marks = ", ".join("?" * len(users))
+        sql = f"select 1 from tasks where state = '{QUEUED}' and delayed = 0 and kind = ? and user_id not in ({marks}) limit 1"
+        with self._database.read() as db:
+            return db.execute(sql, [kind, *users]).fetchone() is not None
 
     def take_over(self, worker: int) -> int:
         """A worker begins whose predecessor is dead: what that one held is nobody's. Returns how many tasks."""
@@ -191,6 +202,10 @@ def _give_back(db: SqliteDatabase, back: GivenBack, now: datetime, keep_s: float
     if asked["asked"] == "cancel":
         return _end(db, Finished(task, CANCELLED, progress=task.progress), now, keep_s)
     state = "paused" if asked["asked"] == "pause" else back.state
+    if back.behind:
+        turn = next_turn(db, task.user_id)
+        db.execute("update tasks set turn = ? where id = ?", [turn, task.id])
+        db.execute("update queues set turn = ? where user_id = ?", [turn, task.user_id])
     row = db.execute(
         "update tasks set state = ?, attempts = ?, waits = ?, error_message = ?, delayed = ?, not_before = ?, lease_until = 0, asked = '',"
         f" progress = max(progress, ?) where id = ? and fence = ? returning {COLUMNS}",
@@ -206,7 +221,19 @@ def _give_back(db: SqliteDatabase, back: GivenBack, now: datetime, keep_s: float
         ],
     ).fetchone()
     note(db, task.id, now, state, row["progress"])
+    if back.waits > _EVENTS_KEPT // 2:
+        _thin_out(db, task.id)
     return record(row)
+
+
+def _thin_out(db: SqliteDatabase, task_id: str) -> None:
+    """Who reads the events has had each as it came; who comes later gets the first and the last ones."""
+    events = "select id from task_events where task_id = ? order by id"
+    db.execute(
+        f"delete from task_events where task_id = ? and id not in ({events} limit 1)"
+        f" and id < (select min(id) from ({events} desc limit {_EVENTS_KEPT}))",
+        [task_id, task_id, task_id],
+    )
 
 
 def _claim(db: SqliteDatabase, claims: Mapping[str, int], now: datetime, worker: int, lease_s: float) -> list[Claimed]:

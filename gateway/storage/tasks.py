@@ -202,7 +202,7 @@ def _insert(db: SqliteDatabase, new: NewTask, now: datetime, most_of_user: int, 
     known = {row["user_id"]: row for row in rows}
     _refuse_full(known.get(0), most, "the queue is full: {n} tasks wait and run")
     _refuse_full(known.get(new.user_id), most_of_user, "your queue is full: you have {n} tasks that have not ended")
-    turn = max((row["turn"] for row in rows), default=0.0) + 1
+    turn = next_turn(db, new.user_id)
     task_id, at = new_task_id(now), to_text(now)
     row = db.execute(
         "insert into tasks (id, user_id, deployment_id, model, version, kind, state, input_sha256, content_type, options, retry_of, turn,"
@@ -232,6 +232,13 @@ def _insert(db: SqliteDatabase, new: NewTask, now: datetime, most_of_user: int, 
         db.execute(f"insert into batches (task_id, {columns}) values (?, {marks})", [task_id, *new.batch.values()])
     note(db, task_id, now, QUEUED, 0.0)
     return record(row)
+
+
+def next_turn(db: SqliteDatabase, user_id: int) -> float:
+    """The turn of a task that comes to the end of its user's part of the queue. Of who has nothing waiting it is the next one: turns of tasks
+    that were cancelled or have expired are not held against him."""
+    row = db.execute("select max(turn) as turn from queues where user_id = 0 or (user_id = ? and queued > 0)", [user_id]).fetchone()
+    return float(row["turn"] or 0.0) + 1
 
 
 def _refuse_full(row: Any, most: int, words: str) -> None:

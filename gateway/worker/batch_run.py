@@ -6,15 +6,16 @@ result there and goes on with the next row: whatever ended the one before, each 
 
 import contextlib
 import hashlib
-import itertools
 import logging
 import os
+import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import IO
 
 from gateway import clock
@@ -26,7 +27,7 @@ from gateway.operations.inference import Call
 from gateway.storage.batches import BatchRecord
 from gateway.storage.blobs import full
 from gateway.storage.task_queue import Claimed, Finished
-from gateway.storage.task_records import SUCCEEDED
+from gateway.storage.task_records import SUCCEEDED, TaskRecord
 from idl import last_words
 from idl.codes import Code, ServingError
 
@@ -35,6 +36,8 @@ CHECKPOINT_S = 1.0
 _AHEAD = 2
 """Requests that wait for a thread, for each that is under way."""
 _MOST_GROUP_BYTES = 4 << 20
+_MOST_WAITING_BYTES = 64 << 20
+"""Of rows that are read and not yet answered; the files of an archive may each have as much."""
 _PATIENCE_S = 10.0
 """How long a request is repeated that the model refuses because it is full or starting, before the batch waits as a whole."""
 _FIRST_PAUSE_S = 0.02
@@ -46,20 +49,36 @@ _FATAL = frozenset(
 )
 """What concerns every row."""
 _PATIENT = frozenset({Code.OVERLOADED, Code.NOT_READY})
+_NOT_SERVED = frozenset({Code.NOT_READY, Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND})
+"""What a host says of a deployment that it has just stopped to serve."""
 Group = list[Row]
+Count = Callable[[str, str, int], None]
 
 
 class BatchRun:
-    """`stop` is set where it is to end after what is written; `connection` then hangs up."""
+    """`stop` is set where it is to end after what is written; `connection` then hangs up. `count(format, result, rows)` is told of rows that
+    are written."""
 
-    def __init__(self, room: Room, now: clock.Clock, claimed: Claimed, connection: int, stop: threading.Event) -> None:
+    def __init__(self, room: Room, now: clock.Clock, claimed: Claimed, connection: int, stop: threading.Event, count: Count) -> None:
         self._room = room
         self._now = now
         self._claimed = claimed
         self._task = claimed.task
         self._connection = connection
         self._stop = stop
+        self._count = count
         self._told = claimed.task.progress
+        self._noted: BatchRecord | None = None
+
+    @property
+    def task(self) -> TaskRecord:
+        """As it was claimed; once this run has answered rows, with this one attempt and no waits."""
+        return self._task
+
+    @property
+    def gets_on(self) -> bool:
+        """Whether this run has answered rows, which the next one need not answer again."""
+        return self._task is not self._claimed.task
 
     def run(self) -> Finished:
         """Raises ServingError: what ended it before its end, after a checkpoint."""
@@ -70,6 +89,7 @@ class BatchRun:
             with contextlib.closing(_Result(self._room.storage.batches.result_path(self._task.id), batch.result_offset)) as result:
                 if result.is_lost:
                     batch = replace(batch, rows_done=0, rows_failed=0, input_offset=0, result_offset=0)
+                self._noted = batch
                 return self._go_on(batch, result)
         except OSError as error:
             raise full(error) from error
@@ -115,15 +135,18 @@ class BatchRun:
         waiting: deque[tuple[Group, Future[list[Answer]]]] = deque()
         groups = _groups(rows, known.together)
         pool = ThreadPoolExecutor(count, thread_name_prefix="batch-row")
-        pause_s = CHECKPOINT_S / 8  # soon at first: what is killed three times before it has failed
-        checkpoint_at = time.monotonic() + pause_s
+        pause_s = CHECKPOINT_S / 16
+        checkpoint_at = 0.0  # with the first rows: what is killed three times before it has failed
+        size = 0
         try:
             while True:
-                for group in itertools.islice(groups, count * (1 + _AHEAD) - len(waiting)):
-                    waiting.append((group, pool.submit(self._answer, known, group)))
+                while len(waiting) < count * (1 + _AHEAD) and size < _MOST_WAITING_BYTES and (following := next(groups, None)) is not None:
+                    waiting.append((following, pool.submit(self._answer, known, following)))
+                    size += sum(row.size for row in following)
                 if not waiting:
                     return batch
                 group, future = waiting.popleft()
+                size -= sum(row.size for row in group)
                 answers = future.result()
                 batch = self._write(batch, result, lines, group, answers)
                 if self._stop.is_set():
@@ -162,8 +185,18 @@ class BatchRun:
         progress = min(1.0, batch.input_offset / whole) if whole else 0.0
         tell = progress - self._told >= 0.01
         self._told = progress if tell else self._told
-        if not self._room.storage.batches.checkpoint(batch, self._task.fence, progress, self._now(), tell=tell):
+        before = self._noted
+        assert before is not None, "it runs"
+        gets_on = self.gets_on or batch.rows_done > before.rows_done
+        if not self._room.storage.batches.checkpoint(batch, self._task.fence, progress, self._now(), gets_on=gets_on, tell=tell):
             raise ServingError(Code.CANCELLED, "the batch is another worker's by now")
+        self._noted = batch
+        if gets_on:
+            self._task = replace(self._claimed.task, attempts=1, waits=0, progress=progress)
+        failed, done = batch.rows_failed - before.rows_failed, batch.rows_done - before.rows_done
+        for result, number in (("failed", failed), ("succeeded", done - failed)):
+            if number > 0:
+                self._count(batch.format, result, number)
 
     # one request ---------------------------------------------------------------------------------------------------------------------
 
@@ -190,7 +223,8 @@ class BatchRun:
         return {"error": {"code": error.code.value, "message": error.message[:1000]}}
 
     def _ask(self, known: Signature, group: Group) -> list[Answer]:
-        """Refusals of a full or starting model are waited out for a while; a model that dies is asked once more."""
+        """Refusals of a full or starting model are waited out for a while; a model that dies is asked once more. Of a deployment that is not
+        served as it was the reason is told: that it is paused, say, which ends no batch."""
         until, pause_s, died = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S, False
         while True:
             try:
@@ -200,7 +234,10 @@ class BatchRun:
             except ServingError as error:
                 again = error.code is Code.MODEL_FAILED and last_words.is_death(error.message) and not died
                 died = died or again
-                if not again and (error.code not in _PATIENT or time.monotonic() > until):
+                is_late = time.monotonic() > until
+                if known.target is not None and error.code in _NOT_SERVED and not is_late:
+                    self._room.deployed.again(known.target, error, time.monotonic() + calls.WAKE_S)
+                elif not again and (error.code not in _PATIENT or is_late):
                     raise
             if self._stop.wait(pause_s):
                 raise ServingError(Code.CANCELLED, "it was asked to end")
@@ -226,10 +263,25 @@ def _groups(rows: Iterator[Row], together: int) -> Iterator[Group]:
         yield group
 
 
+def _part_from_blob(path: Path) -> None:
+    """The worker that had made a blob of a finished result was killed before its end was noted: the blob, which is not to be written to, gets
+    a file of its own."""
+    try:
+        shared = path.stat().st_nlink > 1
+    except FileNotFoundError:
+        return
+    if shared:
+        copy = path.with_suffix(".copy")
+        shutil.copyfile(path, copy)
+        copy.chmod(0o600)
+        copy.replace(path)
+
+
 class _Result:
     """The growing file at `path`, cut at `offset`."""
 
-    def __init__(self, path: "os.PathLike[str]", offset: int) -> None:
+    def __init__(self, path: Path, offset: int) -> None:
+        _part_from_blob(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._path = path
         self._file: IO[bytes] = os.fdopen(descriptor, "r+b", buffering=1 << 16)

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
-import threading
+import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,19 +41,24 @@ def lock(run_dir: Path, number: int) -> Iterator[None]:
 
 
 class Worker:
-    """Everything that worker `number` does, over services that stay the caller's. `stop` may be called by a signal handler."""
+    """Everything that worker `number` does, over services that stay the caller's. `stop` may be called by signal handlers."""
 
     def __init__(self, services: Services, number: int = 1, make: Callable[[Services, int], Sequence[Part]] = work.parts) -> None:
         self._services = services
         self._number = number
         self._make = make
-        self._stop = threading.Event()
+        self._stopping = False
+        self._asked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._bell_path = bells.path_of(services.settings.run_dir, number)
 
     def stop(self) -> None:
-        """Asks `run` to return, after what has begun."""
-        self._stop.set()
-        self._services.bell.ring("")  # it may be listening
+        """Asks `run` to return, after what has begun. Takes no lock: one signal may interrupt the handler of another, as after Ctrl-C, which
+        comes from the terminal and from the master."""
+        asked = self._asked
+        if asked >= 0:
+            with contextlib.suppress(OSError):
+                os.eventfd_write(asked, 1)
+        self._stopping = True
 
     def run(self) -> None:
         """Until `stop`. The caller holds the lock of the number."""
@@ -63,7 +68,7 @@ class Worker:
             part.start()
         _log.info("worker_ready", extra={"worker": self._number, "pid": os.getpid(), "jobs": sorted(parts)})
         try:
-            while not self._stop.is_set():
+            while not self._stopping:
                 name = self._hear(ear)
                 if name in parts:
                     parts[name].ring()
@@ -71,6 +76,8 @@ class Worker:
             self._drain(list(parts.values()))
             if ear is not None:
                 ear.close()
+            asked, self._asked = self._asked, -1
+            os.close(asked)
 
     def _listen(self) -> bells.Ear | None:
         try:
@@ -80,10 +87,12 @@ class Worker:
             return None
 
     def _hear(self, ear: bells.Ear | None) -> str:
-        if ear is None:
-            self._stop.wait(_LOOK_EVERY_S)
-            return ""
-        return ear.hear(_LOOK_EVERY_S)
+        poll = select.poll()
+        poll.register(self._asked, select.POLLIN)
+        if ear is not None:
+            poll.register(ear.fileno(), select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(_LOOK_EVERY_S * 1000)}
+        return ear.hear(_LOOK_EVERY_S) if ear is not None and ear.fileno() in ready else ""
 
     def _drain(self, parts: Sequence[Part]) -> None:
         until = time.monotonic() + max(1.0, self._services.settings.drain_timeout_s - _MARGIN_S)

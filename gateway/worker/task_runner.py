@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from gateway.context import Services
 from gateway.operations import calls, task_notices, task_outcomes, tasks
@@ -27,6 +28,9 @@ _DATABASE_PAUSE_S = 0.5
 _QUICK_S = 0.05
 """Predictions that take no longer than that on average are claimed ahead, so that no thread waits for a transaction."""
 _REAP_DELAY_S = 1.0
+BATCH_TURN_S = 30.0
+"""How long a batch may go on while somebody else's waits for a place."""
+YIELD = "yield"
 JSON = "application/json"
 
 
@@ -40,6 +44,8 @@ class Held:
     asked: str = ""
     outcome: Finished | GivenBack | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    begun_at: float = field(default_factory=time.monotonic)
+    batch: BatchRun | None = None
 
     def hang_up(self) -> None:
         self.stop.set()
@@ -127,6 +133,7 @@ class TaskRunner:
                     reap_at = time.monotonic() + _REAP_EVERY_S
                 if rung or not over:
                     self._hear()
+                    self._share_batches()
                 pause_s = self._settle(over)
             except Exception as error:  # noqa: BLE001 - whatever it is: what is over is not forgotten
                 if not isinstance(error, ServingError):
@@ -212,6 +219,20 @@ class TaskRunner:
                     held.asked = asked
                     held.hang_up()
 
+    def _share_batches(self) -> None:
+        """Where all places for batches are taken and a user waits who has none, the batch that has run longest goes behind its user's others.
+        It goes on later where it was; one that has not answered a row yet is left alone."""
+        with self._changed:
+            running = [held for held in self._held.values() if held.claimed.task.kind == BATCH and held.outcome is None]
+        if self._stopping or len(running) < self._services.settings.batches_at_once or any(held.asked for held in running):
+            return
+        longest = min(running, key=lambda held: held.begun_at)
+        if time.monotonic() - longest.begun_at < BATCH_TURN_S or longest.batch is None or not longest.batch.gets_on:
+            return
+        if self._services.storage.task_queue.others_wait(BATCH, {held.claimed.task.user_id for held in running}):
+            longest.asked = YIELD
+            longest.hang_up()
+
     def _reap(self) -> None:
         settings = self._services.settings
         back, over = self._services.storage.task_queue.reap(
@@ -261,7 +282,7 @@ class TaskRunner:
         if held.asked == "cancel" and error.code is Code.CANCELLED:
             return task_outcomes.cancelled(task)
         if error.code is Code.CANCELLED and held.stop.is_set():
-            return task_outcomes.put_back(task)
+            return task_outcomes.put_back(task, behind=held.asked == YIELD)
         if task_outcomes.is_unreachable(error):
             self._host_is_gone = True
         return task_outcomes.judge(task, error, self._services.settings.task_attempts)
@@ -278,7 +299,12 @@ class TaskRunner:
         return Finished(held.claimed.task, SUCCEEDED, result_sha256=sha256, result_type=content_type)
 
     def _batch(self, held: Held) -> Finished | GivenBack:
-        return BatchRun(self._room, self._services.now, held.claimed, held.theirs.fileno(), held.stop).run()
+        count = partial(self._services.metrics.count, "row")
+        held.batch = run = BatchRun(self._room, self._services.now, held.claimed, held.theirs.fileno(), held.stop, count)
+        try:
+            return run.run()
+        finally:
+            held.claimed = replace(held.claimed, task=run.task)
 
     def _count(self, finished: Finished) -> None:
         self._services.metrics.count("task", finished.task.kind, finished.state)
