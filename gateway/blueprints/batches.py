@@ -99,10 +99,10 @@ def _new(owned: Services, asked: Asked, given: Mapping[str, Any], outputs: list[
         raise InvalidFields({"deployment": "either this or model must be there"})
     version = given.get("version", "")
     if "model" in given:
+        if owned.deployed.admit(asked.me, given["model"], version) is not None:  # first: what is somebody's own is not told of
+            raise InvalidFields({"model": "is a deployment: name it as deployment"})
         owned.models.metadata(given["model"], version)
         target = Target(given["model"], version)
-        if owned.deployed.admit(asked.me, given["model"], version) is not None:
-            raise InvalidFields({"model": "is a deployment: name it as deployment"})
     else:
         found = owned.deployed.target(asked.me, given["deployment"])
         target = Target(found.rpc_name, version, found.id)

@@ -19,9 +19,9 @@ def predict(model: str) -> ResponseReturnValue:
     owned = services()
     if (preferred := async_calls.preference()) is not None:
         version = _version()
-        owned.models.metadata(model, version)
-        if owned.deployed.admit(required_principal(), model, version) is not None:
+        if owned.deployed.admit(required_principal(), model, version) is not None:  # first: what is somebody's own is not told of
             raise predictions.is_deployment(model)
+        owned.models.metadata(model, version)
         return async_calls.respond(Target(model, version), preferred)
     return Response(
         predictions.answer(owned.models, owned.settings, current_call(inference=model), model, _version(), prediction_body.read),
