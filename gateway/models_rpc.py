@@ -21,6 +21,7 @@ from idl.messages import (
     ModelIndex,
     ModelMetadata,
     ModelStatistics,
+    ScriptReport,
     ServerMetadata,
     SharedRegion,
     Validation,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 CACHE_S = 2.0
 _MAX_CACHED = 4096
+_ANOTHER_MAY = frozenset({Code.UNAVAILABLE, Code.NOT_READY, Code.OVERLOADED, Code.INSUFFICIENT_CAPACITY, Code.UNSUPPORTED})
+"""What one host says and another need not: it is away, or busy, or has not what a format needs."""
 
 Value = TypeVar("Value")
 Connect = Callable[[Sequence[str]], "Client"]
@@ -61,6 +64,7 @@ class Models:
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, ...], Client] = {}
         self._closed = False
+        self._turn = 0
         self._metadata: _Fresh[ModelMetadata] = _Fresh(clock)
         self._configs: _Fresh[Mapping[str, Any]] = _Fresh(clock)
         self._declarations: _Fresh[Declaration] = _Fresh(clock)
@@ -128,10 +132,22 @@ class Models:
 
     def validate(self, files: "Sequence[tuple[str, BinaryIO]]", timeout_s: float) -> Validation:
         """One host tries a model that lies in no repository and says what it is, or refuses it: see `inference_client.Client.validate`."""
+        begin = [file.tell() for _, file in files]
+        until = time.monotonic() + timeout_s
+
+        def ask(client: "Client") -> Validation:
+            for (_, file), position in zip(files, begin, strict=True):
+                file.seek(position)
+            return client.validate(files, timeout_s=max(0.001, until - time.monotonic()))
+
         try:
-            return self._client().validate(files, timeout_s=timeout_s)
+            return self._on_one_host(ask)
         except OSError as error:
             raise _unreadable(error) from error
+
+    def validate_script(self, source: bytes) -> ScriptReport:
+        """One host looks at a script: see `inference_client.Client.validate_script`."""
+        return self._on_one_host(lambda client: client.validate_script(source))
 
     def put_file(self, path: Path, model: str, version: int, file_name: str) -> None:
         """Copies a file into the users' repository of every host; `version` 0: beside the versions. Raises already_exists where a
@@ -215,6 +231,21 @@ class Models:
             clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()
+
+    def _on_one_host(self, ask: "Callable[[Client], Value]") -> Value:
+        """What one host says, of several the next one each time; where it cannot, or not now, another one is asked. Of refusals only the
+        first is raised, but what a host said goes before that one cannot be reached."""
+        self._turn += 1
+        said: ServingError | None = None
+        for place in range(len(self._addresses)):
+            try:
+                return ask(self._client((self._addresses[(self._turn + place) % len(self._addresses)],)))
+            except ServingError as error:
+                if error.code not in _ANOTHER_MAY:
+                    raise
+                said = error if said is None or said.code is Code.UNAVAILABLE else said
+        assert said is not None, "there is a host"
+        raise said
 
     def _on_every_host(self, name: str, change: "Callable[[Client], object]") -> None:
         failure: ServingError | None = None

@@ -11,6 +11,8 @@ from inference_client.hosts import Hosts
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+_NOT_HERE = frozenset({Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND})
+"""What a host says that has not got a model (yet), where another may have it. For a name that nobody has no host is asked that was set aside."""
 
 
 class _Begun:
@@ -46,7 +48,8 @@ class Dispatcher:
         """The one channel, where there is one."""
 
     def call(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
-        """Tries one host after the other, each once, as long as the request provably did not run and time is left.
+        """Tries one host after the other, each once, as long as the request provably did not run and time is left: it could not be reached,
+        takes nothing now, or has no such model.
 
         A verb that only reads is sent once more, to any host, when a connection broke under it. Where no host answered, what a host
         said (`overloaded`) goes before what was noticed here (`unavailable`). Raises ServingError.
@@ -57,7 +60,7 @@ class Dispatcher:
         spare = verb.reads
         said: ServingError | None = None
         noticed: ServingError | None = None
-        while (index := self._hosts.pick(self._clock(), tried)) is not None:
+        while (index := self._hosts.pick(self._clock(), tried, well=_is_not_here(said))) is not None:
             try:
                 return self._call_one(index, verb, request, deadline)
             except Unreachable as error:
@@ -68,9 +71,9 @@ class Dispatcher:
                     raise
                 spare, noticed = False, error
             except ServingError as error:
-                if error.code not in NEVER_EXECUTED:
+                if error.code not in NEVER_EXECUTED | _NOT_HERE:
                     raise
-                said = said or error
+                said = error if said is None or _is_not_here(said) else said
                 tried.add(index)
             if deadline.is_passed():
                 break
@@ -80,16 +83,16 @@ class Dispatcher:
         """From the first host that gives an answer, or an error that another would give as well. Raises as `call`."""
         tried: set[int] = set()
         said: ServingError | None = None
-        while (index := self._hosts.pick(self._clock(), tried)) is not None:
+        while (index := self._hosts.pick(self._clock(), tried, well=_is_not_here(said))) is not None:
             try:
                 return _Begun(self._channels[index].stream(request, deadline))
             except Unreachable as error:
                 self._hosts.failed(index, self._clock(), error.reason)
                 said = said or error
             except ServingError as error:
-                if error.code not in NEVER_EXECUTED:
+                if error.code not in NEVER_EXECUTED | _NOT_HERE:
                     raise
-                said = error
+                said = error if said is None or error.code not in _NOT_HERE else said
             tried.add(index)
         raise said or ServingError(Code.UNAVAILABLE, "the client has no host")
 
@@ -116,3 +119,7 @@ class Dispatcher:
     def abandon(self) -> None:
         for channel in self._channels:
             channel.abandon()
+
+
+def _is_not_here(said: ServingError | None) -> bool:
+    return said is not None and said.code in _NOT_HERE

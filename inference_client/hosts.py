@@ -23,15 +23,16 @@ class Hosts:
         self._probed = [False] * len(self._names)
         """One caller is trying whether a host that was due answers again."""
 
-    def pick(self, now: float, tried: Collection[int] = ()) -> int | None:
-        """The host whose turn it is, of those not in `tried`; where all of them are set aside, the one due soonest. None: none is left.
+    def pick(self, now: float, tried: Collection[int] = (), *, well: bool = False) -> int | None:
+        """The host whose turn it is, of those not in `tried`; where all of them are set aside, the one due soonest, but with `well` none of
+        those. None: none is left.
 
         A host that is due again is lent to this one caller: the others go past it until it has answered or its next time has come.
         """
         with self._lock:
             chosen = self._first_due(now, tried)
             if chosen is None:
-                rest = [index for index in range(len(self._names)) if index not in tried]
+                rest = [index for index in range(len(self._names)) if index not in tried and not well]
                 return min(rest, key=self._due.__getitem__) if rest else None
             if not tried:  # a second trial of the same call takes nobody's turn
                 self._turn = (chosen + 1) % len(self._names)

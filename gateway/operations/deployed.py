@@ -129,9 +129,11 @@ class Deployed:
         if error.code not in _NOT_SERVED:
             raise error
         now = self._now_of(target)
-        if now.is_running and now.version == target.version:
-            raise error
-        return self.ready(now, deadline)
+        if not now.is_running or now.version != target.version:
+            return self.ready(now, deadline)
+        if error.code is Code.MODEL_NOT_FOUND:  # the host has come back without it, and is about to get it again
+            raise ServingError(Code.NOT_READY, f"deployment {target.rpc_name!r} is being put on a model host", retry_after_ms=_RETRY_MS)
+        raise error
 
     def _is_users(self, name: str, version: str) -> bool:
         try:

@@ -13,15 +13,14 @@ from idl.codes import Code, ServingError
 
 @contextlib.contextmanager
 def planned(storage: Storage, record: DeploymentRecord) -> Iterator[Plan]:
-    """While the block lasts its files can be read. A version that has served is not sent again, unless something failed since.
+    """While the block lasts its files can be read. A version that has served is not sent again where it lies, unless something failed since.
 
     Raises gone and insufficient_capacity as `model_files.placed`.
     """
-    proven = record.serving_version_id if not record.failures else None
     with contextlib.ExitStack() as stack:
         stable = stack.enter_context(_placed(storage, record.version_id))
-        files = [file for file in stable if record.version_id != proven]
-        if record.canary_version_id is not None and record.canary_version_id != proven:
+        files = list(stable)
+        if record.canary_version_id is not None:
             # what lies beside the versions is of the one that most requests go to
             files += [file for file in stack.enter_context(_placed(storage, record.canary_version_id)) if file.version]
         script = None
@@ -40,6 +39,7 @@ def planned(storage: Storage, record: DeploymentRecord) -> Iterator[Plan]:
             record.memory,
             script,
             [number for number in (record.previous_version, record.serving_version) if number],
+            record.serving_version or 0 if not record.failures else 0,
         )
 
 

@@ -35,7 +35,7 @@ class ScriptPlan:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be there. `declared`: the model's own `model.toml`; `files` are those of the versions, without it. `canary` 0: none;
-    `kept`: versions whose files stay although they do not serve."""
+    `kept`: versions whose files stay although they do not serve; `proven` is one that serves, 0: none, whose files are whole wherever they are."""
 
     name: str
     stable: int
@@ -48,6 +48,13 @@ class Plan:
     memory: int | None
     script: ScriptPlan | None
     kept: Collection[int] = ()
+    proven: int = 0
+
+    def missing(self, lying: Collection[int]) -> list[Placed]:
+        """Of the files those that a host has to get which has these versions. What lies beside the versions belongs to the stable one."""
+        if self.proven not in lying:
+            return list(self.files)
+        return [file for file in self.files if (file.version or self.stable) != self.proven]
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -66,15 +73,15 @@ class Seen:
 NOTHING = Seen({}, {}, frozenset())
 
 
-def look(client: "Client", prefix: str = "") -> dict[str, Seen]:
-    """Everything that a host has, by name; of names that begin with `prefix`. Raises what the host says."""
+def look(client: "Client", prefix: str = "", timeout_s: float | None = None) -> dict[str, Seen]:
+    """Everything that a host has, by name; of names that begin with `prefix`. Raises what the host says. `timeout_s`: of each question."""
     found: dict[str, Seen] = {}
-    for entry in client.repository_index():
+    for entry in client.repository_index(timeout_s=timeout_s):
         if entry.name.startswith(prefix):
             seen = found.setdefault(entry.name, Seen({}, {}, frozenset()))
             if entry.version:
                 found[entry.name] = Seen(seen.ready, seen.broken, seen.lying | {int(entry.version)})
-    for model in client.capacity().models:
+    for model in client.capacity(timeout_s=timeout_s).models:
         if model.name in found and model.state == "READY":
             found[model.name].ready[int(model.version)] = model.instances
         elif model.name in found:
@@ -92,7 +99,7 @@ class HostSide:
         """Everything is there and loaded, and requests go where they went: to version `before`, where that serves."""
         seen = look(self._client, plan.name).get(plan.name, NOTHING)
         self._put_script(plan)
-        for file in plan.files:
+        for file in plan.missing(seen.lying):
             self._client.put_file(file.path, plan.name, file.version, file.name, user=True)
         if before in seen.ready and before not in plan.versions:
             self._settings(plan, (before, *plan.versions))

@@ -3,12 +3,16 @@
 One look after the other; what each finds to do is done beside, a deployment at a time for each name. Everything here may be killed at any
 moment and is done again by the next look: steps on hosts can be repeated, and what came of them is written only where nobody has wanted
 something else meanwhile.
+
+Of several hosts those that answer are made to agree; one that does not is seen to when it is there again, and differs. Only what is deleted
+waits for all of them: its name must not mean two things.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gateway import clock
@@ -23,7 +27,9 @@ from idl.codes import Code, ServingError
 _log = logging.getLogger(__name__)
 LOOK_AT_HOSTS_S = 5.0
 """How often what runs is compared with what should."""
-_SIDE_BY_SIDE = 8
+_SIDE_BY_SIDE, _OF_ONE_OWNER = 8, 4
+"""Deployments that are seen to at once: those of one owner, however slow, leave room for others'."""
+_LOOK_TIMEOUT_S = 5.0
 _LONGEST_WAIT_S, _LONGEST_WAIT_OF_HOST_S = 300.0, 5.0
 _PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.NOT_READY, Code.OVERLOADED, Code.CANCELLED})
 """What says nothing of the deployment: the host is away, or busy."""
@@ -49,17 +55,20 @@ class Reconciler:
         self._done = done
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Thread] = {}
+        self._away: set[str] = set()
+        """Hosts that did not answer, the last time."""
         self._looked_at = 0.0
 
     def step(self) -> int:
         """Begins what is to be done and not under way; returns how many are under way."""
         moment = self._now().timestamp()
         records = self._storage.deployments.alive()
-        leaving = {record.rpc_name.lower() for record in records if record.state == DELETING}
+        leaving = {record.rpc_name.lower(): record for record in records if record.state == DELETING}
         hosts = self._look(moment, records)
         for record in records:
-            if record.state != DELETING and record.rpc_name.lower() in leaving:
-                continue  # its name is still another one's on the hosts
+            if record.state != DELETING and (before := leaving.get(record.rpc_name.lower())) is not None:
+                self._wait_for(record, before)
+                continue
             if moment >= record.retry_at and (_is_due(record) or (hosts is not None and _differs(record, hosts))):
                 self._begin(record, hosts)
         with self._lock:
@@ -75,23 +84,38 @@ class Reconciler:
                 return not running
             running[0].join(max(0.0, until - time.monotonic()))
 
+    def _wait_for(self, record: DeploymentRecord, before: DeploymentRecord) -> None:
+        """Its name is still another one's on some host. Says so, where that takes longer than a moment."""
+        reason = f"the deployment that had its name before has to go first: {before.reason}" if before.failures else ""
+        if reason and reason != record.reason:
+            self._storage.deployments.settle(record, {"reason": reason}, self._now())
+
     def _look(self, moment: float, records: list[DeploymentRecord]) -> list[dict[str, Seen]] | None:
-        """What each host has, now and then; None for not now, or where one does not answer."""
+        """What each host has that answers, now and then; None for not now, or where none does."""
         settled = any(record.state in (RUNNING, PAUSED, SLEEPING) for record in records)
         if not settled or 0 <= moment - self._looked_at < LOOK_AT_HOSTS_S:
             return None
         self._looked_at = moment
+        with ThreadPoolExecutor(len(self._models.hosts)) as pool:
+            found = dict(zip(self._models.hosts, pool.map(self._seen_on, self._models.hosts), strict=True))
+        for address, said in found.items():
+            if isinstance(said, ServingError) and address not in self._away:
+                _log.warning("model_host_unseen", extra={"host": address, "reason": said.message})
+        self._away = {address for address, said in found.items() if isinstance(said, ServingError)}
+        return [said for said in found.values() if not isinstance(said, ServingError)] or None
+
+    def _seen_on(self, address: str) -> dict[str, Seen] | ServingError:
         try:
-            return [look(self._models.on(address)) for address in self._models.hosts]
+            return look(self._models.on(address), timeout_s=_LOOK_TIMEOUT_S)
         except ServingError as error:
-            _log.warning("model_host_unseen", extra={"reason": error.message})
-            return None
+            return error
 
     def _begin(self, record: DeploymentRecord, hosts: list[dict[str, Seen]] | None) -> None:
         name = record.rpc_name.lower()
         broken = _broken(record, hosts) if hosts is not None else ""
         with self._lock:
-            if name in self._busy or len(self._busy) >= _SIDE_BY_SIDE:
+            owners = sum(other.startswith(f"{record.owner.lower()}.") for other in self._busy)
+            if name in self._busy or len(self._busy) >= _SIDE_BY_SIDE or owners >= _OF_ONE_OWNER:
                 return
             # a daemon: what it does may be left half-way
             thread = threading.Thread(target=self._run, args=(name, record, broken), name="reconcile", daemon=True)
@@ -132,7 +156,7 @@ class Reconciler:
             self._failed(record, ServingError(Code.INTERNAL, "the gateway made a mistake; the worker's log has it"))
 
     def _remove(self, record: DeploymentRecord) -> None:
-        for side in self._sides():
+        for side in self._sides(self._models.hosts):
             side.remove(record.rpc_name, deployments.script_name(record))
         self._storage.deployments.removed(record, self._now())
         _log.info("deployment_removed", extra={"deployment": record.rpc_name})
@@ -142,14 +166,14 @@ class Reconciler:
         is_told = record.state in (SLEEPING, PAUSING) or self._storage.deployments.settle(record, {"state": PAUSING}, self._now())
         if not is_told:
             return
-        for side in self._sides():
+        for side in self._sides(self._there()):
             side.stop(record.rpc_name, deployments.script_name(record))
         state = SLEEPING if record.state == SLEEPING else PAUSED
         reason = "" if record.owner_active else "its owner's account is closed"
         self._settle(record, {"state": state, "reason": reason}, f"deployment_{state}")
 
     def _serve(self, record: DeploymentRecord) -> None:
-        sides = self._sides()
+        sides = self._sides(self._there())
         with planned(self._storage, record) as plan:
             for side in sides:
                 side.prepare(plan, record.serving_version or 0)
@@ -190,8 +214,27 @@ class Reconciler:
                     side.take_back(plan, record.serving_version)
                 raise Refused(f"version {version} was refused: {reason}")
 
-    def _sides(self) -> list[HostSide]:
-        return [HostSide(self._models.on(address)) for address in self._models.hosts]
+    def _sides(self, addresses: Sequence[str]) -> list[HostSide]:
+        return [HostSide(self._models.on(address)) for address in addresses]
+
+    def _there(self) -> Sequence[str]:
+        """Of several hosts those that answer. Raises what the first says where none does."""
+        addresses = self._models.hosts
+        if len(addresses) == 1:  # it says so itself
+            return addresses
+        with ThreadPoolExecutor(len(addresses)) as pool:
+            said = list(pool.map(self._why_away, addresses))
+        there = [address for address, error in zip(addresses, said, strict=True) if error is None]
+        if not there:
+            raise next(error for error in said if error is not None)
+        return there
+
+    def _why_away(self, address: str) -> ServingError | None:
+        try:
+            self._models.on(address).server_live(timeout_s=_LOOK_TIMEOUT_S)
+        except ServingError as error:
+            return error
+        return None
 
     # what came of it -------------------------------------------------------------------------------------------------------------
 
@@ -242,12 +285,10 @@ class Reconciler:
         _log.warning("version_refused", extra={"deployment": record.rpc_name, "reason": reason})
 
     def _serves(self, record: DeploymentRecord) -> bool:
-        """Whether the version that served before still does, on every host."""
-        try:
-            seen = [look(self._models.on(address), record.rpc_name).get(record.rpc_name, NOTHING) for address in self._models.hosts]
-        except ServingError:
-            return False
-        return all(record.serving_version in each.ready for each in seen)
+        """Whether the version that served before still does, on some host."""
+        found = [self._seen_on(address) for address in self._models.hosts]
+        seen = [said.get(record.rpc_name, NOTHING) for said in found if not isinstance(said, ServingError)]
+        return any(record.serving_version in each.ready for each in seen)
 
 
 def _is_due(record: DeploymentRecord) -> bool:
@@ -276,6 +317,8 @@ def _differs(record: DeploymentRecord, hosts: list[dict[str, Seen]]) -> bool:
 
 
 def _broken(record: DeploymentRecord, hosts: list[dict[str, Seen]]) -> str:
-    """Why one of its versions serves no more on some host; "" where all do."""
-    reasons = (host.get(record.rpc_name, NOTHING).broken.get(record.version, "") for host in hosts)
-    return next(filter(None, reasons), "") if record.state == RUNNING else ""
+    """Why its version serves no more on any host; "" where it does on one: the others are made to agree."""
+    seen = [host.get(record.rpc_name, NOTHING) for host in hosts]
+    if record.state != RUNNING or any(record.version in each.ready for each in seen):
+        return ""
+    return next(filter(None, (each.broken.get(record.version, "") for each in seen)), "")

@@ -44,7 +44,7 @@ class Scripts:
     def _functions(self, source: bytes) -> Sequence[str]:
         if len(source) > MOST_BYTES:
             raise ServingError(Code.TOO_LARGE, f"a script has at most {MOST_BYTES} bytes, this one has {len(source)}")
-        return self._models.on(self._models.hosts[0]).validate_script(source).functions
+        return self._models.validate_script(source).functions
 
     def read(self, caller: Principal, name: str) -> ScriptRecord:
         """Raises not_found."""

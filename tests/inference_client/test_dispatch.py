@@ -94,7 +94,7 @@ def test_where_no_host_can_be_reached_the_call_says_so_and_tries_them_all_again_
         assert client.infer_raw(REQUEST).model_version == "a"
 
 
-@pytest.mark.parametrize("manner", ["overloaded", "not_ready"])
+@pytest.mark.parametrize("manner", ["overloaded", "not_ready", "model_not_found", "version_not_found"])
 def test_a_request_that_did_not_run_goes_to_another_host(host: Make, manner: str) -> None:
     a, b = host("a", manner), host("b")
     with client_of(a, b) as client:
@@ -108,6 +108,22 @@ def test_where_every_host_refuses_the_first_refusal_is_given(host: Make) -> None
         client.infer_raw(REQUEST)
     assert (caught.value.code, caught.value.retry_after_ms) == (Code.OVERLOADED, 10)
     assert (a.calls, b.calls) == (1, 1)
+
+
+def test_a_name_that_nobody_has_costs_no_trial_of_a_host_that_is_away(host: Make) -> None:
+    clock, a, b = Clock(), host("a", "model_not_found"), host("b", "not_ready")
+    with Client([f"thrift://127.0.0.1:{free_port()}", a.peer.address, b.peer.address], clock=clock) as client:
+        with pytest.raises(ServingError) as caught:
+            client.infer_raw(REQUEST)
+        assert caught.value.code is Code.NOT_READY, "who takes nothing now may have it"
+        b.manner, tried = "model_not_found", []
+        hosts = next(iter(client._dispatchers.values()))._hosts
+        hosts.failed = lambda index, *_: tried.append(index)  # type: ignore[method-assign]
+        for _ in range(6):
+            with pytest.raises(ServingError) as caught:
+                client.infer_raw(REQUEST)
+            assert caught.value.code is Code.MODEL_NOT_FOUND
+        assert (a.calls, b.calls, tried) == (7, 7, [])
 
 
 @pytest.mark.parametrize("manner", ["model_failed", "deadline_exceeded", "invalid_input", "unavailable", "internal"])
