@@ -45,9 +45,9 @@ class Batcher:
         self._plain = policy.max_batch_size <= 1 and not policy.priority_levels
         """One queue, one request a run: nothing to decide."""
 
-    def add(self, request: Waiting) -> bool:
-        """False where the queue is full."""
-        if self.size >= self.policy.max_queue_size:
+    def add(self, request: Waiting, free: int = 0) -> bool:
+        """False where the queue is full. `free`: so many of those that are in it wait for their turn only, and do not count."""
+        if self.size >= self.policy.max_queue_size + free:
             return False
         level = self._levels[self._level(request.prepared.priority)]
         waiting = level.get(request.prepared.key)

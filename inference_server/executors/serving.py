@@ -89,21 +89,33 @@ class Executor:
             self._obey(load)
         if streams is not None:
             streams.step()
-        expired: list[Waiting] = []
-        full = streams is not None and streams.full
-        batch = batcher.expire(time.monotonic_ns(), expired) if full else batcher.take(time.monotonic_ns(), expired)
-        for request in expired:
-            self._refuse(request, errors.deadline_exceeded("the deadline passed in the queue; the request was not run"))
-        if batch:
-            if streams is not None:
-                streams.begin(batch[0])
-            elif self._runs is not None:
-                self._runs(batch)
+            self._begin(streams)
+        elif (batch := self._next(batcher.take)) and self._runs is not None:
+            self._runs(batch)
         if self._leaving and not batcher.size and (streams is None or streams.empty):
             self._leaving = False
             if (close := getattr(self._model, "close", None)) is not None:
                 close()
             self._say({"left": True})
+
+    def _begin(self, streams: Streams | SideBySide) -> None:
+        """Those of the queue that may begin now."""
+        starts = streams.starts
+        if not starts:
+            self._next(self._batcher.expire)
+        for _ in range(starts):
+            batch = self._next(self._batcher.take)
+            if not batch:
+                break
+            streams.begin(batch[0])
+
+    def _next(self, take: Callable[[int, list[Waiting]], list[Waiting]]) -> list[Waiting]:
+        """What is to run, once those whose time is over have been told so."""
+        expired: list[Waiting] = []
+        batch = take(time.monotonic_ns(), expired)
+        for request in expired:
+            self._refuse(request, errors.deadline_exceeded("the deadline passed in the queue; the request was not run"))
+        return batch
 
     # what arrives ----------------------------------------------------------------------------------------------------------------
 
@@ -144,7 +156,7 @@ class Executor:
             request.body, request.window = memoryview(bytes(frame.body)), frame.numbers[2]
         if self._cache is not None and self._answered_before(self._cache, request, frame.head):
             return
-        if not self._batcher.add(request):
+        if not self._batcher.add(request, self._streams.free if self._streams is not None else 0):
             self._refuse_frame(connection, frame, self._overloaded())
             return
         connection.request = request

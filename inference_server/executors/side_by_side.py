@@ -75,8 +75,18 @@ class SideBySide:
         self._over: deque[_Run] = deque()
 
     @property
+    def free(self) -> int:
+        """So many more may be under way."""
+        return max(0, self._most - self._inside)
+
+    @property
     def full(self) -> bool:
-        return self._inside >= self._most
+        return not self.free
+
+    @property
+    def starts(self) -> int:
+        """All of them: to begin one takes no time."""
+        return self.free
 
     @property
     def empty(self) -> bool:

@@ -98,9 +98,19 @@ class Streams:
         self._part_ns = 0
 
     @property
+    def free(self) -> int:
+        """So many more may be under way."""
+        return max(0, self._most - len(self._running))
+
+    @property
     def full(self) -> bool:
         """No further one may begin."""
-        return len(self._running) >= self._most
+        return not self.free
+
+    @property
+    def starts(self) -> int:
+        """How many may begin before the next step: as many as are under way, so that neither old nor new ones have to wait for long."""
+        return min(self.free, max(1, len(self._running)))
 
     @property
     def empty(self) -> bool:

@@ -105,10 +105,10 @@ def test_nothing_is_computed_far_ahead_of_who_reads(engine: Engine, repository: 
     assert stream.next() is not None
     computed = lambda: int((tmp_path / "computed").read_text() or 0)  # noqa: E731
     eventually(lambda: computed() == WINDOW, "the window is full")
-    time.sleep(0.05)
-    assert computed() == WINDOW
-    other = engine.model_stream(asked(50, parameters={"where": str(tmp_path), "size": 0}))
+    (tmp_path / "other").mkdir()
+    other = engine.model_stream(asked(50, parameters={"where": str(tmp_path / "other"), "size": 0}))
     assert len(everything(other)) == 50, "a slow reader keeps nobody else waiting"
+    assert computed() == WINDOW, "and while another's was computed, nothing of its own"
     assert len(everything(stream)) == 999
     stream.close()
 
@@ -199,6 +199,24 @@ def test_more_than_the_most_wait_in_the_queue_which_has_an_end(engine: Engine, r
     running[0].close()
     assert everything(waiting) == ["t0", "t1", "t2"]
     assert len(everything(running[1])) == 99
+
+
+def test_a_crowd_that_comes_at_once_is_let_in_as_far_as_there_are_places(engine: Engine, repository: Path, tmp_path: Path) -> None:
+    """While the model is inside an answer all the others come; only who has no place needs one in the queue."""
+    code = """
+import pathlib, time
+def infer(inputs, parameters):
+    if "wait" in parameters:
+        while not pathlib.Path(parameters["wait"], "go").exists(): time.sleep(0.001)
+    for number in range(int(inputs["count"][0])): yield {"token": [f"t{number}"]}
+"""
+    load(engine, repository, code, "max_streams = 20\nmax_queue_size = 2\n")
+    crowd = [engine.model_stream(asked(2, parameters={"wait": str(tmp_path)} if not number else {})) for number in range(22)]
+    for stream in crowd:
+        with pytest.raises(TimeoutError):
+            stream.next(time.monotonic() + 0.02)  # it is sent now
+    (tmp_path / "go").touch()
+    assert [everything(stream) for stream in crowd] == [["t0", "t1"]] * 22
 
 
 def test_one_that_nobody_reads_ends_at_its_deadline_and_those_in_the_queue_at_theirs(engine: Engine, repository: Path) -> None:
