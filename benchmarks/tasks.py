@@ -15,9 +15,9 @@ from typing import Any
 
 from gateway.settings import Settings
 from gateway.storage import Storage
-from tests.e2e.conftest import start_server
-from tests.gateway.conftest import PASSWORD, free_port, spawn, start_gateway
+from tests.gateway.conftest import PASSWORD, spawn, start_gateway
 from tests.onnx_models import times
+from tests.processes import free_port, start_server
 
 CALLERS = 8
 TASKS = 10_000

@@ -1,12 +1,12 @@
 """A collector of traces on loopback: takes OTLP/HTTP with JSON, keeps the spans, and can be told to refuse."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.http_servers import Answer, taking_posts
 
 
 @dataclass(frozen=True)
@@ -46,34 +46,18 @@ class Collector:
 
 @contextmanager
 def collector(port: int = 0) -> Iterator[Collector]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            assert self.path == "/v1/traces" and self.headers["Content-Type"] == "application/json"
-            status = made.answers.pop(0) if made.answers else 200
-            if status == 200:
-                made.spans += read(json.loads(body))
-            made.requests += 1
-            answer = json.dumps(made.body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def take(path: str, headers: dict[str, str], body: bytes) -> Answer:
+        assert path == "/v1/traces" and headers["content-type"] == "application/json"
+        status = made.answers.pop(0) if made.answers else 200
+        if status == 200:
+            made.spans += read(json.loads(body))
+        made.requests += 1
+        return status, {}, json.dumps(made.body).encode()
 
-        def log_message(self, *_: object) -> None:
-            """Nothing on standard error."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = False
-    made = Collector(f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    made = Collector("")
+    with taking_posts(take, port) as address:
+        made.address = f"http://{address}"
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def read(said: dict[str, Any]) -> list[Got]:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from inference_server import host
 from inference_server.engine import Engine
 from inference_server.executors.memory_limit import MemoryLimits
@@ -53,3 +55,44 @@ def engine_over(
         validations.close()
         spool.close()
         limits.close()
+
+
+@contextmanager
+def own_zygote(folder: Path) -> Iterator[Zygote]:
+    """One that a test may harm, and whose standard error is the test's."""
+    folder.mkdir()
+    made = Zygote(folder, LIMIT)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+# fixtures, for the packages that import them into their conftest ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="package", name="zygote")
+def zygote_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package", name="watcher")
+def watcher_fixture() -> Iterator[Watcher]:
+    made = Watcher()
+    yield made
+    made.close()
+
+
+@pytest.fixture(name="repository")
+def repository_fixture(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(name="engine")
+def engine_fixture(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engine]:
+    with engine_over(zygote, watcher, repository) as made:
+        yield made

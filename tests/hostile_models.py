@@ -52,12 +52,16 @@ def layer(size: int = 64) -> onnx.ModelProto:
 
 
 def everything() -> Iterator[Hostile]:
+    """Two hundred and one."""
+    from tests.hostile_mutants import mutants  # it is made of what is here
+
     chance = random.Random(SEED)
     yield from _onnx(chance)
     yield from _archives(chance)
     yield from _xml()
     yield from _pickles()
     yield from _others(chance)
+    yield from mutants()
     yield from _code()
 
 
@@ -69,15 +73,15 @@ def _onnx(chance: random.Random) -> Iterator[Hostile]:
     for cut in sorted(chance.sample(range(20, len(whole) - 1), 5)):
         yield Hostile(f"cut-{cut}", [("m.onnx", whole[:cut])], "cut off")
     for number in range(5):
-        yield Hostile(f"flipped-{number}", [("m.onnx", _flipped(whole, chance))], "")
+        yield Hostile(f"flipped-{number}", [("m.onnx", flipped(whole, chance))], "")
     for name, location in {
         "up": "../../secret.bin",
         "absolute": "/etc/passwd",
         "hidden": "a/../../../etc/shadow",
         "memory": "none.bin",
     }.items():
-        yield Hostile(f"external-{name}", [("m.onnx", _external(location))], "asks for weights")
-    yield Hostile("external-10-GB", [("w.bin", bytes(100)), ("m.onnx", _external("w.bin", length=10**10))], "which has 100")
+        yield Hostile(f"external-{name}", [("m.onnx", external(location))], "asks for weights")
+    yield Hostile("external-10-GB", [("w.bin", bytes(100)), ("m.onnx", external("w.bin", length=10**10))], "which has 100")
     claims = layer()
     claims.graph.initializer[0].dims[:] = [50_000, 50_000]
     yield Hostile("claims-10-GB", [("m.onnx", claims.SerializeToString())], "")
@@ -92,7 +96,7 @@ def _onnx(chance: random.Random) -> Iterator[Hostile]:
     yield Hostile("circle", [("m.onnx", loop.SerializeToString())], "")
 
 
-def _flipped(data: bytes, chance: random.Random) -> bytes:
+def flipped(data: bytes, chance: random.Random) -> bytes:
     """One bit of what is not a weight, so that the file is damaged: onnxruntime, too, refuses it."""
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 4
@@ -106,7 +110,7 @@ def _flipped(data: bytes, chance: random.Random) -> bytes:
             return bytes(made)
 
 
-def _external(location: str, length: int = 4) -> bytes:
+def external(location: str, length: int = 4) -> bytes:
     model = layer()
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")

@@ -1,15 +1,19 @@
 """Models that are scripts of users, for tests."""
 
-import os
+import contextlib
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import numpy as np
+import pytest
 
 from idl import tensors
+from idl.codes import ServingError
 from idl.messages import InferRequest, InferResponse, Tensor
 from idl.tensors import Array
+from inference_server.engine import Engine
+from tests.processes import descendants
 
 GOOD = """
 def preprocess(inputs):
@@ -49,29 +53,28 @@ def arrays(response: InferResponse) -> dict[str, Array]:
     return {t.name: tensors.decode(t.name, t.datatype, t.shape, t.data) for t in response.outputs}
 
 
-def descendants(pid: int) -> dict[int, str]:
+def load(engine: Engine, repository: Path, code: str = GOOD, toml: str = "", version: int = 1) -> None:
+    """As the model `s`."""
+    script_model(repository / "s", code, toml, version)
+    engine.repository_model_load("s", {})
+
+
+def ask(engine: Engine, function: str = "preprocess", **inputs: Any) -> dict[str, Any]:
+    """name -> (datatype, value as Python has it)."""
+    response = engine.model_infer(asked("s", function, inputs))
+    return {tensor.name: (tensor.datatype, arrays(response)[tensor.name].tolist()) for tensor in response.outputs}
+
+
+def refused(engine: Engine, function: str = "preprocess", **inputs: Any) -> ServingError:
+    with pytest.raises(ServingError) as caught:
+        engine.model_infer(asked("s", function, inputs))
+    return caught.value
+
+
+def running_below(pid: int) -> dict[int, str]:
     """pid -> name of everything that a process, and what it started, has running."""
-    found: dict[int, str] = {}
-    for task in _listed(Path(f"/proc/{pid}/task")):
-        for child in map(int, _text(Path(f"/proc/{pid}/task/{task}/children")).split()):
-            found |= {child: _text(Path(f"/proc/{child}/comm")).strip()} | descendants(child)
+    found = {}
+    for each in descendants(pid):
+        with contextlib.suppress(OSError):
+            found[each] = Path(f"/proc/{each}/comm").read_text().strip()
     return found
-
-
-def resident(pids: dict[int, str]) -> int:
-    """Bytes of memory that they have."""
-    return sum(int((_text(Path(f"/proc/{pid}/statm")).split() or ["0", "0"])[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _listed(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""

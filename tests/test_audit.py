@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import ROOT
+from tests.processes import ROOT
 
 CLEAN = {"name": "flask", "version": "3.1.2", "vulns": []}
 SKIPPED = {"name": "numpy", "skip_reason": "Dependency not found on PyPI and could not be audited: numpy (2.3.5)"}

@@ -30,8 +30,9 @@ from inference_server import settings as server_settings
 from inference_server.transports.grpc_calls import STATUS as GRPC_STATUS
 from outboard import up
 from outboard.__main__ import VERBS
-from tests.e2e.conftest import Process, environment, needs, start_up
 from tests.eventually import eventually
+from tests.needs import needs
+from tests.processes import Process, environment, start_up
 from tests.test_layers import PACKAGES, ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent

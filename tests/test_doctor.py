@@ -12,7 +12,7 @@ import pytest
 from outboard import certificates, doctor, doctor_host, doctor_parts
 from outboard.__main__ import main
 from outboard.doctor import OK, PROBLEM, WARNING, Check, Finding, Place
-from tests.e2e.conftest import needs
+from tests.needs import needs
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from idl.messages import InferRequest
 from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
 from inference_server.routing import RoutePublisher, attach_beside, detach_beside
-from tests.engines import LIMIT, engine_over
+from tests.engines import LIMIT, engine_over, own_zygote
 from tests.eventually import eventually
 from tests.inference_server.conftest import floats, request
 from tests.onnx_models import slow, times
@@ -25,10 +25,8 @@ from tests.onnx_models import slow, times
 
 @pytest.fixture
 def zygote(tmp_path: Path) -> Iterator[Zygote]:
-    (tmp_path / "run").mkdir()
-    made = Zygote(tmp_path / "run", LIMIT)
-    yield made
-    made.close()
+    with own_zygote(tmp_path / "run") as made:
+        yield made
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from benchmarks import payloads
 from benchmarks.loads import callers, h2load
 from benchmarks.repository import make_tiny
 from benchmarks.workload import Workload
-from tests.e2e.conftest import Process, needs, start_server
+from tests.needs import needs
+from tests.processes import Process, start_server
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from benchmarks.processes import cpu_seconds, pinned, tree
-from tests.e2e.conftest import wait_until_gone
+from tests.processes import wait_until_gone
 
 STUBBORN = """
 import os, signal, sys, time

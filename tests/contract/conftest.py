@@ -1,15 +1,11 @@
 """One repository, served by an engine in this process, by a real inference server, and by every part of the gateway over that."""
 
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from flask import Flask
 from onnx import TensorProto, helper
-from werkzeug.serving import make_server
 
 from gateway import build_services, create_app
 from gateway.models_rpc import Models
@@ -19,11 +15,12 @@ from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
 from tests.contract.cases import KINDS, LIMIT
 from tests.contract.faces import FACES, Face
-from tests.e2e.conftest import Process, start_server
 from tests.engines import engine_over
 from tests.gateway import through_front
+from tests.http_servers import serving
 from tests.inference_server import grpc_front_peer
 from tests.onnx_models import identity, save, times
+from tests.processes import Process, start_server
 
 
 @dataclass(frozen=True)
@@ -99,18 +96,6 @@ def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
     assert '"level": "error"' not in made.log.read_text(), made.log.read_text()
 
 
-@contextmanager
-def listening(app: Flask) -> Iterator[str]:
-    """Its address."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, name="gateway")
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.fixture(scope="session")
 def http(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The gateway's addresses, by which of its parts answers: the hot routes and Flask with Thrift over TCP, the event loop with the lane."""
@@ -121,7 +106,7 @@ def http(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     path = settings.data_dir / "front"
     with through_front.running(local, path, f"{host['socket']}.lane"):
         fronted.wsgi_app = through = through_front.ThroughFront(fronted.wsgi_app, path)  # type: ignore[method-assign]
-        with listening(hot) as one, listening(plain) as two, listening(fronted) as three:
+        with serving(hot) as one, serving(plain) as two, serving(fronted) as three:
             yield {"hot": one, "Flask": two, "front": three}
             assert through.asked == 0 or through.answered > through.asked / 2, "it handed back more than it answered"
     local.models.close()

@@ -16,10 +16,10 @@ from gateway.settings import Settings as GatewaySettings
 from idl.codes import Code, ServingError
 from inference_client import Client, Tls
 from tests.certificates import Authority, Pair
-from tests.e2e.conftest import Process, start_server
 from tests.eventually import eventually
-from tests.inference_server.grpc_front_peer import need_nginx
+from tests.needs import need
 from tests.onnx_models import times
+from tests.processes import Process, start_server
 
 INPUTS = {"x": np.float32([[1, 2]])}
 TOKENS = """
@@ -56,7 +56,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    need_nginx()
+    need("nginx")
     folder = tmp_path_factory.mktemp("doors")
     ca, strangers = Authority(folder), Authority(folder, "strangers")
     certificates = {

@@ -8,8 +8,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from tests.e2e.conftest import Process, start_server
 from tests.onnx_models import times
+from tests.processes import Process, start_server
 
 TOKENS = """
 [[token]]

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
-from werkzeug.serving import make_server
 
 from gateway import build_services, create_app
 from gateway.models_rpc import Models
 from gateway.settings import Settings
 from idl.codes import Code, ServingError
 from inference_client import Client
-from tests.e2e.conftest import ROOT, Process, environment, start_server
+from tests.http_servers import serving
 from tests.onnx_models import times
+from tests.processes import ROOT, Process, environment, start_server
 
 BATCHED = """
 name: "batched"
@@ -90,14 +89,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings = Settings(data_dir=folder / "gateway")
     services = build_services(settings, Models([f"thrift://{host['thrift']}"], Client))
     services.users.first_administrator("correct horse battery")
-    server = make_server("127.0.0.1", 0, create_app(settings, services=services), threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
     token = services.tokens.sign_in("admin", "correct horse battery", "127.0.0.1").access_token
-    yield Served(host, f"127.0.0.1:{server.server_port}", token)
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(create_app(settings, services=services)) as address:
+        yield Served(host, address, token)
     services.close()
     assert host.stop() == 0, host.log.read_text()
     assert not list(root.rglob("*.part")) and '"level": "error"' not in host.log.read_text()

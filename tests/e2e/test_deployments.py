@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Process, descendants, start_up
+from tests.eventually import eventually
 from tests.gateway.deployed_host import within
 from tests.onnx_models import times
+from tests.processes import Process, descendants, start_up
 
 PASSWORD = "correct horse battery"
 
@@ -154,8 +155,9 @@ def test_a_worker_that_is_killed_all_the_time(stack: Process, ann: Caller) -> No
         thread.start()
     try:
         for version in (2, 1, 2):
+            before = killed[0]
             ann("PATCH", "/v1/deployments/d", {"version": version})
-            time.sleep(1.2)
+            eventually(lambda before=before: killed[0] > before + 1, "its worker is killed meanwhile", 60)  # type: ignore[misc]
     finally:
         stop.set()
         for thread in threads:

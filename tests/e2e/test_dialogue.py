@@ -16,7 +16,7 @@ from inference_client import Client, Code, ServingError
 from outboard import demo, demo_dialogue
 from outboard.demo import DemoError
 from tests import dialogue
-from tests.e2e.conftest import Process, start_up
+from tests.processes import Process, start_up
 
 
 @pytest.fixture(scope="module")

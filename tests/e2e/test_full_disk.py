@@ -12,9 +12,9 @@ import pytest
 
 from idl.codes import Code, ServingError
 from inference_client import Client
-from tests.e2e.conftest import descendants, start_server, wait_until_gone
 from tests.eventually import eventually
 from tests.onnx_models import times
+from tests.processes import descendants, start_server, wait_until_gone
 
 X = np.ones((1, 2), np.float32)
 

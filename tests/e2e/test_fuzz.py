@@ -19,8 +19,8 @@ from idl.generated import inference_pb2 as pb
 from idl.thrift_binary import CALL, message
 from idl.thrift_schema import Inference, schema
 from inference_client import Client
-from tests.e2e.conftest import Process, alive, descendants, start_server, start_up
 from tests.onnx_models import times
+from tests.processes import Process, alive, descendants, start_server, start_up
 from tests.proofs.process_trees import private_bytes
 
 SEED, CASES, AT_ONCE = 20261121, 300, 30

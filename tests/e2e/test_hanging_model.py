@@ -9,8 +9,8 @@ import pytest
 
 from idl.codes import Code, ServingError
 from inference_client import Client
-from tests.e2e.conftest import Process, start_server
 from tests.onnx_models import looping
+from tests.processes import Process, start_server
 
 QUICK, ENDLESS = np.int64([3]), np.int64([10**12])
 

@@ -4,8 +4,8 @@ import json
 import urllib.request
 from urllib.parse import urlsplit
 
-from tests.e2e.conftest import Process, alive, descendants
 from tests.gateway import hostile
+from tests.processes import Process, alive, descendants
 
 SEED, COUNT = 20261122, 1000
 

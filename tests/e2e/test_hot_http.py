@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from inference_client import Client
-from tests.e2e.conftest import Process, needs, start_up, wait_until_gone
 from tests.eventually import eventually
 from tests.gateway.test_metrics import parse, value
+from tests.needs import needs
 from tests.onnx_models import identity, slow, times
+from tests.processes import Process, start_up, wait_until_gone
 
 pytestmark = needs("nginx")
 INFER = "/v2/models/m/infer"

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 import skimage
 
-from tests.e2e.conftest import ROOT, Process, descendants, needs, start_up
 from tests.gateway import hostile
 from tests.gateway.model_host import ADMINISTRATOR, fill
 from tests.gateway.test_hostile import COUNT, SEED, TARGETS
+from tests.needs import needs
+from tests.processes import ROOT, Process, descendants, start_up
 
 pytestmark = needs("nginx", "curl")
 

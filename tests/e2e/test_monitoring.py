@@ -17,11 +17,11 @@ from inference_client import Client
 from inference_server.gpus import Gpus
 from inference_server.metrics import Metrics
 from outboard.__main__ import main
-from tests.e2e.conftest import ROOT, start_server, start_up
 from tests.eventually import eventually
 from tests.inference_server.test_metrics_page import nvml
 from tests.inference_server.test_sequences import STATE, summing
 from tests.onnx_models import times
+from tests.processes import ROOT, start_server, start_up
 from tests.python_models import TOKENS_TOML, python_model
 
 Labels = dict[str, set[str]]

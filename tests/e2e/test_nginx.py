@@ -5,21 +5,16 @@ import gzip
 import http.client
 import json
 import os
-import queue
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Iterator
-from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import pytest
 
 from gateway.error_texts import TEXTS
@@ -27,55 +22,14 @@ from gateway.errors import STATUS
 from gateway.settings import Settings
 from idl.codes import Code
 from outboard import nginx
-from tests.e2e.conftest import needs
-from tests.gateway.conftest import PASSWORD, Gateway, Program, free_port, spawn, start_gateway
+from tests.certificates import Authority
+from tests.e2e.nginx_program import MAX_BODY, Nginx, ask, some_values
+from tests.gateway.conftest import PASSWORD, Gateway, Program, start_gateway
+from tests.needs import needs
+from tests.processes import free_port
 
 pytestmark = [needs("nginx"), needs("openssl")]
-MAX_BODY = 1 << 20
 REGISTRATION = json.dumps({"username": "ann", "password": PASSWORD}).encode()
-
-
-class Nginx:
-    """A running nginx."""
-
-    def __init__(self, kind: str, values: nginx.Values, user: str | None = None) -> None:
-        configuration = values.run_dir / "nginx.conf"
-        configuration.write_text(nginx.render(kind, values))
-        binary = nginx.find()
-        assert binary is not None
-        command = nginx.command(binary, configuration)
-        self.program: Program = spawn(["setpriv", f"--reuid={user}", "--clear-groups", *command] if user else command)
-        self.port = int(values.listen.rpartition(":")[2])
-        self._wait()
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(ConnectionRefusedError), self.connect():
-                return
-            assert self.program.process.poll() is None and time.monotonic() < deadline, self.program.log
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
-
-    def client(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-
-    def ask(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
-        with contextlib.closing(self.client()) as client:
-            return ask(client, method, path, body, headers)
-
-
-def ask(client: http.client.HTTPConnection, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> tuple:
-    client.request(method, path, body, headers or {})
-    answer = client.getresponse()
-    return answer.status, {name.lower(): text for name, text in answer.headers.items()}, answer.read()
-
-
-def some_values(folder: Path, **changes: object) -> nginx.Values:
-    (folder / "run").mkdir(parents=True, exist_ok=True)
-    values = nginx.Values(folder / "run", f"127.0.0.1:{free_port()}", folder / "gateway.sock", max_body_bytes=MAX_BODY, workers="1")
-    return replace(values, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -96,44 +50,6 @@ def front(gateway: Gateway) -> Iterator[Nginx]:
     yield made
     assert made.program.stop(signal.SIGQUIT) == 0, made.program.log
     assert "hunter2" not in made.program.log
-
-
-@pytest.fixture
-def started() -> Iterator[list[Program]]:
-    programs: list[Program] = []
-    yield programs
-    for program in programs:
-        program.stop(signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("certificate")
-    files = {"certificate": folder / "certificate.pem", "certificate_key": folder / "key.pem"}
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += [
-        "-addext",
-        "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        "-out",
-        str(files["certificate"]),
-        "-keyout",
-        str(files["certificate_key"]),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    return files
 
 
 def test_what_nginx_answers_by_itself_is_what_the_gateway_would_say() -> None:
@@ -326,7 +242,8 @@ def test_the_access_log_holds_paths_only(gateway: Gateway, tmp_path: Path) -> No
     assert "hunter2" not in text
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="is not root, so everything here shows it")
+@needs("setpriv")
+@pytest.mark.skipif(os.geteuid() != 0, reason="is not root, so everything here shows it")
 def test_it_needs_no_root(started: list[Program]) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
@@ -343,12 +260,12 @@ def test_it_needs_no_root(started: list[Program]) -> None:
         shutil.rmtree(folder)
 
 
-def test_tls(gateway: Gateway, certificate: dict[str, Path], tmp_path: Path, started: list[Program]) -> None:
+def test_tls(gateway: Gateway, authority: Authority, certificate: dict[str, Path], tmp_path: Path, started: list[Program]) -> None:
     redirect = free_port()
     values = some_values(tmp_path, gateway_socket=gateway.settings.socket_path, redirect_listen=f"127.0.0.1:{redirect}", **certificate)
     front = Nginx("tls", values)
     started.append(front.program)
-    trusted = ssl.create_default_context(cafile=str(certificate["certificate"]))
+    trusted = ssl.create_default_context(cafile=str(authority.file))
     with contextlib.closing(http.client.HTTPSConnection("localhost", front.port, context=trusted, timeout=30)) as client:
         status, headers, body = ask(client, "GET", "/livez")
         assert status == 200 and json.loads(body) == {"status": "alive"}
@@ -363,80 +280,3 @@ def test_tls(gateway: Gateway, certificate: dict[str, Path], tmp_path: Path, sta
     trusted.set_alpn_protocols(["h2"])
     with front.connect() as plain, trusted.wrap_socket(plain, server_hostname="localhost") as sock:
         assert sock.selected_alpn_protocol() == "h2"
-
-
-class Echo(grpc.GenericRpcHandler):
-    """A gRPC server of the test's own: answers with what it gets, one message or many, or refuses."""
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        if details.method == "/t/Unary":
-            return grpc.unary_unary_rpc_method_handler(lambda message, context: message)
-        if details.method == "/t/Stream":
-            return grpc.stream_stream_rpc_method_handler(lambda messages, context: messages)
-        if details.method == "/t/Refuse":
-            return grpc.unary_unary_rpc_method_handler(self.refuse)
-        return None
-
-    def refuse(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        context.set_trailing_metadata((("outboard-code", "overloaded"), ("retry-after-ms", "7")))
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
-
-
-SIZES = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
-
-
-@pytest.fixture
-def grpc_server(tmp_path: Path) -> Iterator[str]:
-    server = grpc.server(futures.ThreadPoolExecutor(4), (Echo(),), options=SIZES)
-    path = f"unix:{tmp_path}/grpc.sock"
-    server.add_insecure_port(path)
-    server.start()
-    yield path
-    server.stop(None).wait()
-
-
-@pytest.mark.parametrize("secure", [False, True], ids=["clear text", "TLS"])
-def test_grpc_goes_through(grpc_server: str, certificate: dict[str, Path], tmp_path: Path, started: list[Program], secure: bool) -> None:
-    front = Nginx("grpc", some_values(tmp_path, grpc_target=grpc_server, **(certificate if secure else {})))
-    started.append(front.program)
-    address = f"localhost:{front.port}"
-    trusted = grpc.ssl_channel_credentials(certificate["certificate"].read_bytes())
-    with grpc.secure_channel(address, trusted, SIZES) if secure else grpc.insecure_channel(address, SIZES) as channel:
-        unary = channel.unary_unary("/t/Unary")
-        for size in (0, 1, 16 << 20):
-            assert len(unary(b"x" * size, timeout=60)) == size
-        for _ in range(1_100):
-            unary(b"more calls than nginx allows on a connection by default", timeout=60)
-        assert list(channel.stream_stream("/t/Stream")(iter([b"a", b"b", b"c"]), timeout=60)) == [b"a", b"b", b"c"]
-        with pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary("/t/Refuse")(b"", timeout=60)
-        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and refused.value.details() == "full"
-        assert {"outboard-code": "overloaded", "retry-after-ms": "7"}.items() <= dict(refused.value.trailing_metadata()).items()
-        with pytest.raises(grpc.RpcError) as unknown:
-            channel.unary_unary("/t/Nothing")(b"", timeout=60)
-        assert unknown.value.code() == grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_grpc_streams_flow_both_ways_at_once(grpc_server: str, tmp_path: Path, started: list[Program]) -> None:
-    """Each answer is there before the next message is sent."""
-    front = Nginx("grpc", some_values(tmp_path, grpc_target=grpc_server))
-    started.append(front.program)
-    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    with grpc.insecure_channel(f"localhost:{front.port}") as channel:
-        call = channel.stream_stream("/t/Stream")(iter(messages.get, None), timeout=60)
-        for message in (b"0", b"1", b"2"):
-            messages.put(message)
-            assert next(call) == message
-        messages.put(None)
-        assert list(call) == []
-
-
-def test_grpc_without_a_model_host(tmp_path: Path, started: list[Program]) -> None:
-    front = Nginx("grpc", some_values(tmp_path, grpc_target=f"unix:{tmp_path}/nobody.sock"))
-    started.append(front.program)
-    with grpc.insecure_channel(f"localhost:{front.port}") as channel, pytest.raises(grpc.RpcError) as failed:
-        channel.unary_unary("/t/Unary")(b"", timeout=60)
-    assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
-    metadata = dict(failed.value.initial_metadata() or ()) | dict(failed.value.trailing_metadata() or ())
-    assert metadata["outboard-code"] == "unavailable" and metadata["retry-after-ms"] == "1000"
-    assert urllib.parse.unquote(failed.value.details()) == "the model host cannot be reached"

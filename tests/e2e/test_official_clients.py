@@ -15,7 +15,8 @@ import skimage
 from PIL import Image
 
 from outboard import demo
-from tests.e2e.conftest import ROOT, Process, environment, needs
+from tests.needs import needs
+from tests.processes import ROOT, Process, environment
 
 CLIENTS = Path(__file__).parent / "clients"
 PICTURES = Path(skimage.__file__).parent / "data"

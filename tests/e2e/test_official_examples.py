@@ -11,10 +11,10 @@ from urllib.request import Request, urlopen
 import pytest
 from onnx import TensorProto, helper
 
-from tests.e2e.conftest import Process, environment, start_up
 from tests.gateway.model_host import copies
 from tests.inference_server.test_sequences import summing
 from tests.onnx_models import identity, save, times
+from tests.processes import Process, environment, start_up
 from tests.python_models import python_model
 
 PROGRAM = Path(__file__).parent / "clients" / "triton_examples.py"

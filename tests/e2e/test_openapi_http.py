@@ -20,9 +20,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
-from tests.e2e.conftest import descendants, needs, start_up, wait_until_gone
 from tests.eventually import eventually
+from tests.needs import needs
 from tests.onnx_models import identity, times
+from tests.processes import descendants, start_up, wait_until_gone
 
 pytestmark = needs("nginx")
 PASSWORD = "correct horse battery"
@@ -132,10 +133,9 @@ def _fill(made: Everything, model: bytes) -> None:
     made.ask("POST", "/v1/deployments", json={"name": "d", "model": "m"})
 
     def running() -> bool:
-        time.sleep(0.05)  # a request is no look at a variable
         return bool(made.ask("GET", "/v1/deployments/d")["state"] == "running")
 
-    eventually(running, "the deployment runs", 60)
+    eventually(running, "the deployment runs", 60, 0.05)
     made.ask("POST", "/v1/deployments/d/golden", params={"name": "g"}, json={"inputs": {"x": [[1, 2]]}})
     task = made.ask("POST", "/v1/deployments/d/predictions", json={"inputs": {"x": [[1, 2]]}})
     assert task["outputs"]

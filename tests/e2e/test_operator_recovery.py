@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +9,9 @@ import pytest
 
 from inference_client import Client
 from outboard.__main__ import main
-from tests.e2e.conftest import ROOT, Process, Run, environment, start_server
+from tests.e2e.conftest import Run, served
 from tests.onnx_models import save, times
-
-X = np.float32([[1, 1]])
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    folder = tmp_path_factory.mktemp("host")
-    times(folder / "models" / "first" / "1" / "model.onnx", 1)
-    made = start_server(folder / "models", folder)
-    yield made
-    assert made.stop() == 0, made.log.read_text()
-
-
-def served(client: Client, model: str, version: str = "") -> tuple[str, float]:
-    """(version, the factor that it multiplies by)"""
-    result = client.infer(model, {"x": X}, version=version)
-    return result.model_version, float(result.outputs["y"][0, 0])
+from tests.processes import ROOT, Process, environment
 
 
 def junk(path: Path) -> Path:

@@ -1,10 +1,8 @@
-"""The operator's verbs against a real server: by RPC, by SSH through a real sshd, and as scripts."""
+"""The operator's verbs against a real server: by RPC and as scripts."""
 
 import contextlib
-import getpass
 import os
 import pty
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,35 +11,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from inference_client import Client
 from outboard.__main__ import main
 from outboard.models_copy import Meter
-from tests.e2e.conftest import ROOT, Process, Run, environment, needs, start_server
+from tests.e2e.conftest import Run, rows, served
+from tests.eventually import eventually
 from tests.onnx_models import slow, times
-
-X = np.float32([[1, 1]])
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    folder = tmp_path_factory.mktemp("host")
-    times(folder / "models" / "first" / "1" / "model.onnx", 1)
-    made = start_server(folder / "models", folder)
-    yield made
-    assert made.stop() == 0, made.log.read_text()
-
-
-def served(client: Client, model: str) -> tuple[str, float]:
-    """(version, the factor that it multiplies by)"""
-    result = client.infer(model, {"x": X})
-    return result.model_version, float(result.outputs["y"][0, 0])
-
-
-def rows(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines()]
+from tests.processes import ROOT, Process, environment, start_server
 
 
 def test_push_takes_the_next_version_and_rollback_goes_back(outboard: Run, client: Client, tmp_path: Path) -> None:
@@ -287,12 +265,12 @@ def test_ctrl_c_half_way_leaves_nothing(server: Process, repository: Path, tmp_p
         assert "interrupted" in err
         assert "Traceback" not in err
     with Client(server["grpc"]) as client:
-        for _ in range(1000):  # the server hears of the end of the call in its own time
+
+        def gone() -> bool:
             assert "interrupted" not in {entry.name for entry in client.repository_index()}
-            if not (repository / "interrupted").exists():
-                break
-            threading.Event().wait(0.01)
-    assert not (repository / "interrupted").exists()
+            return not (repository / "interrupted").exists()
+
+        eventually(gone, "the server hears of the end of the call in its own time, and removes what it has")
 
 
 def test_the_scripts(server: Process, tmp_path: Path) -> None:
@@ -358,96 +336,3 @@ def test_the_meter_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) ->
     assert "\r" in shown
     assert f"[{'#' * 15}{'.' * 15}]" in shown
     assert shown.endswith("\r\n")
-
-
-# over SSH ------------------------------------------------------------------------------------------------------------------------
-
-SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or ""
-
-
-@pytest.fixture
-def ssh_config(tmp_path: Path) -> Path:
-    """An ssh configuration in which the machine `gpu-host` is a real sshd of this test's own: it speaks over ssh's ProxyCommand."""
-    keys = tmp_path / "ssh"
-    keys.mkdir(mode=0o700)
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name)], check=True)
-    (keys / "known").write_text(f"gpu-host {(keys / 'host.pub').read_text()}")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's privilege separation folder, made by its service elsewhere
-    (keys / "sshd").write_text(
-        f"HostKey {keys}/host\nAuthorizedKeysFile {keys}/user.pub\nStrictModes no\nUsePAM {'yes' if os.geteuid() == 0 else 'no'}\n"
-        "PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
-    )
-    config = keys / "config"
-    config.write_text(
-        f"Host gpu-host\n  ProxyCommand {SSHD} -i -f {keys}/sshd\n  User {getpass.getuser()}\n  IdentityFile {keys}/user\n"
-        f"  IdentitiesOnly yes\n  BatchMode yes\n  UserKnownHostsFile {keys}/known\n  StrictHostKeyChecking yes\n  LogLevel ERROR\n"
-    )
-    return config
-
-
-@needs("ssh", "ssh-keygen", "sshd")
-def test_push_over_ssh(outboard: Run, client: Client, repository: Path, ssh_config: Path, tmp_path: Path) -> None:
-    ssh = ("--ssh", "gpu-host", "--ssh-path", repository, "--ssh-config", ssh_config)
-    settings = tmp_path / "model.toml"
-    settings.write_text('description = "by SSH"\n')
-    code, out, err = outboard("push", times(tmp_path / "m.onnx", 1), "--name", "by-ssh", "--model-toml", settings, *ssh)
-    assert code == 0, err
-    assert "by-ssh/1/model.onnx: copied, SHA-256 verified" in out
-    assert "by-ssh/model.toml: copied, SHA-256 verified" in out
-    assert served(client, "by-ssh") == ("1", 1)
-    code, out, err = outboard("push", times(tmp_path / "m.onnx", 2), "--name", "by-ssh", *ssh)
-    assert (code, served(client, "by-ssh")) == (0, ("2", 2)), err
-    code, out, _ = outboard("push", times(tmp_path / "m.onnx", 2), "--name", "by-ssh", "--version", 2, *ssh)
-    assert code == 0
-    assert "the same bytes were there already" in out
-    code, _, err = outboard("push", times(tmp_path / "m.onnx", 3), "--name", "by-ssh", "--version", 2, *ssh)
-    assert code == 1
-    assert "already_exists" in err
-    assert served(client, "by-ssh") == ("2", 2)
-    assert sorted(str(path.relative_to(repository)) for path in (repository / "by-ssh").rglob("*") if path.is_file()) == [
-        "by-ssh/1/model.onnx",
-        "by-ssh/2/model.onnx",
-        "by-ssh/model.toml",
-    ]
-
-
-@needs("ssh", "ssh-keygen", "sshd")
-def test_ssh_that_fails_says_why(outboard: Run, repository: Path, ssh_config: Path, tmp_path: Path) -> None:
-    file = times(tmp_path / "m.onnx", 1)
-    (tmp_path / "a file").touch()
-    code, _, err = outboard("push", file, "--name", "m", "--ssh", "gpu-host", "--ssh-path", tmp_path / "a file", "--ssh-config", ssh_config)
-    assert code == 1
-    assert "the copy over SSH failed" in err
-    assert "Not a directory" in err
-    elsewhere = tmp_path / "it's elsewhere; $HOME"
-    code, _, err = outboard("push", file, "--name", "m", "--ssh", "gpu-host", "--ssh-path", elsewhere, "--ssh-config", ssh_config)
-    assert code == 1
-    assert "model_not_found" in err, "the copy is whole, but lies where this host does not look"
-    assert (elsewhere / "m" / "1" / "model.onnx").read_bytes() == file.read_bytes()
-    code, _, err = outboard("push", file, "--name", "m", "--ssh", "no-such-host.invalid", "--ssh-path", "/x", "--ssh-config", ssh_config)
-    assert code == 1
-    assert "the copy over SSH failed" in err
-
-
-@needs("ssh", "ssh-keygen", "sshd")
-def test_an_ssh_copy_that_is_cut_off_leaves_nothing(repository: Path, ssh_config: Path, tmp_path: Path) -> None:
-    from outboard.models_copy import over_ssh
-
-    file = tmp_path / "m.onnx"
-    file.write_bytes(os.urandom(3 * 2**20))
-
-    def cut(sent: int, _: int) -> None:
-        if sent > 2**20:
-            raise KeyboardInterrupt
-
-    folders = [str(tmp_path / "models" / "cut"), str(tmp_path / "models" / "cut" / "1")]
-    (tmp_path / "models").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        over_ssh("gpu-host", str(ssh_config), file, folders, "model.onnx", cut)
-    for _ in range(1000):  # the far side ends by itself
-        if not list((tmp_path / "models").iterdir()):
-            break
-        threading.Event().wait(0.01)
-    assert not list((tmp_path / "models").iterdir())

@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from inference_client import Client
-from tests.e2e.conftest import Process, Run, start_server
+from tests.e2e.conftest import Run, X, rows
 from tests.onnx_models import times
-
-X = np.float32([[1, 1]])
+from tests.processes import Process, start_server
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +21,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     made = start_server(folder / "models", folder)
     yield made
     assert made.stop() == 0, made.log.read_text()
-
-
-def rows(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines()]
 
 
 def instances(client: Client, model: str = "m") -> dict[str, int]:

@@ -10,8 +10,8 @@ import pytest
 
 from outboard.__main__ import main
 from tests.certificates import Authority
-from tests.e2e.conftest import ROOT, Process, start_server
 from tests.onnx_models import times
+from tests.processes import ROOT, Process, start_server
 
 Said = tuple[int, str, str]
 

@@ -8,9 +8,9 @@ import pytest
 
 from idl.codes import ServingError
 from inference_client import Client
-from tests.e2e.conftest import start_server
 from tests.eventually import eventually
 from tests.onnx_models import times
+from tests.processes import start_server
 
 
 def test_models_come_change_and_go(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import start_server, start_up
 from tests.eventually import eventually
+from tests.processes import start_server, start_up
 from tests.python_models import DOUBLE_TOML, python_model
 
 FORGES = """

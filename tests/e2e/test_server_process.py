@@ -12,8 +12,9 @@ import pytest
 
 from idl.codes import Code, ServingError
 from inference_client import Client
-from tests.e2e.conftest import alive, descendants, start_server, wait_until_gone
+from tests.eventually import eventually
 from tests.onnx_models import slow, times
+from tests.processes import alive, descendants, start_server, wait_until_gone
 
 
 @pytest.fixture
@@ -57,25 +58,22 @@ def test_sigterm_finishes_what_is_inside_and_exits_0(models: Path, tmp_path: Pat
 
 
 def wait_for_in_flight(metrics: str, count: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+
+    def inside() -> float:
         with urllib.request.urlopen(metrics) as response:
             lines = response.read().decode().splitlines()
-        if sum(float(line.split()[1]) for line in lines if line.startswith("outboard_in_flight_requests{")) >= count:
-            return
-    raise AssertionError("the requests did not arrive")
+        return sum(float(line.split()[1]) for line in lines if line.startswith("outboard_in_flight_requests{"))
+
+    eventually(lambda: inside() >= count, "the requests arrive", 20)
 
 
 def test_a_second_sigterm_ends_it_at_once(models: Path, tmp_path: Path) -> None:
     slow(models / "endless" / "1" / "model.onnx", 10_000_000)  # its warm-up runs it: the load goes on while signals come
     server = start_server(models, tmp_path, wait=False)
-    deadline = time.monotonic() + 30
-    while '"event": "listening"' not in server.log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: '"event": "listening"' in server.log.read_text(), "it listens", 30)
     below = descendants(server.process.pid)
     server.process.send_signal(signal.SIGTERM)
-    while '"event": "draining"' not in server.log.read_text() and server.process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: '"event": "draining"' in server.log.read_text() or server.process.poll() is not None, "it stops", 30)
     server.process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     server.stop()

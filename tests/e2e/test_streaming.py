@@ -21,9 +21,10 @@ import pytest
 import tritonclient.grpc as triton
 
 from inference_client import Client, Code, ServingError
-from tests.e2e.conftest import Process, alive, needs, start_up
 from tests.eventually import eventually
+from tests.needs import needs
 from tests.onnx_models import times
+from tests.processes import Process, alive, start_up
 from tests.python_models import TOKENS_TOML, python_model, tokens
 
 COUNT = {"count": np.int32([5])}

@@ -12,16 +12,17 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from gateway.settings import Settings
 from tests.conftest import Record
-from tests.e2e.conftest import Process, start_server
 from tests.eventually import eventually
-from tests.gateway.conftest import PASSWORD, free_port, start_gateway
+from tests.gateway.conftest import PASSWORD, start_gateway
+from tests.http_servers import Answer, taking_posts
 from tests.onnx_models import slow, times
+from tests.processes import Process, free_port, start_server
 
 TERMINAL = ("succeeded", "failed", "cancelled", "expired")
 Headers = dict[str, str]
@@ -32,29 +33,13 @@ class Receiver:
 
     def __init__(self, chance: random.Random) -> None:
         self.got: Counter[str] = Counter()
-        receiver = self
+        self._chance = chance
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                name = self.headers["webhook-id"]
-                known = receiver.got[name]
-                receiver.got[name] += 1
-                self.send_response(503 if not known and chance.random() < 0.25 else 200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def take(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        name = headers["webhook-id"]
+        known = self.got[name]
+        self.got[name] += 1
+        return 503 if not known and self._chance.random() < 0.25 else 200, {}, b""
 
 
 class Site:
@@ -156,14 +141,14 @@ def send_batch(site: Site, ann: Headers, count: int) -> str:
 def test_every_task_ends_once_whatever_is_killed(tmp_path: Path, long: bool, figure: Record) -> None:
     count, rows, rounds, seed = (2000, 10_000, 8, 5) if long else (120, 500, 1, 5)
     chance = random.Random(seed)
-    receiver, site = Receiver(random.Random(seed)), Site(tmp_path)
-    try:
+    receiver = Receiver(random.Random(seed))
+    with taking_posts(receiver.take) as address, closing(Site(tmp_path)) as site:
         assert site.ask("/v1/users", {}, {"username": "ann", "password": PASSWORD})[0] == 201
         ann = {
             "Authorization": "Bearer "
             + json.loads(site.ask("/v1/tokens", {}, {"username": "ann", "password": PASSWORD})[1])["access_token"]
         }
-        assert site.ask("/v1/webhooks", ann, {"url": receiver.url})[0] == 201
+        assert site.ask("/v1/webhooks", ann, {"url": f"http://{address}/"})[0] == 201
         batch_id, known = send_batch(site, ann, rows), dict[str, int]()
         failures: list[BaseException] = []
 
@@ -186,9 +171,6 @@ def test_every_task_ends_once_whatever_is_killed(tmp_path: Path, long: bool, fig
         assert not failures and len(known) == count
         check(site, ann, known, batch_id, rows, receiver)
         figure(f"tasks under kill -9: {count} tasks, {rows} rows, kills {dict(site.kills)}: each task ended once")
-    finally:
-        site.close()
-        receiver.close()
 
 
 def check(site: Site, ann: Headers, known: dict[str, int], batch_id: str, rows: int, receiver: Receiver) -> None:
@@ -213,7 +195,7 @@ def check(site: Site, ann: Headers, known: dict[str, int], batch_id: str, rows: 
     for number, line in enumerate(lines):
         assert bool(line[1]) is (number % 100 == 99) and (line[1] or float(line[2]) == number)
     pending = "select count(*) as n from deliveries where state = 'pending'"
-    eventually(lambda: _again(site, ann) or site.rows(pending)[0]["n"] == 0, "every notice is delivered or listed as failed", 120)
+    eventually(lambda: _again(site, ann) or site.rows(pending)[0]["n"] == 0, "every notice is delivered or listed as failed", 120, 0.2)
     deliveries = site.rows("select id, task_id, state from deliveries")
     assert Counter(row["task_id"] for row in deliveries) == Counter(states.keys()), "one notice for each end"
     assert {row["id"] for row in deliveries if row["state"] == "delivered"} <= set(receiver.got)
@@ -221,6 +203,5 @@ def check(site: Site, ann: Headers, known: dict[str, int], batch_id: str, rows: 
 
 def _again(site: Site, ann: Headers) -> None:
     """Notices that were refused after a worker had died with them wait for minutes: they are sent again by hand, as their owner would."""
-    time.sleep(0.2)
     for row in site.rows(f"select id, webhook_id from deliveries where state = 'pending' and next_at > {time.time() + 30}"):
         site.ask(f"/v1/webhooks/{row['webhook_id']}/deliveries/{row['id']}/retry", ann, b"")

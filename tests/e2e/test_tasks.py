@@ -4,7 +4,7 @@ import json
 import urllib.request
 from typing import Any
 
-from tests.e2e.conftest import Process
+from tests.processes import Process
 
 BODY = {"inputs": {"x": [[1, 2]]}}
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from inference_client import Client
 from tests.collector import Collector, collector
-from tests.e2e.conftest import Process, environment, needs, start_server, start_up
+from tests.needs import needs
 from tests.onnx_models import times
+from tests.processes import Process, environment, start_server, start_up
 
 PROGRAM = Path(__file__).parent / "clients" / "triton_traces.py"
 PASSWORD = "correct horse battery"

@@ -19,10 +19,11 @@ from idl.codes import ServingError
 from idl.traces import INTERNAL, SERVER
 from inference_client import Client
 from tests.collector import Collector, Got, collector
-from tests.e2e.conftest import Process, needs, start_server, start_up
 from tests.eventually import eventually
 from tests.gateway.test_metrics import parse
+from tests.needs import needs
 from tests.onnx_models import times
+from tests.processes import Process, start_server, start_up
 from tests.python_models import DOUBLE_TOML, TOKENS, python_model, tokens
 
 FAIL = """

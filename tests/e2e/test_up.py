@@ -14,8 +14,9 @@ import pytest
 
 from inference_client import Client
 from outboard import demo
-from tests.e2e.conftest import ROOT, Process, alive, descendants, environment, needs, start_up, wait_until_gone
+from tests.needs import needs
 from tests.onnx_models import times
+from tests.processes import ROOT, Process, alive, descendants, environment, start_up, wait_until_gone
 
 READY = re.compile(r"http=http://127\.0\.0\.1:\d+ grpc=127\.0\.0\.1:\d+ thrift=127\.0\.0\.1:\d+ metrics=http://127\.0\.0\.1:\d+/metrics")
 

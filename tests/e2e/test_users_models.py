@@ -13,13 +13,13 @@ import pytest
 from idl import tensors
 from idl.codes import Code, ServingError
 from inference_client import Client
-from inference_server.executors import sandbox
 from outboard import demo
-from tests.e2e.conftest import ROOT, Process, environment, start_server
 from tests.eventually import eventually
 from tests.inference_server import test_pmml_models as pmml
 from tests.inference_server.test_hostile_models import processes
+from tests.needs import boxed
 from tests.onnx_models import slow, times
+from tests.processes import ROOT, Process, environment, start_server
 
 WIRES = ("grpc", "thrift", "grpc+unix", "thrift+unix")
 
@@ -163,7 +163,7 @@ def test_what_is_proposed_is_enough(host: Host, model: Path, tmp_path: Path, kin
         assert client.remove_model("ann.proposed")
 
 
-@pytest.mark.skipif(bool(sandbox.unusable()), reason="no sandbox")
+@boxed
 def test_code_of_users_is_tried_and_served_in_a_box(host: Host, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("import os\nassert os.getuid() == 65534\ndef infer(inputs):\n    return {'y': inputs['x'] + 1}\n")
     (tmp_path / "model.toml").write_text('[inputs.x]\ndatatype = "FP32"\nshape = [-1]\n[outputs.y]\ndatatype = "FP32"\nshape = [-1]\n')

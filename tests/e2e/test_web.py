@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from outboard.secret_files import InvalidSecret, with_secrets
-from tests.e2e.conftest import ROOT, Process, descendants, environment, needs, start, start_server, wait_until_gone
-from tests.gateway.conftest import free_port
+from tests.needs import needs
 from tests.onnx_models import times
+from tests.processes import ROOT, Process, descendants, environment, free_port, start, start_server, wait_until_gone
 
 TOKEN = "a token from a file"
 PASSWORD = "correct horse battery"

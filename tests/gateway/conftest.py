@@ -23,6 +23,7 @@ from gateway.models_rpc import Models
 from gateway.settings import Settings
 from inference_client import Client
 from tests.gateway.model_host import host, served, web  # noqa: F401
+from tests.processes import free_port  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
@@ -121,12 +122,6 @@ def spawn(command: list[str], env: dict[str, str] | None = None) -> Program:
     return Program(
         subprocess.Popen(command, env=clean | (env or {}), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True),
     )
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @dataclass

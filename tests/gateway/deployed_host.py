@@ -1,6 +1,5 @@
 """A real model host with a users' repository, and a gateway's services over it whose reconciler the test turns by hand."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.storage.deployments import DeploymentRecord
 from inference_client import Client
-from tests.e2e.conftest import Process, start_server
+from tests.eventually import eventually
 from tests.onnx_models import times
+from tests.processes import Process, start_server
 
 
 @dataclass
@@ -131,8 +131,4 @@ def over(host: Process, folder: Path, data: Path) -> Iterator[Deployed]:
 
 def within(seconds: float, condition: Callable[[], Any]) -> Any:
     """What `condition` gives once it is true."""
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    return found
+    return eventually(condition, "it comes to be", seconds, 0.01)

@@ -1,6 +1,5 @@
 """A real model host (a process of `inference_server`) with small models of every kind, and the gateway's application over it."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from onnx import TensorProto, helper
-from werkzeug.serving import make_server
 
 from gateway import build_services, create_app
 from gateway.context import Services
@@ -19,9 +17,10 @@ from gateway.models_rpc import Models
 from gateway.settings import Settings
 from inference_client import Client
 from outboard import demo
-from tests.e2e.conftest import Process, start_server
 from tests.gateway import through_front
+from tests.http_servers import serving
 from tests.onnx_models import identity, save, slow, times
+from tests.processes import Process, start_server
 
 KINDS = {
     "BOOL": TensorProto.BOOL,
@@ -136,27 +135,21 @@ def served(host: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         services.users.first_administrator(ADMINISTRATOR[1])
         services.users.register(*USER)
         app = create_app(settings, services=services)
-        server = make_server("127.0.0.1", 0, app, threaded=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
         plain, fronted = (create_app(settings, services=services, hot=False) for _ in range(2))
         local = replace(services, models=Models([f"thrift+unix://{host['socket']}"], Client), metrics=Metrics())
         path = settings.data_dir / "front.sock"
-        with through_front.running(local, path, f"{host['socket']}.lane"):
+        with serving(app) as address, through_front.running(local, path, f"{host['socket']}.lane"):
             fronted.wsgi_app = through_front.ThroughFront(fronted.wsgi_app, path)  # type: ignore[method-assign]
             yield Served(
                 app,
                 plain,
                 fronted,
                 services,
-                f"127.0.0.1:{server.server_port}",
+                address,
                 sign_in(services, *ADMINISTRATOR),
                 sign_in(services, *USER),
             )
         local.models.close()
-        server.shutdown()
-        thread.join()
-        server.server_close()
     finally:
         services.close()
 

@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import json
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from joserfc import jwk, jwt
-from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
+
+from tests.http_servers import serving
 
 CLIENT, SECRET = "outboard", "a secret: with%odd characters"
 
@@ -143,13 +143,6 @@ def running(redirect_uri: str) -> Iterator[Provider]:
     """A provider that knows one client."""
     provider = Provider(redirect_uri=redirect_uri)
     provider.rotate()
-    server = make_server("127.0.0.1", 0, provider, threaded=True)
-    provider.issuer = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(provider) as address:
+        provider.issuer = f"http://{address}"
         yield provider
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -14,9 +14,9 @@ from PIL import Image
 from gateway.operations import batch_results, batch_rows
 from gateway.operations.batch_results import Lines
 from gateway.worker import batch_run
-from tests.e2e.conftest import Process
 from tests.eventually import eventually
 from tests.gateway.working import Working, working
+from tests.processes import Process
 
 
 @pytest.fixture

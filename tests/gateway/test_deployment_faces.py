@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from tests.gateway.conftest import PASSWORD
 from tests.gateway.deployed_host import deployed, users_host, within
 from tests.gateway.deployed_stage import Stage, plain, predict, stage
+from tests.needs import need_box
 
 SCRIPT = """
 def preprocess(inputs):
@@ -50,10 +51,8 @@ def test_golden_requests(plain: Stage) -> None:
 
 
 def scripted(stage: Stage, source: str, name: str = "s") -> Any:
-    answer = stage.ann("POST", f"/v1/scripts?name={name}", data=source, content_type="text/x-python")
-    if answer.status_code == 501:
-        pytest.skip("no box for scripts here")
-    return answer
+    need_box()
+    return stage.ann("POST", f"/v1/scripts?name={name}", data=source, content_type="text/x-python")
 
 
 def test_a_script_stands_around_predictions(stage: Stage) -> None:

@@ -19,13 +19,13 @@ from gateway.models_rpc import Models
 from gateway.operations.v2_messages import HEADER_LENGTH
 from idl.codes import Code
 from inference_client import Client
-from tests.e2e.conftest import Process, start_server
 from tests.eventually import eventually
 from tests.gateway import through_front
 from tests.gateway.model_host import Served
 from tests.gateway.test_metrics import parse, value
 from tests.gateway.through_front import UnixConnection
 from tests.onnx_models import slow, times
+from tests.processes import Process, start_server
 
 ENDPOINT = "/v2/models/<model>/infer"
 

@@ -9,8 +9,8 @@ from werkzeug.test import TestResponse
 
 from idl.codes import Code, ServingError
 from inference_client import Client
-from tests.e2e.conftest import Process
 from tests.gateway.model_host import Served
+from tests.processes import Process
 
 WHY = "top_secret_key"
 """A word of the reason: the key that the model's settings may not have."""

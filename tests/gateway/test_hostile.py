@@ -6,21 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.settings import Settings
-from tests.e2e.conftest import Process, descendants
 from tests.gateway import hostile
-from tests.gateway.conftest import Gateway, free_port
+from tests.gateway.conftest import Gateway
+from tests.processes import Process, descendants, free_port, resident
 
 SEED = 20261121
 COUNT = 1000
 GROWTH = 24 << 20
 """Bytes that all the gateway's processes together may grow by in the second half: what an allocator keeps, and no more."""
 TARGETS = hostile.Targets(texts="same-BYTES")
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory of a process and all below it."""
-    pages = [int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in {pid} | descendants(pid)]
-    return sum(pages) * 4096
 
 
 def answer(gateway: Gateway, path: str, body: object) -> object:
@@ -36,10 +30,10 @@ def test_hostile_bodies(host: Process, tmp_path: Path, gateways: Callable[[Setti
     assert requests == list(hostile.stream(SEED, COUNT, TARGETS)), "the same seed, the same requests"
     pid, host_processes = gateway.program.process.pid, descendants(host.process.pid)
     statuses = hostile.run("127.0.0.1", gateway.port, iter(requests[: COUNT // 2]))
-    before = resident(pid)
+    before = resident({pid} | descendants(pid))
     for status, count in hostile.run("127.0.0.1", gateway.port, iter(requests[COUNT // 2 :])).items():
         statuses[status] = statuses.get(status, 0) + count
-    grown = resident(pid) - before
+    grown = resident({pid} | descendants(pid)) - before
     print(f"statuses {statuses}, grown by {grown >> 10} KiB")
     assert grown < GROWTH
     assert statuses.get("400", 0) > COUNT / 2 and {"413", "415", "200"} <= statuses.keys(), statuses

@@ -16,6 +16,7 @@ from idl.codes import Code, ServingError
 from inference_client import Client
 from tests.gateway.deployed_host import Deployed, asked, deployed, own_host, users_host  # noqa: F401
 from tests.gateway.deployed_rows import DOER, NOW, deployment, model, script, user
+from tests.needs import boxed
 from tests.onnx_models import times
 
 SCRIPT = """
@@ -284,12 +285,11 @@ def test_a_failure_says_why_and_is_tried_again(deployed: Deployed, made: Deploym
     assert "memory" in back.reason and back.failures == 1, "as it was is how it goes on"
 
 
+@boxed
 def test_sleep_and_a_script(deployed: Deployed, made: DeploymentRecord) -> None:  # noqa: F811
     source = script(deployed.storage, Principal(made.owner_id, "ann", Role.USER), "s", SCRIPT, "preprocess", "postprocess")
     want(deployed, made, script_version_id=source)
     deployed.turn()
-    if "bubblewrap" in deployed.record(made.id).reason:
-        pytest.skip("no box for scripts here")
     assert deployed.record(made.id).state == "running" and deployed.ready("ann.d.script") == {str(source): "READY"}
     assert deployed.storage.deployments.lull(deployed.record(made.id), NOW)
     deployed.turn()

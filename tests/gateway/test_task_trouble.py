@@ -12,10 +12,10 @@ from gateway.operations import tasks
 from gateway.storage import blobs
 from gateway.worker import batch_run
 from idl.codes import Code, ServingError
-from tests.e2e.conftest import Process, start_server
 from tests.eventually import eventually
 from tests.gateway.working import Working, working
 from tests.onnx_models import times
+from tests.processes import Process, start_server
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_full_disk_puts_tasks_and_batches_off(gateway: Working, monkeypatch: p
         assert {gateway.ended(gateway.ann, each)["state"] for each in (task_id, batch.id)} == {"succeeded"}
 
 
-def test_a_locked_database_keeps_what_is_over(gateway: Working) -> None:
+def test_a_locked_database_keeps_what_is_over(gateway: Working, caplog: pytest.LogCaptureFixture) -> None:
     """Somebody holds the write lock for longer than anybody waits for it."""
     storage = gateway.services.storage
     storage.database._busy_timeout_s = 0.1  # of connections that are opened from here on
@@ -71,7 +71,8 @@ def test_a_locked_database_keeps_what_is_over(gateway: Working) -> None:
         other.execute("begin immediate")
         refused = gateway.submit(gateway.ann)
         assert refused.status_code == 503 and refused.headers["Retry-After"] and refused.get_json()["code"] == Code.UNAVAILABLE.value
-        threading.Event().wait(1.0)  # the worker tries in vain meanwhile
+        caplog.clear()
+        eventually(lambda: caplog.messages.count("database_unusable") >= 3, "the worker tries in vain meanwhile", 20)
         other.execute("rollback")
         other.close()
         assert {gateway.ended(gateway.ann, each)["state"] for each in ids} == {"succeeded"}
@@ -95,8 +96,8 @@ def test_a_model_host_that_is_gone_costs_no_attempt(tmp_path: Path) -> None:
         quick = gateway.client.post("/v1/models/triple/predictions", json={"inputs": {"x": [[1, 2]]}}, headers=gateway.ann)
         assert quick.status_code == 503 and quick.get_json()["code"] == "unavailable"
         with gateway.worker():
-            eventually(lambda: any(gateway.task(gateway.ann, each)["started_at"] for each in ids), "they were tried", 20)
-            threading.Event().wait(1.0)
+            stored = gateway.services.storage.tasks
+            eventually(lambda: all((found := stored.get(each)) and found.waits for each in ids), "they were tried, and put off", 30)
             assert {gateway.task(gateway.ann, each)["state"] for each in ids} <= {"queued", "running"}
             host = start()
             found = [gateway.ended(gateway.ann, each) for each in ids]

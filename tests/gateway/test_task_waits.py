@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from gateway.settings import Settings
 from gateway.storage import Storage
-from tests.e2e.conftest import Process
 from tests.eventually import eventually
-from tests.gateway.conftest import PASSWORD, Gateway, free_port, spawn
+from tests.gateway.conftest import PASSWORD, Gateway, spawn
+from tests.processes import Process, free_port
 
 Start = Callable[[Settings], Gateway]
 

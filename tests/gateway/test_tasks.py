@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Process
 from tests.eventually import eventually
 from tests.gateway.working import Working, working
+from tests.processes import Process
 
 
 @pytest.fixture

@@ -1,14 +1,8 @@
-"""The gateway as it really runs: uWSGI, several workers, started, used and stopped from outside."""
+"""The gateway as it really runs: uWSGI, several workers, and what they answer from outside."""
 
-import http.client
 import json
-import os
-import signal
 import socket
-import struct
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,18 +13,12 @@ from pathlib import Path
 import pytest
 
 from gateway.settings import Settings
-from tests.eventually import eventually
-from tests.gateway.conftest import PASSWORD, Gateway, free_port, spawn, start_gateway
+from tests.gateway.conftest import PASSWORD, Gateway, spawn, start_gateway
 from tests.gateway.test_metrics import parse, value
+from tests.gateway.uwsgi_peer import exchange, send, session_of, some_settings, uwsgi_request, wait_in_flight
+from tests.processes import free_port
 
 Start = Callable[[Settings], Gateway]
-REGISTRATION = json.dumps({"username": "ann", "password": PASSWORD}).encode()
-
-
-def some_settings(folder: Path) -> Settings:
-    return Settings(
-        data_dir=folder, model_hosts=("thrift://127.0.0.1:1",), http_port=free_port(), max_body_bytes=1 << 20, log_level="debug"
-    )
 
 
 @pytest.fixture
@@ -44,57 +32,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     gateway = start_gateway(some_settings(tmp_path_factory.mktemp("running") / "data"))
     yield gateway
     assert gateway.program.stop() == 0, gateway.program.log
-
-
-def exchange(sock: socket.socket, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    answer = http.client.HTTPResponse(sock, method=method)
-    answer.begin()
-    with answer:
-        return answer.status, {name.lower(): text for name, text in answer.headers.items()}, answer.read()
-
-
-def send(gateway: Gateway, head: str, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
-    with gateway.connect() as sock:
-        sock.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
-        for piece in pieces:
-            sock.sendall(piece)
-        return exchange(sock, head.split()[0])
-
-
-def wait_in_flight(gateway: Gateway, count: int) -> None:
-    """Until `count` requests besides the asking one are being answered."""
-    deadline = time.monotonic() + 20
-    while value(parse(gateway.text("/metrics")), "requests_in_flight") != count + 1:
-        assert time.monotonic() < deadline, "the request did not reach a worker"
-
-
-def half_a_request(gateway: Gateway) -> socket.socket:
-    """A request that a worker is answering and that ends when `REGISTRATION[10:]` follows."""
-    sock = gateway.connect()
-    head = f"POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(REGISTRATION)}\r\n\r\n"
-    sock.sendall(head.encode() + REGISTRATION[:10])
-    wait_in_flight(gateway, 1)
-    return sock
-
-
-def session_of(gateway: Gateway) -> set[int]:
-    """The processes of this gateway: it leads a session of its own."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == gateway.program.process.pid and fields[0] != "Z":
-                found.add(int(entry.name))
-    return found
-
-
-def wait_until_gone(gateway: Gateway) -> None:
-    deadline = time.monotonic() + 20
-    while session_of(gateway):
-        assert time.monotonic() < deadline, f"left over: {session_of(gateway)}"
 
 
 def test_every_answer_says_that_the_connection_ends(running: Gateway) -> None:
@@ -197,157 +134,6 @@ def test_the_log_is_json_and_holds_no_query_string(running: Gateway) -> None:
     assert sum(event["event"] == "gateway_worker_ready" for event in events) == running.settings.processes
 
 
-def uwsgi_request(path: str, variables: dict[str, str], body: bytes = b"") -> socket.socket:
-    """A request as nginx sends it."""
-    packet = b"".join(struct.pack("<H", len(part)) + part for pair in variables.items() for part in map(str.encode, pair))
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(30)
-    sock.connect(path)
-    sock.sendall(struct.pack("<BHB", 0, len(packet), 0) + packet + body)
-    return sock
-
-
-def half_a_request_from_nginx(gateway: Gateway) -> socket.socket:
-    variables = {"REQUEST_METHOD": "POST", "PATH_INFO": "/v1/users", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"}
-    variables |= {"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(REGISTRATION))}
-    sock = uwsgi_request(gateway.settings.socket, variables, REGISTRATION[:10])
-    deadline = time.monotonic() + 20
-    while True:
-        with uwsgi_request(gateway.settings.socket, {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}) as asking:
-            if value(parse(exchange(asking)[2].decode()), "requests_in_flight") == 2:
-                return sock
-        assert time.monotonic() < deadline, "the request did not reach a worker"
-
-
-@pytest.fixture(params=[(way, 30.0) for way in ("HTTP", "behind nginx", "with event loops")], ids=lambda pair: pair[0])
-def busy(request: pytest.FixtureRequest, gateways: Start, settings: Settings, tmp_path: Path) -> Iterator[tuple[Gateway, socket.socket]]:
-    """A gateway, for each way to listen, and a request that one of its workers is answering."""
-    listens, drain_timeout_s = request.param
-    settings = replace(settings, drain_timeout_s=drain_timeout_s)
-    if listens == "HTTP":
-        gateway = gateways(settings)
-        sock = half_a_request(gateway)
-    else:
-        hosts = (f"thrift+unix://{tmp_path}/nobody",) if listens == "with event loops" else settings.model_hosts
-        gateway = gateways(replace(settings, socket=str(tmp_path / "gateway.sock"), model_hosts=hosts))
-        sock = half_a_request_from_nginx(gateway)
-    with sock:
-        yield gateway, sock
-
-
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C"])
-def test_a_stop_lets_requests_in_flight_finish(busy: tuple[Gateway, socket.socket], how: str) -> None:
-    gateway, sock = busy
-    running = len(session_of(gateway))
-    if how == "Ctrl-C":
-        # a terminal sends it to every process at once
-        os.killpg(gateway.program.process.pid, signal.SIGINT)
-    else:
-        gateway.program.process.send_signal(signal.Signals[how])
-    deadline = time.monotonic() + 20
-    while len(session_of(gateway)) == running:
-        assert time.monotonic() < deadline, "the idle worker did not end"
-    sock.sendall(REGISTRATION[10:])
-    status, _, body = exchange(sock)
-    assert status == 201 and json.loads(body)["username"] == "ann"
-    assert gateway.program.process.wait(20) == 0
-    wait_until_gone(gateway)
-    assert not [path for path in gateway.settings.data_dir.parent.rglob("*.sock") if path.is_socket()]
-
-
-@pytest.mark.parametrize("busy", [("behind nginx", 1.0)], indirect=True, ids=["behind nginx"])
-def test_a_stop_does_not_wait_for_ever(busy: tuple[Gateway, socket.socket]) -> None:
-    gateway, _ = busy
-    gateway.program.process.send_signal(signal.SIGTERM)
-    assert gateway.program.process.wait(20) == 0
-    gateway.program.wait_for("NO MERCY")
-    wait_until_gone(gateway)
-
-
-@pytest.mark.parametrize(("behind", "moment"), [("", "python"), ("nginx", "python"), ("nginx", "imports"), ("nginx", "workers")])
-def test_a_stop_during_the_start_is_not_lost(settings: Settings, tmp_path: Path, behind: str, moment: str) -> None:
-    """uWSGI ignores SIGTERM until its master is up: whoever stopped it before that waited for as long as a stop may take."""
-    settings = replace(settings, socket=str(tmp_path / "gateway.sock")) if behind else settings
-    program = spawn([sys.executable, "-m", "gateway"], settings.to_env())
-    awaited = {
-        "python": lambda: '"gateway_starting"' in program.log,
-        "imports": lambda: "added " in program.log,
-        "workers": lambda: "spawned uWSGI worker 1" in program.log,
-    }
-    try:
-        eventually(awaited[moment], moment)
-        began = time.monotonic()
-        program.stop(signal.SIGTERM, 10)
-        assert time.monotonic() - began < 5
-    finally:
-        program.stop(signal.SIGKILL)
-
-
-@pytest.fixture
-def with_event_loops(gateways: Start, settings: Settings, tmp_path: Path) -> Gateway:
-    """Behind nginx, with a model host on this machine that is not there."""
-    hosts = (f"thrift+unix://{tmp_path}/nobody",)
-    return gateways(replace(settings, socket=str(tmp_path / "gateway.sock"), model_hosts=hosts, hot_processes=2))
-
-
-def ask_event_loop(gateway: Gateway, number: int) -> bytes:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(30)
-        sock.connect(str(gateway.settings.hot_sockets[number]))
-        sock.sendall(b"POST /id/v2/models/m/infer HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
-        return sock.recv(1000)
-
-
-def test_the_master_only_imports(with_event_loops: Gateway) -> None:
-    """What it opened or started would be everybody's after the fork."""
-    master = Path("/proc") / str(with_event_loops.program.process.pid)
-    assert len(list((master / "task").iterdir())) == 1
-    opened = {str(link.readlink()) for link in (master / "fd").iterdir()}
-    files = {name for name in opened if name.startswith("/") and not name.startswith("/dev/")}
-    assert {Path(name).name for name in files} <= {"gateway.lock", "uwsgi-start.log"}, files
-
-
-def test_event_loops_that_have_no_model_host_decline(with_event_loops: Gateway) -> None:
-    for number in range(len(with_event_loops.settings.hot_sockets)):
-        assert b"X-Accel-Redirect: @gateway\r\n" in ask_event_loop(with_event_loops, number)
-
-
-def test_event_loops_end_with_a_master_that_was_killed(with_event_loops: Gateway) -> None:
-    assert len(session_of(with_event_loops)) >= 1 + with_event_loops.settings.processes + len(with_event_loops.settings.hot_sockets)
-    with_event_loops.program.process.kill()
-    with_event_loops.program.process.wait(20)
-    wait_until_gone(with_event_loops)
-
-
-def test_an_event_loop_that_was_killed_is_replaced(with_event_loops: Gateway) -> None:
-    program, count = with_event_loops.program, len(with_event_loops.settings.hot_sockets)
-    ready = [json.loads(line) for line in program.lines if '"gateway_front_ready"' in line]
-    os.kill(next(each["pid"] for each in ready if each["front"] == 1), signal.SIGKILL)
-    program.wait_for('"gateway_front_ready"', count + 1)
-    assert b"@gateway" in ask_event_loop(with_event_loops, 0)
-
-
-def test_workers_end_with_a_master_that_was_killed(gateways: Start, settings: Settings) -> None:
-    gateway = gateways(settings)
-    assert len(session_of(gateway)) >= 1 + settings.processes
-    gateway.program.process.kill()
-    gateway.program.process.wait(20)
-    wait_until_gone(gateway)
-
-
-def test_a_worker_that_was_killed_is_replaced_and_counted_on(gateways: Start, settings: Settings) -> None:
-    gateway = gateways(replace(settings, processes=1))
-    for _ in range(5):
-        gateway.text("/livez")
-    (ready,) = [json.loads(line) for line in gateway.program.lines if '"gateway_worker_ready"' in line]
-    with half_a_request(gateway):
-        os.kill(ready["pid"], signal.SIGKILL)
-        gateway.program.wait_for('"gateway_worker_ready"', 2)
-    samples = parse(gateway.text("/metrics"))
-    assert value(samples, "requests_in_flight") == 1
-    assert value(samples, "requests_total", endpoint="/livez", method="GET", status="200") == 5
-
-
 def test_the_first_administrator_signs_up_with_the_token_that_is_printed(gateways: Start, settings: Settings) -> None:
     gateway = gateways(settings)
     (command,) = [line for line in gateway.program.lines if "signup_token" in line]
@@ -374,41 +160,6 @@ def test_the_first_administrators_password_is_used_and_forgotten(gateways: Start
         assert PASSWORD.encode() not in Path(f"/proc/{process}/environ").read_bytes()
 
 
-def test_one_gateway_for_one_data_folder(running: Gateway) -> None:
-    second = spawn([sys.executable, "-m", "gateway"], replace(running.settings, http_port=free_port()).to_env())
-    assert second.process.wait(20) == 1
-    second.stop()
-    assert "another gateway runs" in second.log and "Traceback" not in second.log
-
-
-@pytest.mark.parametrize(
-    ("variable", "text", "status"),
-    [
-        ("THREADS", "x", 2),
-        ("NO_SUCH", "1", 2),
-        ("MODEL_HOSTS", "ftp://x", 2),
-        ("DATA_DIR", "/dev/null/x", 1),
-        ("ADMIN_PASSWORD", "short", 2),
-    ],
-)
-def test_what_keeps_it_from_starting_is_said_in_a_line(tmp_path: Path, variable: str, text: str, status: int) -> None:
-    environ = {"OUTBOARD_GATEWAY_DATA_DIR": str(tmp_path), "OUTBOARD_GATEWAY_" + variable: text}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOARD_")}
-    ran = subprocess.run([sys.executable, "-m", "gateway"], env=clean | environ, capture_output=True, text=True, timeout=30)
-    assert ran.returncode == status, ran.stderr
-    assert ran.stderr.startswith("outboard: ") and "Traceback" not in ran.stderr
-
-
-def test_a_port_that_is_taken_is_said(settings: Settings) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        program = spawn([sys.executable, "-m", "gateway"], replace(settings, http_port=taken.getsockname()[1]).to_env())
-        assert program.process.wait(20) != 0
-        program.stop()
-    assert "Address already in use" in program.log
-
-
 def test_behind_nginx_it_speaks_the_uwsgi_protocol(gateways: Start, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "gateway.sock"
     gateways(replace(settings, socket=str(path)))
@@ -418,3 +169,10 @@ def test_behind_nginx_it_speaks_the_uwsgi_protocol(gateways: Start, settings: Se
         status, headers, body = exchange(sock)
     assert (status, headers["x-request-id"], json.loads(body)) == (200, "mine", {"status": "alive"})
     assert "connection" not in headers
+
+
+def test_one_gateway_for_one_data_folder(running: Gateway) -> None:
+    second = spawn([sys.executable, "-m", "gateway"], replace(running.settings, http_port=free_port()).to_env())
+    assert second.process.wait(20) == 1
+    second.stop()
+    assert "another gateway runs" in second.log and "Traceback" not in second.log

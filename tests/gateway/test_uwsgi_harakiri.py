@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gateway.launch import render
 from gateway.settings import Settings
-from tests.gateway.conftest import free_port
+from tests.processes import free_port
 
 _APPLICATION = """
 import time

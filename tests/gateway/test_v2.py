@@ -17,8 +17,8 @@ from gateway.operations.v2_messages import HEADER_LENGTH
 from idl import tensors
 from idl.codes import Code
 from inference_client import Client
-from tests.e2e.conftest import Process
 from tests.gateway.model_host import KINDS, MAX_BODY, Served
+from tests.processes import Process
 
 SAMPLES: dict[str, list[Any]] = {
     "BOOL": [True, False],

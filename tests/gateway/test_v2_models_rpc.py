@@ -12,7 +12,7 @@ from gateway.operations.v2_messages import InferBody
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_client import Client
-from tests.e2e.conftest import Process
+from tests.processes import Process
 
 
 def test_host_gone() -> None:

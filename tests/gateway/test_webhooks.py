@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from gateway.worker import deliveries
 from idl.codes import Code, ServingError
 from tests.gateway.accounts import Headers, person
 from tests.gateway.conftest import SetClock
+from tests.http_servers import Answer, taking_posts
 
 
 class Receiver:
@@ -35,39 +35,19 @@ class Receiver:
         self.status = 204
         self.headers: dict[str, str] = {}
         self.got: list[tuple[str, dict[str, str], bytes]] = []
-        receiver = self
+        self.url = ""
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append((self.path, {name.lower(): text for name, text in self.headers.items()}, body))
-                self.send_response(receiver.status)
-                for name, text in receiver.headers.items():
-                    self.send_header(name, text)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/hook?a=1"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def take(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        self.got.append((path, headers, body))
+        return self.status, self.headers, b""
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
-    yield made
-    made.close()
+    with taking_posts(made.take) as address:
+        made.url = f"http://{address}/hook?a=1"
+        yield made
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from gateway.worker.jobs import Job, Loop
 from gateway.worker.process import Worker
 from idl.codes import Code, ServingError
 from tests.eventually import eventually
-from tests.gateway.conftest import Gateway, free_port, spawn
-from tests.gateway.test_uwsgi import session_of, wait_until_gone
+from tests.gateway.conftest import Gateway, spawn
+from tests.gateway.uwsgi_peer import session_of, wait_until_gone
+from tests.processes import free_port
 
 Start = Callable[[Settings], Gateway]
 

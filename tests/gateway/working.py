@@ -16,9 +16,9 @@ from gateway.models_rpc import Models
 from gateway.settings import Settings
 from gateway.worker.process import Worker
 from inference_client import Client
-from tests.e2e.conftest import Process
 from tests.eventually import eventually
 from tests.gateway.accounts import Headers, person
+from tests.processes import Process
 
 TERMINAL = ("succeeded", "failed", "cancelled", "expired")
 

@@ -12,6 +12,7 @@ import grpc
 
 from idl import thrift_binary
 from idl.thrift_schema import Inference, schema
+from tests.processes import free_port  # noqa: F401
 
 Serve = Callable[[socket.socket], None]
 
@@ -190,11 +191,3 @@ class GrpcPeer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -20,6 +20,7 @@ from inference_client import Client
 from inference_client.thrift_channel import ThriftChannel
 from inference_client.thrift_connection import _JOIN_BELOW, _joined
 from tests.inference_client.peers import Call, GrpcPeer, ThriftPeer, answer, echo, read_call, reply_bytes, serve_echo
+from tests.processes import descriptors
 
 
 def grpc_echo(data: bytes, _: grpc.ServicerContext) -> bytes:
@@ -147,10 +148,6 @@ def test_a_forked_child_closes_the_parents_connections_and_the_parent_does_not_n
         os.waitpid(child, 0)
         assert client.server_live()
         assert peer.accepted == 1
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_close_releases_every_descriptor() -> None:

@@ -17,7 +17,8 @@ from idl.generated import inference_pb2 as pb
 from idl.messages import InferRequest, Tensor
 from inference_client import Client
 from inference_client.grpc_status import CODES
-from tests.inference_client.peers import GrpcPeer, ThriftPeer, free_port
+from tests.inference_client.peers import GrpcPeer, ThriftPeer
+from tests.processes import free_port
 
 REQUEST = InferRequest("m", (), id="r")
 

@@ -15,9 +15,9 @@ from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
 from inference_client import Client
 from inference_client.lane_channel import LOOK_EVERY_S
-from tests.e2e.conftest import Process, start_server
 from tests.eventually import eventually
 from tests.onnx_models import slow, times
+from tests.processes import Process, start_server
 
 X = np.float32([[1, 2]])
 SLOW = InferRequest("slow", (Tensor("x", "FP32", (1,), bytes(4)),))

@@ -1,6 +1,5 @@
 """Every verb against the real inference server, over each kind of address: the two protocols must tell the same."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,9 +11,9 @@ import pytest
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, Tensor
 from inference_client import Client
-from inference_server.executors import sandbox
-from tests.e2e.conftest import Process, start_server
+from tests.needs import boxed
 from tests.onnx_models import times
+from tests.processes import Process, start_server
 
 X = np.float32([[1, -2], [np.inf, 0]])
 
@@ -136,7 +135,7 @@ def test_the_control_verbs(server: Process, tmp_path: Path, wire: str) -> None:
         assert client.infer("m", {"x": X}).model_version == "2"
 
 
-@pytest.mark.skipif(bool(sandbox.unusable()) and not os.environ.get("CI"), reason=sandbox.unusable())
+@boxed
 def test_scripts_over_every_address(server: Process, tmp_path: Path) -> None:
     file = tmp_path / "script.py"
     file.write_text("def preprocess(inputs): return {'x': inputs['x'] * 2, 'said': ['ü', b'a\\0']}\n")

@@ -1,11 +1,11 @@
 """The known traps of RPC libraries under a client, each with the peer that springs it."""
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from idl.messages import InferRequest
 from idl.thrift_schema import Inference, schema
 from inference_client import Client
 from tests.inference_client.peers import Call, ThriftPeer, answer, echo, read_call, reply_bytes, serve_echo
+from tests.processes import resident
 
 
 def serve_first_answer_late(connection: socket.socket) -> None:
@@ -199,16 +200,11 @@ def test_trap_17_a_frame_length_that_lies_costs_nothing(length: int, code: Code)
             connection.sendall(length.to_bytes(4) + b"\x80\x01")
 
     with ThriftPeer(serve) as peer, Client(peer.address) as client:
-        before = resident()
+        before = resident([os.getpid()])
         with pytest.raises(ServingError) as caught:
             client.infer_raw(InferRequest("m", ()))
         assert caught.value.code is code
-        assert resident() - before < 16 * 2**20
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        assert resident([os.getpid()]) - before < 16 * 2**20
 
 
 @pytest.mark.parametrize("where", ["string", "list", "frame's head"])

@@ -1,7 +1,5 @@
 """An engine over a repository in a temporary folder, with real executor processes."""
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,36 +9,9 @@ import numpy as np
 import pytest
 
 from idl.messages import InferRequest, InferResponse, Tensor
-from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
-from tests.engines import LIMIT, engine_over
-
-
-@pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="session")
-def watcher() -> Iterator[Watcher]:
-    made = Watcher()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def engine(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engine]:
-    with engine_over(zygote, watcher, repository) as made:
-        yield made
+from tests.engines import engine_fixture, repository_fixture, watcher_fixture, zygote_fixture  # noqa: F401
+from tests.processes import descriptors
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +35,6 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if not thread.name.startswith("ThreadPool")}
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def children(zygote: Zygote) -> set[str]:
     pid = zygote._process.pid
     return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -82,9 +49,3 @@ def request(
 
 def floats(response: InferResponse) -> list[float]:
     return np.frombuffer(response.outputs[0].data, np.float32).tolist()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -1,6 +1,5 @@
 """gRPC fronts over a real engine, for their tests."""
 
-import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,28 +15,21 @@ from tritonclient.grpc import service_pb2_grpc
 
 from inference_server.engine import Engine
 from inference_server.executors.process import Zygote
-from inference_server.front import nginx
 from inference_server.front.choice import GrpcFront
 from inference_server.front.configuration import Configuration
 from inference_server.transports.grpc_server import GrpcServer, MakeShortcut
 from tests.engines import LIMIT
 from tests.eventually import eventually
 from tests.inference_server.conftest import threads
+from tests.needs import need
 
 KINDS = ("nginx", "grpcio")
-
-
-def need_nginx() -> None:
-    """Skips where nginx is not installed, but not in continuous integration."""
-    if nginx.find() is None:
-        assert os.environ.get("CI") != "true", "nginx is not installed"
-        pytest.skip("nginx is not installed: apt-get install nginx-light")
 
 
 @contextmanager
 def serving(engine: Engine, zygote: Zygote, kind: str, **said: Any) -> Iterator[GrpcFront]:
     if kind == "nginx":
-        need_nginx()
+        need("nginx")
     wanted = {"token": "", "max_message_bytes": LIMIT, "default_timeout_s": 20.0, "addresses": ("127.0.0.1:0",), "drain_timeout_s": 10.0}
     wanted |= {"processes": 1, **said}
 

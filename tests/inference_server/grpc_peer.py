@@ -12,8 +12,9 @@ from tritonclient.grpc import service_pb2_grpc
 
 from inference_server.transports.grpc_server import GrpcServer
 from tests.eventually import eventually
-from tests.inference_server.conftest import descriptors, threads
+from tests.inference_server.conftest import threads
 from tests.inference_server.echo_engine import EchoEngine
+from tests.processes import descriptors
 
 MAX_MESSAGE = 1 << 20
 

@@ -19,8 +19,9 @@ from idl.codes import Code, ServingError
 from idl.lane_calls import LaneConnection
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_server.engine import Engine
+from tests.engines import LIMIT
 from tests.eventually import eventually
-from tests.inference_server.conftest import LIMIT, floats, request
+from tests.inference_server.conftest import floats, request
 from tests.onnx_models import save, slow, times
 
 BATCH = ("batch", 2)

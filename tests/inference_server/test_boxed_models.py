@@ -19,9 +19,9 @@ from inference_server.executors.process import Watcher, Zygote
 from tests.engines import engine_over
 from tests.inference_server.conftest import floats
 from tests.inference_server.test_python_models import ask, load, refused
+from tests.needs import boxed, has_box
 from tests.python_models import DOUBLE, DOUBLE_TOML, python_model
 
-boxed = pytest.mark.skipif(bool(sandbox.unusable()) and not os.environ.get("CI"), reason=sandbox.unusable())
 REQUIRED = DOUBLE_TOML + '[python]\nsandbox = "required"\n'
 EXECUTES = """
 import ctypes, os, socket, subprocess
@@ -240,7 +240,7 @@ def test_code_that_needs_a_box_is_refused_without_one(engine: Engine, repository
 
 def test_a_server_may_demand_boxes(zygote: Zygote, watcher: Watcher, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine_over(zygote, watcher, repository, sandbox="required") as engine:
-        if not sandbox.unusable():
+        if has_box():
             load(engine, repository)
             assert sandbox_of(engine) == "on"
         said = cannot_be_loaded(engine, repository, DOUBLE_TOML + '[python]\nsandbox = "off"\n')

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -14,8 +13,9 @@ from typing import Any
 import pytest
 
 from inference_server.executors import sandbox, syscall_filter, thread_limit
+from tests.needs import boxed, need
 
-pytestmark = pytest.mark.skipif(bool(sandbox.unusable()) and not os.environ.get("CI"), reason=sandbox.unusable())
+pytestmark = boxed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOMEBODY = 65533
@@ -54,9 +54,7 @@ def tried(attempts):
 
 
 def python_of_somebody() -> str:
-    """An interpreter that a user without rights may run, "" where there is none, or no way to be that user."""
-    if os.geteuid() or not shutil.which("setpriv"):
-        return ""
+    """An interpreter that a user without rights may run, "" where there is none."""
     for python in (sys.executable, "/usr/bin/python3"):
         read = f"open({str(ROOT / 'idl' / 'lane.py')!r}), open(os.path.realpath(sys.executable), 'rb'), os.listdir(sys.base_prefix)"
         code = f"import os, sys; sys.exit(sys.version_info < (3, 11) or not all(({read})))"
@@ -74,8 +72,11 @@ def user(request: pytest.FixtureRequest) -> list[str]:
     """The command before a Python program, for that program to be run by somebody."""
     if request.param != "another user":
         return [sys.executable]
+    if os.geteuid():
+        pytest.skip("only root can be another user")
+    need("setpriv")
     if not (python := python_of_somebody()):
-        pytest.skip("only root can be another user, with an interpreter that everybody may read")
+        pytest.skip("no interpreter here may be read by everybody")
     return [*as_somebody(), python]
 
 

@@ -16,8 +16,9 @@ from idl.messages import InferRequest, Tensor
 from inference_server import instance
 from inference_server.engine import Engine
 from inference_server.executors.process import Zygote
+from tests.engines import LIMIT
 from tests.eventually import eventually
-from tests.inference_server.conftest import LIMIT, floats, request
+from tests.inference_server.conftest import floats, request
 from tests.onnx_models import identity, slow, times
 
 

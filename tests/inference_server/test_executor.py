@@ -16,8 +16,9 @@ from idl.lane_calls import ExecutorGone, LaneConnection
 from idl.messages import InferRequest, Tensor
 from inference_server.engine import Engine
 from inference_server.executors.process import LoadRequest, ProcessExecutor, Watcher, Zygote
-from tests.engines import engine_over
-from tests.inference_server.conftest import LIMIT, floats, request
+from tests.engines import LIMIT, engine_over
+from tests.eventually import eventually
+from tests.inference_server.conftest import floats, request
 from tests.onnx_models import identity, slow, times
 
 
@@ -119,9 +120,7 @@ def test_a_model_that_kills_its_process_fails_its_request_only(zygote: Zygote, w
     try:
         asking, before = threading.Thread(target=ask), cpu_ticks(executor.pid)
         asking.start()
-        deadline = time.monotonic() + 20
-        while cpu_ticks(executor.pid) < before + 10 and time.monotonic() < deadline:
-            time.sleep(0.001)  # until it is inside the model
+        eventually(lambda: cpu_ticks(executor.pid) >= before + 10, "it is inside the model", 20)
         os.kill(executor.pid, signal.SIGKILL)
         asking.join()
         assert died.wait(5)

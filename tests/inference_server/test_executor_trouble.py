@@ -21,11 +21,13 @@ from inference_server.executors.batcher import Batcher, QueuePolicy
 from inference_server.executors.process import ProcessExecutor, Watcher, Zygote
 from inference_server.executors.requests import Connection, Waiting
 from inference_server.routing import RoutePublisher
+from tests.engines import LIMIT
 from tests.eventually import eventually
 from tests.inference_server import test_batcher
-from tests.inference_server.conftest import LIMIT, request
+from tests.inference_server.conftest import request
 from tests.inference_server.test_executor import start
 from tests.onnx_models import save, slow, times
+from tests.processes import descriptors
 
 
 @contextlib.contextmanager
@@ -104,10 +106,7 @@ def test_who_hangs_up_leaves_the_queue_whatever_its_number(busy: ProcessExecutor
 
 
 def test_bodies_of_those_who_gave_up_are_let_go_of(busy: ProcessExecutor) -> None:
-    def descriptors() -> int:
-        return len(os.listdir(f"/proc/{busy.pid}/fd"))
-
-    before = descriptors()
+    before = descriptors(busy.pid)
     large = request("m", [1])
     head, parts, _ = lane.pack_request(large.inputs, (), {})
     inside = threading.Thread(target=busy.call, args=(request("m", [1]),))
@@ -120,7 +119,7 @@ def test_bodies_of_those_who_gave_up_are_let_go_of(busy: ProcessExecutor) -> Non
             eventually(lambda: busy.board.in_flight == 2, "one waits")
         eventually(lambda: busy.board.in_flight == 1, "one is inside")
     assert inside.is_alive(), "the model still runs"
-    eventually(lambda: descriptors() <= before + 2, "their memory is given back")
+    eventually(lambda: descriptors(busy.pid) <= before + 2, "their memory is given back")
     inside.join(20)
 
 

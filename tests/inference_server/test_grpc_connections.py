@@ -284,6 +284,7 @@ def test_stop_cuts_off_what_outlives_its_grace(engine: EchoEngine) -> None:
 
 
 def test_a_server_that_never_started_can_be_stopped(engine: EchoEngine) -> None:
+    """And stopped again: `released` looks whether anything of it is left."""
     server = GrpcServer(engine, engine, addresses=["127.0.0.1:0"], max_message_bytes=1, threads=1, token="", default_timeout_s=1)
     server.stop(1)
     server.stop(1)

@@ -30,12 +30,12 @@ from tests.inference_server.grpc_front_peer import (  # noqa: F401
     ask,
     calling,
     floats,
-    need_nginx,
     released_fixture,
     serving,
     statistics,
 )
 from tests.inference_server.grpc_peer import outboard, refused
+from tests.needs import need
 from tests.onnx_models import identity, looping, times
 
 BUSY = 20_000
@@ -55,7 +55,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(zygote: Zygote, watcher: Watcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    need_nginx()
+    need("nginx")
     root = tmp_path_factory.mktemp("models")
     times(root / "double" / "1" / "model.onnx", 2)
     identity(root / "same" / "1" / "model.onnx")

@@ -22,8 +22,9 @@ from inference_server.front.server import CannotStart, FrontedServer
 from inference_server.transports.grpc_server import GrpcServer
 from tests.engines import engine_over
 from tests.eventually import eventually
-from tests.inference_server.grpc_front_peer import ask, calling, floats, need_nginx, released_fixture, serving  # noqa: F401
+from tests.inference_server.grpc_front_peer import ask, calling, floats, released_fixture, serving  # noqa: F401
 from tests.inference_server.grpc_peer import outboard, refused
+from tests.needs import need
 from tests.onnx_models import looping, times
 
 BUSY = 20_000
@@ -36,7 +37,7 @@ def checked_at_the_end_of_the_module() -> None:
 
 @pytest.fixture(name="engine", scope="module")
 def engine_fixture(zygote: Zygote, watcher: Watcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    need_nginx()
+    need("nginx")
     root = tmp_path_factory.mktemp("models")
     times(root / "double" / "1" / "model.onnx", 2)
     looping(root / "busy" / "1" / "model.onnx")
@@ -297,6 +298,7 @@ def test_an_open_stream_does_not_hold_the_end_up(engine: Engine, zygote: Zygote)
 
 
 def test_a_front_that_never_started_can_be_stopped(engine: Engine, zygote: Zygote) -> None:
+    """`released` looks whether anything of it is left."""
     with serving(engine, zygote, "nginx") as like:
         never = GrpcFront("nginx", like._plain, like._configuration, addresses=(), processes=1, drain_timeout_s=5)
         never.stop(1)

@@ -18,10 +18,12 @@ from inference_server.executors.process import Zygote
 from tests.eventually import eventually
 from tests.hostile_scripts import ANSWERS, BAD_SOURCES, HONEST, SCRIPTS
 from tests.inference_server.conftest import floats, request
+from tests.needs import boxed
+from tests.processes import resident
 from tests.python_models import python_model
-from tests.script_models import arrays, asked, descendants, resident, script_model
+from tests.script_models import arrays, asked, running_below, script_model
 
-pytestmark = pytest.mark.skipif(bool(sandbox.unusable()) and not os.environ.get("CI"), reason=sandbox.unusable())
+pytestmark = boxed
 
 SECRET = "token-of-the-operator"
 COMBINED = """
@@ -90,7 +92,7 @@ def test_every_hostile_script_is_held(engine: Engine, repository: Path, zygote: 
     token.write_text(SECRET)
     sockets = [str(path) for path in zygote.run_dir.glob("*.lane")]
     paths = [str(token), str(repository / "other"), sockets[0]]
-    tree = descendants(zygote._process.pid)
+    tree = running_below(zygote._process.pid)
     assert called(engine, "quick", "honest", paths) == ANSWERS
     memory, bystander, found = resident(tree), Bystander(engine), {}
     try:
@@ -107,7 +109,7 @@ def test_every_hostile_script_is_held(engine: Engine, repository: Path, zygote: 
     leaks = (SECRET, str(repository), str(Path.cwd()), str(zygote.run_dir), "Traceback")
     assert not {name: said for name, said in found.items() for leak in leaks if leak in said}
     assert bystander.answers and not bystander.wrong
-    eventually(lambda: descendants(zygote._process.pid) == tree, "the same processes as before, and none besides")
+    eventually(lambda: running_below(zygote._process.pid) == tree, "the same processes as before, and none besides")
     assert resident(tree) < memory + 16 * 2**20
     eventually(lambda: called(engine, "slow", "honest", paths) == ANSWERS, "so does the one whose calls took too long")
     assert token.read_text() == SECRET
@@ -115,7 +117,7 @@ def test_every_hostile_script_is_held(engine: Engine, repository: Path, zygote: 
 
 def test_a_script_is_looked_at_in_a_box_of_which_nothing_is_left(engine: Engine, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script_checks, "_LIMITS", Limits(1.5, 64 * 2**20, 2**20))
-    before, running = list(repository.iterdir()), descendants(os.getpid())
+    before, running = list(repository.iterdir()), running_below(os.getpid())
     report = engine.validate_script(HONEST.encode())
     assert report.functions == ("preprocess",) and 0 <= report.load_ms < 5000
     hostile = {name: (each.code.encode(), each.says) for name, each in SCRIPTS.items() if not each.loads}
@@ -127,7 +129,7 @@ def test_a_script_is_looked_at_in_a_box_of_which_nothing_is_left(engine: Engine,
         error = said[name]
         assert isinstance(error, ServingError) and error.code is Code.INVALID_INPUT and re.match(says, error.message), (name, error)
     assert list(repository.iterdir()) == before and engine.repository_index(ready=False) == ()
-    eventually(lambda: descendants(os.getpid()).keys() <= running.keys(), "no box is left")
+    eventually(lambda: running_below(os.getpid()).keys() <= running.keys(), "no box is left")
 
 
 def test_without_a_box_no_script_is_looked_at(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

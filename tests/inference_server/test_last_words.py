@@ -18,8 +18,7 @@ from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
 from inference_server.front.configuration import Configuration
 from inference_server.front.thrift_lane import ThriftLane
-from tests.engines import engine_over
-from tests.inference_server.conftest import LIMIT
+from tests.engines import LIMIT, engine_over
 from tests.inference_server.grpc_front_peer import serving
 from tests.inference_server.test_reserved_models import eat, eater, settings
 from tests.inference_server.test_thrift_lane import Watched

@@ -14,8 +14,9 @@ from inference_server.engine import Engine
 from inference_server.executors.process import Zygote
 from inference_server.load_order import LoadOrder
 from inference_server.spool import FOLDER, Spool
+from tests.engines import LIMIT
 from tests.eventually import eventually
-from tests.inference_server.conftest import LIMIT, floats, request
+from tests.inference_server.conftest import floats, request
 from tests.onnx_models import times
 
 CONFIG = "{}"

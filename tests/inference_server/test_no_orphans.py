@@ -22,10 +22,10 @@ import pytest
 
 from idl.codes import Code, ServingError
 from inference_client import Client
-from tests.e2e.conftest import ROOT, Process, environment, start_server
 from tests.eventually import eventually
 from tests.inference_server.grpc_peer import core_fixture, released_fixture  # noqa: F401
 from tests.onnx_models import identity, slow, times
+from tests.processes import ROOT, Process, environment, start_server
 
 MARK = "ORPHAN_TEST_MARK"
 MANY = 24

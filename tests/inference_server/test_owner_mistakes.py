@@ -53,6 +53,7 @@ def test_names_that_the_model_has_are_taken(engine: Engine, repository: Path) ->
     times(repository / "n" / "1" / "model.onnx", 2, (3, 4, 5))
     (repository / "n" / "model.toml").write_text('[inputs.x]\nkind = "image"\n')
     engine.repository_model_load("n", {})
+    assert engine.model_ready("m", "") and engine.model_ready("n", "")
 
 
 def test_a_policy_without_a_version_names_what_there_is(engine: Engine, repository: Path) -> None:

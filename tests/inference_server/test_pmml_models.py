@@ -1,7 +1,5 @@
 """PMML models: what the file says becomes the signature and is kept to, and what is no PMML, or worse, is refused before it is read."""
 
-import os
-import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +13,9 @@ from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_server.backends import pmml, pmml_file
 from inference_server.engine import Engine
+from tests.needs import IN_CI, needs
 
-ready = pytest.mark.skipif(
-    not os.environ.get("CI") and (shutil.which("java") is None or find_spec("pypmml") is None), reason="no Java, or no pypmml"
-)
+ready = needs("java") if IN_CI or find_spec("pypmml") else pytest.mark.skip(reason="pypmml is not installed: scripts/locks/dev.txt has it")
 
 TREE = """<?xml version="1.0" encoding="UTF-8"?>
 <PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4"><Header/>

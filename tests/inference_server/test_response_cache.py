@@ -177,6 +177,9 @@ def test_bytes_may_be_a_number(engine: Engine, repository: Path) -> None:
     times(repository / "m" / "1" / "model.onnx", 2)
     (repository / "m" / "model.toml").write_text("cache = { bytes = 65536 }\n")
     engine.repository_model_load("m", {})
+    asked = InferRequest("m", (Tensor("x", "FP32", (1, 2), np.float32([1, 2]).tobytes()),))
+    assert [floats(engine.model_infer(asked)) for _ in range(2)] == [[2, 4]] * 2
+    assert engine.model_statistics("m", "")[0].cache_hit.count == 1
 
 
 def test_streams_are_not_kept(engine: Engine, repository: Path) -> None:

@@ -25,6 +25,7 @@ from inference_server.front.calls import pack
 from inference_server.log_settings import LogSettings
 from inference_server.shared_memory import MOST_REGIONS, SharedMemory
 from inference_server.trace_settings import TraceSettings, started_with
+from tests.processes import descriptors
 from tests.test_traces import Kept
 
 
@@ -34,10 +35,6 @@ def refusal(run: Any, *arguments: Any, **keywords: Any) -> ServingError:
     except ServingError as error:
         return error.with_traceback(None)  # whose frames would hold regions
     raise AssertionError("it was not refused")
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture

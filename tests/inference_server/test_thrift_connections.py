@@ -12,10 +12,10 @@ import pytest
 from idl.thrift_schema import schema
 from inference_server.transports.thrift_server import ThriftServer
 from tests.eventually import eventually
-from tests.inference_server.conftest import descriptors
 from tests.inference_server.echo_engine import EchoEngine
 from tests.inference_server.test_thrift_server import serving
 from tests.inference_server.thrift_peer import Peer, frame, infer
+from tests.processes import descriptors
 
 
 @pytest.fixture

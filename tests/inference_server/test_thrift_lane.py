@@ -20,8 +20,8 @@ from inference_server.executors.process import Zygote
 from inference_server.front.configuration import Configuration
 from inference_server.front.thrift_lane import LARGE_BYTES, ThriftLane
 from inference_server.transports.thrift_server import ThriftServer
+from tests.engines import LIMIT
 from tests.eventually import eventually
-from tests.inference_server.conftest import LIMIT
 from tests.inference_server.test_batching import toml
 from tests.inference_server.test_thrift_server import serving
 from tests.inference_server.thrift_peer import Peer, frame

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import socket
 import struct
 import time
@@ -26,6 +27,7 @@ from inference_server.transports.thrift_run_time import RunTimeVerbs
 from inference_server.transports.thrift_server import ThriftServer, Verbs
 from tests.inference_server.echo_engine import CONFIG, STATISTICS, EchoEngine
 from tests.inference_server.thrift_peer import Peer, frame, framed, infer
+from tests.processes import resident
 
 LIMIT = 1 << 20
 
@@ -298,19 +300,15 @@ def test_a_frame_over_the_limit_in_small_pieces(peer: Peer) -> None:
 def test_lying_lengths_cost_no_memory(engine: EchoEngine, tmp_path: Path) -> None:
     with serving(engine, tmp_path, max_frame_bytes=1 << 30) as (_, address, _), Peer(address) as good:
         assert good.alive()
-        before = resident()
+        before = resident([os.getpid()])
         liars = [Peer(address) for _ in range(50)]
         for number, liar in enumerate(liars):
             liar.send(struct.pack(">I", (1 << 30) + number - 25) + frame("ModelInfer", infer())[4:])
         assert good.call("ModelInfer", infer()).success.id == "7"
-        assert resident() - before < 16 << 20, "50 frames of 1 GiB were announced"
+        assert resident([os.getpid()]) - before < 16 << 20, "50 frames of 1 GiB were announced"
         for liar in liars:
             liar.__exit__()
         assert good.alive()
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_pipelined_frames_are_answered_in_order(peer: Peer, engine: EchoEngine) -> None:

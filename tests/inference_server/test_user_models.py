@@ -19,6 +19,7 @@ from inference_server.types import FileHeader
 from inference_server.user_models import UserModels
 from tests.engines import engine_over
 from tests.inference_server.conftest import floats, request
+from tests.needs import boxed
 from tests.onnx_models import times
 from tests.python_models import DOUBLE, DOUBLE_TOML
 
@@ -211,7 +212,7 @@ def test_code_runs_in_a_box_or_not_at_all(serving: Engine, monkeypatch: pytest.M
     assert error.code is Code.UNSUPPORTED and "sandbox" in error.message
 
 
-@pytest.mark.skipif(bool(sandbox.unusable()), reason="no sandbox")
+@boxed
 def test_one_that_says_nothing_of_memory_has_what_a_trial_has(
     zygote: Zygote, watcher: Watcher, repository: Path, users: Path, onnx: bytes
 ) -> None:

@@ -16,18 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from idl.codes import Code, ServingError
 from idl.messages import Validation
-from inference_server.executors import sandbox
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.types import FileHeader
 from inference_server.validation import trials, validations
 from inference_server.validation.validations import ValidationLimits, Validations
 from tests.eventually import eventually
 from tests.inference_server import test_pmml_models as pmml
+from tests.needs import boxed
 from tests.onnx_models import OPSET, identity, slow, times
 from tests.python_models import DOUBLE, DOUBLE_TOML
 
 LIMITS = ValidationLimits(2, 8 * 2**20, 20, 512 * 2**20)
-boxed = pytest.mark.skipif(bool(sandbox.unusable()), reason="no sandbox")
 
 
 @pytest.fixture

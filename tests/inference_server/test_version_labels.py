@@ -17,8 +17,9 @@ from inference_server.repository import Repository
 from inference_server.repository_model import RepositoryModel
 from inference_server.setting_checks import InvalidModelSettings
 from inference_server.version_labels import LABELS_FILE, Labels, checked
+from tests.engines import LIMIT
 from tests.eventually import eventually
-from tests.inference_server.conftest import LIMIT, floats, request
+from tests.inference_server.conftest import floats, request
 from tests.onnx_models import slow, times
 
 

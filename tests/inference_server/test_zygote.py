@@ -14,7 +14,7 @@ from inference_server import control_groups
 from inference_server.engine import Engine
 from inference_server.executors import process
 from inference_server.executors.process import Watcher, Zygote
-from tests.engines import LIMIT, engine_over
+from tests.engines import engine_over, own_zygote
 from tests.eventually import eventually
 from tests.inference_server.conftest import floats, request
 from tests.onnx_models import times
@@ -58,11 +58,8 @@ def process_limit() -> Iterator[ProcessLimit]:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Zygote]:
-    """A zygote that a test may harm."""
-    (tmp_path / "run").mkdir()
-    made = Zygote(tmp_path / "run", LIMIT)
-    yield made
-    made.close()
+    with own_zygote(tmp_path / "run") as made:
+        yield made
 
 
 @pytest.fixture

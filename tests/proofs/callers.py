@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from inference_client import Client
-from tests.e2e.conftest import ROOT, environment
+from tests.processes import ROOT, environment
 
 MOST_FAILURES = 5
 Ask = Callable[[np.ndarray], tuple[str, list[float]]]

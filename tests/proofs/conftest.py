@@ -5,43 +5,14 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from inference_server.engine import Engine
 from inference_server.executors.process import Watcher, Zygote
-from tests.e2e.conftest import alive, descendants
-from tests.engines import LIMIT, engine_over
+from tests.engines import engine_fixture, repository_fixture, watcher_fixture, zygote_fixture  # noqa: F401
 from tests.eventually import eventually
+from tests.processes import alive, descendants
 from tests.proofs.process_trees import shared_memory
-
-
-@pytest.fixture(scope="package")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="package")
-def watcher() -> Iterator[Watcher]:
-    made = Watcher()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def engine(zygote: Zygote, watcher: Watcher, repository: Path) -> Iterator[Engine]:
-    with engine_over(zygote, watcher, repository) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.conftest import alive, descendants
+from tests.processes import alive, descendants
 
 _MEMFD = re.compile(r"[0-9a-f]{2,}:[0-9a-f]{2,} (\d+) +/memfd:")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest
 from inference_client import Client
-from tests.e2e.conftest import ROOT, environment
+from tests.processes import ROOT, environment
 from tests.proofs.models import TABLE, is_own, probe_request
 from tests.proofs.wires import HttpWire
 

@@ -17,10 +17,10 @@ from inference_client import Client
 from inference_server.engine import Engine
 from inference_server.executors.process import Zygote
 from tests.conftest import Record
-from tests.e2e.conftest import start_server
 from tests.engines import LIMIT
 from tests.eventually import eventually
 from tests.onnx_models import times
+from tests.processes import start_server
 from tests.proofs.process_trees import holdings
 
 THREADS = 32

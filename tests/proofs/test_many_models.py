@@ -11,8 +11,8 @@ import numpy as np
 from idl.messages import InferRequest, Tensor
 from inference_server.engine import Engine
 from tests.conftest import Record
-from tests.e2e.conftest import alive
 from tests.onnx_models import times
+from tests.processes import alive
 from tests.proofs.process_trees import private_bytes
 
 PRIVATE_BYTES = 6e6

@@ -14,8 +14,8 @@ from idl import board as boards
 from idl.board import Board
 from idl.messages import InferRequest
 from tests.conftest import Record
-from tests.e2e.conftest import Process, descendants, start_up, wait_until_gone
 from tests.eventually import eventually
+from tests.processes import Process, descendants, start_up, wait_until_gone
 from tests.proofs.models import TABLE, probe, probe_request
 from tests.proofs.open_loop import rounds_for
 from tests.proofs.process_trees import Holdings, everybody, holdings, shared_memory, tree

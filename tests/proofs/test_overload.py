@@ -15,8 +15,8 @@ from idl.messages import InferRequest
 from inference_server.engine import Engine
 from inference_server.executors.process import ProcessExecutor
 from tests.conftest import Record
-from tests.e2e.conftest import start_server
 from tests.eventually import eventually
+from tests.processes import start_server
 from tests.proofs.models import probe, probe_request
 from tests.proofs.open_loop import Tally, over_grpc, over_lane, rounds_for
 from tests.proofs.swarm import Swarm

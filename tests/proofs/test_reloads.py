@@ -16,8 +16,8 @@ import pytest
 from idl.codes import Code, ServingError
 from inference_client import Client
 from tests.conftest import Record
-from tests.e2e.conftest import Process, descendants, start_up, wait_until_gone
 from tests.onnx_models import times
+from tests.processes import Process, descendants, start_up, wait_until_gone
 from tests.proofs.callers import Callers, Report, callers, merged
 from tests.proofs.process_trees import resident_bytes
 

@@ -13,8 +13,8 @@ import pytest
 from idl.codes import Code
 from inference_client import Client
 from tests.conftest import Record
-from tests.e2e.conftest import Process, descendants, start_up, wait_until_gone
 from tests.eventually import eventually
+from tests.processes import Process, descendants, start_up, wait_until_gone
 from tests.proofs.models import probe
 from tests.proofs.process_trees import holdings, resident_bytes
 from tests.proofs.soakers import THREADS, Soaker
