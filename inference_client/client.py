@@ -1,4 +1,4 @@
-"""The client: addresses and options in, verbs out. It keeps no state but its dispatcher, one for each process that uses it."""
+"""The client: addresses and options in, verbs out. It keeps no state but its connections."""
 
 import os
 import time
@@ -23,9 +23,8 @@ from idl.messages import (
 )
 from idl.traces import Tracer
 from inference_client import channel as verbs
-from inference_client.addresses import Address, parse
+from inference_client.addresses import parse
 from inference_client.channel import (
-    Channel,
     DrainOrder,
     DrainState,
     InstancesOrder,
@@ -38,10 +37,9 @@ from inference_client.channel import (
     RepositoryChange,
     TraceOrder,
     Verb,
-    closed,
 )
+from inference_client.connections import Connections, Options
 from inference_client.deadline import Deadline
-from inference_client.dispatcher import Dispatcher
 from inference_client.files import sha256_of, size_of, trial_files
 from inference_client.lane_channel import LaneChannel
 from inference_client.result import InferResult, to_result, to_tensors
@@ -89,25 +87,27 @@ class Client:
 
         Raises ValueError for an address, a limit, or a file of `tls` that cannot be.
         """
-        self._addresses = tuple(parse(text) for text in ([addresses] if isinstance(addresses, str) else addresses))
-        if len({address.protocol for address in self._addresses}) != 1:
+        parsed = tuple(parse(text) for text in ([addresses] if isinstance(addresses, str) else addresses))
+        if len({address.protocol for address in parsed}) != 1:
             raise ValueError("a client needs at least one address, and all of one protocol")
         if not (timeout_s > 0 and connect_timeout_s > 0 and max_connections > 0 and 0 < max_message_bytes < 2**31):
             raise ValueError("time-outs and limits must be above 0, and a message below 2 GiB")
-        secure = any(address.secure for address in self._addresses)
+        secure = any(address.secure for address in parsed)
         if tls is not None and not secure:
             raise ValueError("tls is for addresses that begin with thrifts:// or grpcs://")
-        self._credentials = Credentials(tls or Tls()) if secure else None
-        self._token = token
         self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
-        self._max_connections = max_connections
         self._max_message_bytes = max_message_bytes
-        self._local_lane = local_lane
-        self._tracer = tracer
         self._clock = clock
-        self._closed = False
-        self._dispatchers = {os.getpid(): self._make_dispatcher()}
+        options = Options(
+            token=token,
+            connect_timeout_s=connect_timeout_s,
+            max_connections=max_connections,
+            max_message_bytes=max_message_bytes,
+            local_lane=local_lane,
+            tracer=tracer,
+            credentials=Credentials(tls or Tls()) if secure else None,
+        )
+        self._connections = Connections(parsed, options, clock)
 
     @property
     def max_message_bytes(self) -> int:
@@ -189,9 +189,7 @@ class Client:
     def stream_raw(self, request: InferRequest, *, watch: int = -1) -> RawAnswers:
         """The same with raw contents. `watch` as in `infer_raw`."""
         deadline = Deadline(float("inf") if request.deadline is None else request.deadline, self._clock, watch)
-        if self._closed:
-            raise closed()
-        return (self._dispatchers.get(os.getpid()) or self._after_fork()).stream(request, deadline)
+        return self._connections.mine().stream(request, deadline)
 
     def server_live(self, *, timeout_s: float | None = None) -> bool:
         return self._call(verbs.SERVER_LIVE, None, timeout_s)
@@ -326,8 +324,7 @@ class Client:
 
     def close(self) -> None:
         """Calls under way finish; later ones are refused with unavailable. Idempotent."""
-        self._closed = True
-        (self._dispatchers.get(os.getpid()) or self._after_fork()).close()
+        self._connections.close()
 
     def __enter__(self) -> "Client":
         return self
@@ -342,59 +339,9 @@ class Client:
         return self._send(verb, request, self._deadline(timeout_s))
 
     def _send(self, verb: Verb[Q, R], request: Q, deadline: Deadline) -> R:
-        if self._closed:
-            raise closed()
-        dispatcher = self._dispatchers.get(os.getpid()) or self._after_fork()
-        return dispatcher.call(verb, request, deadline)
+        return self._connections.mine().call(verb, request, deadline)
 
     def _local(self) -> LaneChannel | None:
         """The way to the only host, where that is this machine."""
-        if self._closed:
-            raise closed()
-        dispatcher = self._dispatchers.get(os.getpid()) or self._after_fork()
-        channel = dispatcher.only
+        channel = self._connections.mine().only
         return channel if isinstance(channel, LaneChannel) else None
-
-    def _after_fork(self) -> Dispatcher:
-        """This is a child: what the parent had open is let go of, and everything begins anew. Its threads may come here together."""
-        pid = os.getpid()
-        dispatcher = self._dispatchers.setdefault(pid, self._make_dispatcher())
-        for other in [key for key in self._dispatchers if key != pid]:
-            inherited = self._dispatchers.pop(other, None)
-            if inherited is not None:
-                inherited.abandon()
-        return dispatcher
-
-    def _make_dispatcher(self) -> Dispatcher:
-        return Dispatcher(
-            [str(address) for address in self._addresses], [self._make_channel(each) for each in self._addresses], self._clock
-        )
-
-    def _make_channel(self, address: Address) -> Channel:
-        rpc = self._make_rpc(address)
-        if not (address.path and self._local_lane):
-            return rpc
-        return LaneChannel(address.path, rpc, self._max_message_bytes, self._clock, self._tracer)
-
-    def _make_rpc(self, address: Address) -> Channel:
-        # imported here: a Thrift client does not pay for grpcio, nor a gRPC client for thriftpy2
-        if address.protocol == "thrift":
-            from inference_client.thrift_channel import ThriftChannel
-
-            return ThriftChannel(
-                address,
-                token=self._token,
-                connect_timeout_s=self._connect_timeout_s,
-                max_connections=self._max_connections,
-                max_message_bytes=self._max_message_bytes,
-                credentials=self._credentials if address.secure else None,
-            )
-        from inference_client.grpc_channel import GrpcChannel
-
-        return GrpcChannel(
-            address,
-            token=self._token,
-            connect_timeout_s=self._connect_timeout_s,
-            max_message_bytes=self._max_message_bytes,
-            credentials=self._credentials if address.secure else None,
-        )

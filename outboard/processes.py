@@ -26,16 +26,23 @@ def _end_with_parent(parent: int) -> None:
 
 @dataclass(slots=True)
 class Child:
-    """One part of the product. `stop_signal` asks it to finish what it has and end."""
+    """One part of the product. `log` None: it prints where we do. `stop_signal` asks it to finish what it has and end."""
 
     name: str
     process: subprocess.Popen[bytes]
-    log: Path
+    log: Path | None
     log_start: int
     stop_signal: signal.Signals = signal.SIGTERM
 
+    def obituary(self) -> str:
+        """What to say where it has ended."""
+        said = f"{self.name} ended with status {self.process.returncode}"
+        return f"{said}; its log is above" if self.log is None else f"{said}\n{self.tail()}"
+
     def tail(self) -> str:
         """The end of what it has logged since its start: what to show when it failed."""
+        if self.log is None:
+            return ""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(self.log_start, self.log.stat().st_size - _TAIL_BYTES))
@@ -79,7 +86,7 @@ class Children:
                 start_new_session=True,
                 preexec_fn=partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - prctl takes no lock that another thread could hold
             )
-        child = Child(name, process, log, log_start, stop_signal)
+        child = Child(name, process, log if self._log_dir else None, log_start, stop_signal)
         self._children.append(child)
         if on_output and process.stdout:
             _read(process.stdout, on_output)

@@ -10,7 +10,6 @@ import http.client
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from outboard import nginx
+from outboard import foreground, nginx
+from outboard.foreground import START_TIMEOUT_S, CannotStart, Foreground, configure_nginx
 from outboard.processes import Children
 
 PREFIX = "OUTBOARD_"
@@ -33,13 +33,7 @@ OTHERS = (
 )
 """What may stand in the environment beside the options of `up`: the parts' own settings."""
 LONGEST_SOCKET_PATH = 107
-START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0
-CHECK_EVERY_S = 0.05
-
-
-class CannotStart(Exception):
-    """The message says what to do, or shows the log of what failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"outboard up: {error}", file=sys.stderr)
         return 2
-    up = Up(options)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, up.on_signal)
-    try:
-        return up.run()
-    except CannotStart as error:
-        print(f"outboard up: {error}", file=sys.stderr)
-        return 1
+    return foreground.run("up", Up(options))
 
 
 def _options(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Options:
@@ -135,22 +122,14 @@ def _options(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Optio
     return Options(Path(values["data"]).absolute(), models, values["host"], **ports, no_demo=no_demo, nginx=values["nginx"])
 
 
-class Up:
+class Up(Foreground):
     """One run of everything."""
 
     def __init__(self, options: Options) -> None:
+        super().__init__(Children(options.data / "logs"))
         self._options = options
-        self._stop = threading.Event()
         self._server_ready = threading.Event()
         self._addresses: dict[str, str] = {}
-        self._children = Children(options.data / "logs")
-
-    def on_signal(self, number: int, frame: object) -> None:
-        """The first one stops in order; a second one at once."""
-        if self._stop.is_set():
-            self._children.kill()
-            os._exit(130)
-        self._stop.set()
 
     def run(self) -> int:
         self._prepare_folders()
@@ -192,8 +171,8 @@ class Up:
         self._prepare_demo()
         self._start_server()
         self._start_web()
-        self._wait("the model server", self._server_ready.is_set)
-        self._wait("the gateway", self._gateway_answers)
+        self._await("the model server", self._server_ready.is_set)
+        self._await("the gateway", self._gateway_answers)
         self._warn_of_failed_models()
 
     def _prepare_demo(self) -> None:
@@ -281,28 +260,14 @@ class Up:
 
     def _start_nginx(self, binary: str) -> None:
         host, port = self._http
-        configuration = self._options.run_dir / "nginx.conf"
         listen = f"{_bracketed(host)}:{port}"
-        try:
-            configuration.write_text(nginx.render("http", nginx.for_up(self._options.data, listen, os.environ)))
-            check = subprocess.run(nginx.command(binary, configuration, "-t", "-q"), capture_output=True, text=True, check=False)
-        except (OSError, ValueError) as error:
-            raise CannotStart(f"nginx cannot be started: {error}") from error
-        if check.returncode:
-            raise CannotStart(f"nginx refuses its configuration or its port:\n{check.stderr.strip()}")
+        configuration = configure_nginx(
+            binary, self._options.run_dir / "nginx.conf", lambda: nginx.render("http", nginx.for_up(self._options.data, listen, os.environ))
+        )
         self._children.start("nginx", nginx.command(binary, configuration), os.environ, stop_signal=signal.SIGQUIT)
 
-    def _wait(self, what: str, answers: Callable[[], bool]) -> None:
-        """Until `answers`, or a stop was asked for. Raises CannotStart where a part ends or time is up."""
-        waited = 0.0
-        while not answers():
-            if self._stop.wait(CHECK_EVERY_S):
-                return
-            waited += CHECK_EVERY_S
-            if child := self._children.ended():
-                raise CannotStart(f"{child.name} ended with status {child.process.returncode}\n{child.tail()}")
-            if waited > START_TIMEOUT_S:
-                raise CannotStart(f"{what} does not answer after {START_TIMEOUT_S:.0f} s; see {self._options.data / 'logs'}")
+    def _await(self, what: str, answers: Callable[[], bool]) -> None:
+        self._wait(answers, f"{what} does not answer after {START_TIMEOUT_S:.0f} s; see {self._options.data / 'logs'}")
 
     def _gateway_answers(self) -> bool:
         try:
@@ -340,12 +305,6 @@ class Up:
 
     def _ready_line(self) -> str:
         return "ready " + " ".join(f"{name}={self._addresses.get(name, '')}" for name in ("http", "grpc", "thrift", "metrics"))
-
-    def _watch(self) -> int:
-        while not self._stop.wait(CHECK_EVERY_S):
-            if child := self._children.ended():
-                raise CannotStart(f"{child.name} ended with status {child.process.returncode}\n{child.tail()}")
-        return 0
 
 
 def _with_settings(prefix: str, ours: Mapping[str, str]) -> dict[str, str]:

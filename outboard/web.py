@@ -11,26 +11,20 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from gateway.settings import PREFIX, Settings, SettingsError
-from outboard import nginx
+from outboard import foreground, nginx
+from outboard.foreground import START_TIMEOUT_S, CannotStart, Foreground, configure_nginx
 from outboard.processes import Children
 
-START_TIMEOUT_S = 120.0
 STOP_MARGIN_S = 10.0
 """What a part gets beyond the time for requests in flight before it is killed."""
-CHECK_EVERY_S = 0.05
+_TOO_LATE = f"nothing answers after {START_TIMEOUT_S:.0f} s"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
-
-
-class CannotStart(Exception):
-    """The message says what to do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,14 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (SettingsError, ValueError) as error:
         print(f"outboard web: {error}", file=sys.stderr)
         return 2
-    web = Web(settings, values)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, web.on_signal)
-    try:
-        return web.run()
-    except CannotStart as error:
-        print(f"outboard web: {error}", file=sys.stderr)
-        return 1
+    return foreground.run("web", Web(settings, values))
 
 
 def _values(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Settings, nginx.Values]:
@@ -89,24 +76,15 @@ def _values(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
     return settings, replace(values, metrics_allow=(*values.metrics_allow, *(arguments.metrics_from or ())))
 
 
-class Web:
+class Web(Foreground):
     """One run of both."""
 
     def __init__(self, settings: Settings, values: nginx.Values) -> None:
+        super().__init__(Children(None))
         self._settings = settings
         self._values = values
-        self._stop = threading.Event()
-        self._children = Children(None)
-
-    def on_signal(self, number: int, frame: object) -> None:
-        """The first one stops in order; a second one at once."""
-        if self._stop.is_set():
-            self._children.kill()
-            os._exit(130)
-        self._stop.set()
 
     def run(self) -> int:
-        """Until it is stopped. Raises CannotStart, also where a part ends."""
         binary = nginx.find()
         if binary is None:
             raise CannotStart("nginx is not installed")
@@ -117,52 +95,25 @@ class Web:
             for listen in filter(None, (self._values.listen, self._values.redirect_listen)):
                 _check_port(listen)
             self._start(binary)
-            while not self._stop.wait(CHECK_EVERY_S):
-                self._check()
-            return 0
+            return self._watch()
         except OSError as error:
             raise CannotStart(str(error)) from error
         finally:
             self._children.stop(self._settings.drain_timeout_s + STOP_MARGIN_S)
 
     def _start(self, binary: str) -> None:
-        configuration = self._configure(binary)
+        kind = "tls" if self._values.certificate else "http"
+        configuration = configure_nginx(binary, self._settings.run_dir / "nginx.conf", lambda: nginx.render(kind, self._values))
         environ = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)} | self._settings.to_env()
         self._children.start("gateway", [sys.executable, "-P", "-m", "gateway"], environ)
-        self._wait(self._somebody_listens)
+        self._wait(self._somebody_listens, _TOO_LATE)
         if self._stop.is_set():
             return
         clean = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOARD_")}
         self._children.start("nginx", nginx.command(binary, configuration), clean, stop_signal=signal.SIGQUIT)
-        self._wait(self._answers)
+        self._wait(self._answers, _TOO_LATE)
         if not self._stop.is_set():
             print(f"ready http={self._settings.public_url}", flush=True)
-
-    def _configure(self, binary: str) -> Path:
-        """nginx's configuration, which nginx has found good. Its port must be free."""
-        path = self._settings.run_dir / "nginx.conf"
-        kind = "tls" if self._values.certificate else "http"
-        try:
-            path.write_text(nginx.render(kind, self._values), encoding="utf-8")
-            check = subprocess.run(nginx.command(binary, path, "-t", "-q"), capture_output=True, text=True, check=False)
-        except (OSError, ValueError) as error:
-            raise CannotStart(f"nginx cannot be started: {error}") from error
-        if check.returncode:
-            raise CannotStart(f"nginx refuses its configuration or its port:\n{check.stderr.strip()}")
-        return path
-
-    def _wait(self, answers: Callable[[], bool]) -> None:
-        """Until `answers`, or a stop was asked for."""
-        waited = 0.0
-        while not answers() and not self._stop.wait(CHECK_EVERY_S):
-            self._check()
-            waited += CHECK_EVERY_S
-            if waited > START_TIMEOUT_S:
-                raise CannotStart(f"nothing answers after {START_TIMEOUT_S:.0f} s")
-
-    def _check(self) -> None:
-        if child := self._children.ended():
-            raise CannotStart(f"{child.name} ended with status {child.process.returncode}; its log is above")
 
     def _somebody_listens(self) -> bool:
         """On the gateway's socket."""

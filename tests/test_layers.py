@@ -19,6 +19,7 @@ PACKAGES = {
 ROOMS = {
     "inference_client": [
         ["client"],
+        ["connections"],
         ["dispatcher", "streams"],
         ["lane_channel", "thrift_channel", "grpc_channel"],
         ["thrift_pool", "thrift_streams", "thrift_control", "grpc_streams", "lane_arrays"],
@@ -46,6 +47,7 @@ ROOMS = {
     ],
     "inference_server": [
         ["__main__"],
+        ["server"],
         ["front"],
         ["transports", "listeners"],
         ["engine"],

@@ -29,6 +29,7 @@ from idl.lane_streams import LaneStream
 from idl.messages import InferRequest
 from inference_server import errors
 from inference_server.executors.batcher import QueuePolicy
+from inference_server.executors.farewell import ask_to_leave, has_left
 from inference_server.executors.memory_groups import descendants
 from inference_server.executors.tuning import Tuning
 from inference_server.types import Signature
@@ -248,17 +249,11 @@ class ProcessExecutor:
     def leave(self) -> None:
         """Takes no new requests from now on: who asks is sent to the routes. `left` waits for those inside."""
         self._watcher.remove(self._control.fileno())
-        with contextlib.suppress(OSError):
-            self._control.settimeout(1.0)
-            self._control.send(b'{"leave": true}')
+        ask_to_leave(self._control)
 
     def left(self, timeout_s: float) -> bool:
         """True when everything that it had taken is answered."""
-        try:
-            self._control.settimeout(max(0.001, timeout_s))
-            return b"left" in self._control.recv(1 << 16)
-        except OSError:
-            return False
+        return has_left(self._control, timeout_s)
 
     def why(self) -> str:
         """What it died of, where that is known."""

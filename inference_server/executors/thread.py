@@ -1,6 +1,5 @@
 """An executor inside the server's own process, for debugging: `executor = "thread"` in model.toml. Nothing protects the server from it."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from idl.lane_calls import LaneAnswer
 from idl.lane_pool import LanePool
 from idl.lane_streams import LaneStream
 from idl.messages import InferRequest
+from inference_server.executors.farewell import ask_to_leave, has_left
 from inference_server.executors.process import Loaded, LoadRequest, read_loaded
 
 _numbers = itertools.count(1)
@@ -68,15 +68,10 @@ class ThreadExecutor:
         """It dies with the server only."""
 
     def leave(self) -> None:
-        with contextlib.suppress(OSError):
-            self._control.send(b'{"leave": true}')
+        ask_to_leave(self._control)
 
     def left(self, timeout_s: float) -> bool:
-        try:
-            self._control.settimeout(max(0.001, timeout_s))
-            return b"left" in self._control.recv(1 << 16)
-        except OSError:
-            return False
+        return has_left(self._control, timeout_s)
 
     def why(self) -> str:
         return ""

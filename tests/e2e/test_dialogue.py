@@ -4,7 +4,7 @@ import http.client
 import json
 import os
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,10 +112,14 @@ def test_preparing_again_changes_nothing_and_mends_what_is_damaged(tmp_path: Pat
 
 
 def gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(name: str) -> None:
-        raise PackageNotFoundError(name)
+    """The dialogue's packages, and no others."""
 
-    monkeypatch.setattr(demo_dialogue, "distribution", nothing)
+    def others(name: str) -> Distribution:
+        if name in (demo_dialogue._ENCODER[0], demo_dialogue._TOKENIZER[0]):
+            raise PackageNotFoundError(name)
+        return distribution(name)
+
+    monkeypatch.setattr(demo, "distribution", others)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,10 @@ def test_a_forked_child_starts_afresh(address: str) -> None:
         if child == 0:
             try:
                 values = [int(client.infer("m", {"x": np.int64([n])}).outputs["x"][0]) for n in (2, 3)]
-                os.write(writer, repr((values, len(client._dispatchers), set(client._dispatchers) == {os.getpid()})).encode())
+                os.write(
+                    writer,
+                    repr((values, len(client._connections._dispatchers), set(client._connections._dispatchers) == {os.getpid()})).encode(),
+                )
             finally:
                 os._exit(0)
         os.close(writer)
@@ -131,7 +134,7 @@ def test_a_forked_child_starts_afresh(address: str) -> None:
 def test_a_forked_child_closes_the_parents_connections_and_the_parent_does_not_notice() -> None:
     with ThriftPeer(serve_echo) as peer, Client(peer.address) as client:
         assert client.server_live()
-        inherited = client._dispatchers[os.getpid()]._channels[0]._pool._idle[0]._socket.fileno()
+        inherited = client._connections._dispatchers[os.getpid()]._channels[0]._pool._idle[0]._socket.fileno()
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -316,7 +319,7 @@ def test_a_connection_that_cannot_be_written_to_is_replaced_because_nothing_was_
 
     with ThriftPeer(serve) as peer, Client(peer.address) as client:
         client.server_live()
-        channel = client._dispatchers[os.getpid()]._channels[0]
+        channel = client._connections._dispatchers[os.getpid()]._channels[0]
         assert isinstance(channel, ThriftChannel)
         channel._pool._idle[0]._socket.shutdown(socket.SHUT_WR)
         assert client.infer("m", {"x": np.int64([5])}).outputs["x"].tolist() == [5]

@@ -117,7 +117,7 @@ def test_a_name_that_nobody_has_costs_no_trial_of_a_host_that_is_away(host: Make
             client.infer_raw(REQUEST)
         assert caught.value.code is Code.NOT_READY, "who takes nothing now may have it"
         b.manner, tried = "model_not_found", []
-        hosts = next(iter(client._dispatchers.values()))._hosts
+        hosts = next(iter(client._connections._dispatchers.values()))._hosts
         hosts.failed = lambda index, *_: tried.append(index)  # type: ignore[method-assign]
         for _ in range(6):
             with pytest.raises(ServingError) as caught:
