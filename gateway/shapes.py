@@ -83,10 +83,11 @@ class Number:
     high: float = math.inf
 
     def check(self, value: Any, where: str, reasons: Reasons) -> Any:
-        if type(value) not in (int, float) or not math.isfinite(value) or not self.low <= value <= self.high:
+        number = _finite(value)
+        if number is None or not self.low <= number <= self.high:
             reasons[where] = "must be a number" + self._range()
             return value
-        return float(value)
+        return number
 
     def _range(self) -> str:
         parts = [f" from {self.low:g}"] if math.isfinite(self.low) else []
@@ -261,6 +262,17 @@ def _read(shape: Shape, text: str) -> Any:
     if isinstance(shape, Flag):
         return {"true": True, "1": True, "false": False, "0": False}.get(text, text)
     return text
+
+
+def _finite(value: Any) -> float | None:
+    """None for what is no number that a float can hold: JSON's whole numbers have no end."""
+    if type(value) not in (int, float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _is_unicode(text: str) -> bool:

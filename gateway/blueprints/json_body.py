@@ -71,6 +71,8 @@ def _parse(body: bytes) -> Any:
         if not body.strip():
             raise ServingError(Code.INVALID_INPUT, "the body is empty") from None
         raise ServingError(Code.INVALID_INPUT, f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:  # Python reads no whole number of so many digits
+        raise ServingError(Code.INVALID_INPUT, "the body holds a number of too many digits") from None
     except RecursionError:
         raise ServingError(Code.INVALID_INPUT, "the body nests too deep") from None
 

@@ -148,7 +148,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
         text = "the same request again within 24 hours gives the same answer"
         found.append(_header("Idempotency-Key", text, {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}))
     if operation.matches:
-        found.append(_header("If-Match", "the ETag that the change is made to", {"type": "string", "pattern": '^"[0-9]{1,17}"$'}))
+        found.append(_header("If-Match", "the ETag that the change is made to", {"type": "string", "pattern": '^(W/)?"[0-9]{1,17}"$'}))
     return found
 
 

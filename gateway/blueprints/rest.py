@@ -27,6 +27,8 @@ from idl.codes import Code, ServingError
 WHOEVER, ANYBODY, SIGNED_IN, OPERATOR, ADMINISTRATOR = "whoever", "anybody", "signed in", "operator", "administrator"
 """WHOEVER: nobody looks at who asks, and a token that is not valid any more does no harm."""
 _RANK = {ANYBODY: (), SIGNED_IN: tuple(Role), OPERATOR: (Role.OPERATOR, Role.ADMINISTRATOR), ADMINISTRATOR: (Role.ADMINISTRATOR,)}
+_MARGIN_S = 60.0
+"""Beyond the longest time that a request may take: then its process was killed."""
 PAGE = {
     "limit": optional(Whole(1, 200), "most entries of the answer; 50 by default"),
     "cursor": optional(Text(1, 500), "where to go on: `next` of the answer before"),
@@ -201,7 +203,9 @@ def _answer(
     key = request.headers.get("Idempotency-Key") if operation.creates else None
     if key is None or caller is None:
         return _spelled(function(asked, **names))
-    return _once(caller, key, lambda: _spelled(function(asked, **names)))
+    settings = services().settings
+    longest_s = settings.upload_timeout_s if operation.raw else settings.request_timeout_s
+    return _once(caller, key, longest_s + _MARGIN_S, lambda: _spelled(function(asked, **names)))
 
 
 def _caller(operation: Operation) -> Principal | None:
@@ -228,11 +232,14 @@ def _take(rate: tuple[str, int, float], caller: Principal | None) -> None:
 
 
 def _revision() -> int | None:
-    """Raises invalid_input for an If-Match that is no single entity tag of ours."""
+    """Raises invalid_input for an If-Match that is no single entity tag of ours.
+
+    A proxy that compresses an answer makes its tag a weak one, as nginx does; it is of the same revision, whatever the bytes.
+    """
     header = request.headers.get("If-Match")
     if header is None or header.strip() == "*":
         return None
-    text = header.strip()
+    text = header.strip().removeprefix("W/")
     if not (text.startswith('"') and text.endswith('"') and text[1:-1].isascii() and text[1:-1].isdigit() and len(text) < 20):
         raise InvalidFields({"If-Match": 'must be one entity tag as ETag gave it, such as "3"'})
     return int(text[1:-1])
@@ -244,7 +251,7 @@ def _spelled(reply: Reply | Response) -> Response:
     headers = dict(reply.headers)
     if reply.revision is not None:
         headers["ETag"] = f'"{reply.revision}"'
-        if request.method == "GET" and request.headers.get("If-None-Match", "").strip() == headers["ETag"]:
+        if request.method == "GET" and request.if_none_match.contains_weak(str(reply.revision)):
             return Response(b"", 304, headers)
     headers.setdefault("Cache-Control", "no-store")
     if reply.value is None:
@@ -252,12 +259,12 @@ def _spelled(reply: Reply | Response) -> Response:
     return Response(json.dumps(reply.value, allow_nan=False), reply.status, headers, content_type="application/json")
 
 
-def _once(caller: Principal, key: str, make: Callable[[], Response]) -> Response:
+def _once(caller: Principal, key: str, longest_s: float, make: Callable[[], Response]) -> Response:
     if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
         raise InvalidFields({"Idempotency-Key": "must have 1 to 255 printable ASCII characters"})
     owned = services()
     store = owned.storage.idempotency
-    known = store.begin(caller.user_id, key, _fingerprint(), owned.now())
+    known = store.begin(caller.user_id, key, _fingerprint(), owned.now(), longest_s)
     if known is not None:
         if known.fingerprint != _fingerprint():
             raise InvalidFields({"Idempotency-Key": "was used for another request"})
@@ -305,8 +312,15 @@ def write_cursor(key: Sequence[Any]) -> str:
 def read_cursor(text: str) -> list[Any]:
     try:
         key = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if isinstance(key, list) and all(isinstance(part, str) or (type(part) is int and abs(part) < 1 << 63) for part in key):
+        if isinstance(key, list) and all(map(_is_part, key)):
             return key
     except (ValueError, RecursionError):
         pass
     raise InvalidFields({"cursor": "is none that an answer gave"})
+
+
+def _is_part(part: Any) -> bool:
+    """Whether a database can hold it: no half of a surrogate pair, no number beyond 64 bits."""
+    if isinstance(part, str):
+        return not any(0xD800 <= ord(character) < 0xE000 for character in part)
+    return type(part) is int and abs(part) < 1 << 63

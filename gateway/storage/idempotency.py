@@ -9,8 +9,6 @@ from gateway.clock import to_text
 from gateway.storage.database import Database
 
 KEPT = timedelta(hours=24)
-_ABANDONED = timedelta(minutes=2)
-"""After that a request without an answer is taken for one whose process was killed."""
 _SWEEP = 100
 
 
@@ -28,13 +26,20 @@ class Idempotency:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, user_id: int, key: str, fingerprint: str, now: datetime) -> Known | None:
-        """None where the request is the first one under its key, which is taken for it; else what is there."""
+    def begin(self, user_id: int, key: str, fingerprint: str, now: datetime, longest_s: float) -> Known | None:
+        """None where the request is the first one under its key, which is taken for it; else what is there.
+
+        `longest_s`: after that a request without an answer is taken for one whose process was killed.
+        """
         with self._database.write() as db:
-            old = "select user_id, key from idempotency where created_at < ? limit ?"
-            db.execute(f"delete from idempotency where (user_id, key) in ({old})", [to_text(now - KEPT), _SWEEP])
+            old = db.execute("select user_id, key from idempotency where created_at < ? limit ?", [to_text(now - KEPT), _SWEEP]).fetchall()
+            for (
+                each
+            ) in old:  # by the whole key: SQLite finds a list of pairs by the user alone, and may have a day's requests to look through
+                db.execute("delete from idempotency where user_id = ? and key = ?", [each["user_id"], each["key"]])
             row = db.execute("select * from idempotency where user_id = ? and key = ?", [user_id, key]).fetchone()
-            if row is not None and (row["status"] is not None or row["created_at"] >= to_text(now - _ABANDONED)):
+            abandoned = to_text(now - timedelta(seconds=longest_s))
+            if row is not None and (row["status"] is not None or row["created_at"] >= abandoned):
                 return Known(row["fingerprint"], row["status"] or 0, json.loads(row["headers"] or "{}"), row["body"] or "")
             db.execute(
                 "insert or replace into idempotency (user_id, key, fingerprint, created_at) values (?, ?, ?, ?)",
