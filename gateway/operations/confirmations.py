@@ -19,7 +19,7 @@ from gateway.errors import InvalidFields
 from gateway.operations import passwords
 from gateway.operations.throttle import Rate
 from gateway.settings import Settings
-from gateway.storage import Storage, users
+from gateway.storage import Storage, account_rows
 from gateway.storage.audit import Doer
 from gateway.storage.codes import ADDRESS, RESET, VERIFY, CodeRecord
 from gateway.storage.outbox import Letter
@@ -31,7 +31,11 @@ TRIES = 5
 MAIL_JOB = "mail"
 """The task worker's job that sends what is in the outbox."""
 MAX_EMAIL = 254
-_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,253}")
+_BEYOND = "\u0080-\U0010ffff"
+_EMAIL = re.compile(
+    rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~{_BEYOND}-]{{1,64}}@[A-Za-z0-9{_BEYOND}](?:[A-Za-z0-9.{_BEYOND}-]{{0,251}}[A-Za-z0-9{_BEYOND}])?"
+)
+"""RFC 5321, section 4.1.2, and RFC 6531 for what is beyond ASCII; without quoted names and literal addresses, which nobody's mailbox has."""
 _NETWORK_FACTOR = 10
 _TRIES_AT_ONCE, _TRY_INTERVAL_S = 50, 6.0
 _WRONG = "is not right, was used or tried too often, or has expired"
@@ -81,11 +85,11 @@ class Confirmations:
                 return
             self._issue(VERIFY, user, user.email)
 
-    def send_address(self, user: UserRecord | None) -> None:
+    def send_address(self, user: UserRecord) -> None:
         """The code of an address that was changed a moment ago; whoever calls has counted it."""
-        if user is not None and user.pending_email is not None:
+        if user.pending_email is not None:
             self._issue(ADDRESS, user, user.pending_email)
-        elif user is not None and user.email is not None:
+        elif user.email is not None:
             self._issue(VERIFY, user, user.email)
 
     def resend(self, email: str, address: str) -> None:
@@ -98,9 +102,8 @@ class Confirmations:
         """The address is its account's. Raises invalid_input for a wrong code, overloaded after too many tries, already_exists where somebody
         else has the address by now."""
 
-        def apply(db: SqliteDatabase, record: CodeRecord) -> None:
-            if record.user_id is not None:
-                users.confirm_email(db, record.user_id, email, self._now(), origin)
+        def apply(db: SqliteDatabase, record: CodeRecord) -> bool:
+            return record.user_id is not None and account_rows.confirm_email(db, record.user_id, email, self._now(), origin)
 
         self._redeem((VERIFY, ADDRESS), email, code, apply, origin)
 
@@ -116,15 +119,16 @@ class Confirmations:
         self._tries.take(origin.address, self._now())
         password_hash = passwords.hash_password(password)  # also for a wrong code: it takes as long
 
-        def apply(db: SqliteDatabase, record: CodeRecord) -> None:
-            if record.user_id is not None:
-                users.reset_password(db, record.user_id, email, password_hash, self._now(), origin)
+        def apply(db: SqliteDatabase, record: CodeRecord) -> bool:
+            if record.user_id is None:
+                return False
+            return account_rows.reset_password(db, record.user_id, email, password_hash, self._now(), origin)
 
         self._redeem((RESET,), email, code, apply, None)
         self._storage.principals.change()
 
     def _redeem(
-        self, purposes: tuple[str, ...], email: str, code: str, apply: Callable[[SqliteDatabase, CodeRecord], None], counted: Doer | None
+        self, purposes: tuple[str, ...], email: str, code: str, apply: Callable[[SqliteDatabase, CodeRecord], bool], counted: Doer | None
     ) -> None:
         if counted is not None:
             self._tries.take(counted.address, self._now())

@@ -12,8 +12,9 @@ from gateway.operations.passwords import token_hash as token_hash
 from gateway.operations.throttle import Rate, Throttle
 from gateway.settings import Settings, SettingsError
 from gateway.storage import Storage
+from gateway.storage.account_rows import is_mailbox
 from gateway.storage.audit import Doer
-from gateway.storage.users import UserRecord
+from gateway.storage.users import KEPT, UserRecord
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
 
@@ -85,6 +86,7 @@ class Users:
             return token
         if reason := passwords.reason_against(password):
             raise SettingsError(f"the first administrator's password {reason}")
+        self._signups.void(Role.ADMINISTRATOR)  # of a start before that had no password: whoever still has it shall not become one
         self._users.create(FIRST_ADMINISTRATOR, None, passwords.hash_password(password), Role.ADMINISTRATOR, self._now())
         return ""
 
@@ -143,25 +145,23 @@ class Users:
         _refuse_invalid(reasons)
         self._confirm(principal, current_password, address)
         user = self.read(principal)
-        if revision is not None and revision != user.revision:
+        if revision is not None and revision != user.revision:  # before a code is counted; the store looks again
             raise ChangedMeanwhile
-        if "email" in changes:
-            self._change_email(user, email, address, doer)
-        if password is not None:
-            new_hash = passwords.hash_password(password)
-            self._users.set_password(principal.user_id, new_hash, self._now(), keep_session=principal.session, doer=doer)
-        return self.read(principal)
-
-    def _change_email(self, user: UserRecord, email: str | None, address: str, doer: Doer) -> None:
-        if email is None:
-            self._users.set_email(user.id, None, self._now(), doer=doer)
-        elif email != user.email:
-            self.confirmations.count(email, address)
-            if user.email_verified_at is None:
-                self._users.set_email(user.id, email, self._now(), doer=doer)
-            else:
-                self._users.set_pending(user.id, email, self._now(), doer=doer)
-            self.confirmations.send_address(self._users.by_id(user.id))
+        is_new = email is not None and not is_mailbox(user.email, email)
+        if is_new:
+            self.confirmations.count(str(email), address)
+        changed = self._users.change_own(
+            user.id,
+            self._now(),
+            email=email if "email" in changes else KEPT,
+            password_hash=passwords.hash_password(password) if password is not None else "",
+            keep_session=principal.session,
+            revision=revision,
+            doer=doer,
+        )
+        if is_new:
+            self.confirmations.send_address(changed)
+        return changed
 
     def _confirm(self, principal: Principal, current_password: str, address: str) -> None:
         try:

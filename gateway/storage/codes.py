@@ -58,12 +58,12 @@ class Codes:
         purposes: Sequence[str],
         address: str,
         fits: Callable[[CodeRecord], bool],
-        apply: Callable[[SqliteDatabase, CodeRecord], None],
+        apply: Callable[[SqliteDatabase, CodeRecord], bool],
         now: datetime,
     ) -> bool:
         """Tries a code on all that were sent to the address; the one that `fits` is used up and `apply` called, in one transaction.
 
-        Each has one try less, whatever comes of it, unless `apply` raises.
+        Each has one try less, whatever comes of it, unless `apply` raises. True where one fits and `apply` had a use for it.
         """
         marks = ", ".join("?" * len(purposes))
         with self._database.write() as db:
@@ -73,7 +73,7 @@ class Codes:
                 [address, *purposes, to_text(now)],
             ).fetchall()
             right = [record for record in (CodeRecord(**dict(row)) for row in rows) if fits(record)]
-            for record in right[:1]:
-                db.execute("delete from codes where id = ?", [record.id])
-                apply(db, record)
-        return bool(right)
+            if not right:
+                return False
+            db.execute("delete from codes where id = ?", [right[0].id])
+            return apply(db, right[0])

@@ -22,6 +22,11 @@ class Signups:
                 [token_hash, role.value, to_text(now), to_text(expires_at)],
             )
 
+    def void(self, role: Role) -> None:
+        """The unused ones for a role are good for nothing from now on."""
+        with self._database.write() as db:
+            db.execute("delete from signups where role = ? and used_by is null", [role.value])
+
     def add(self, token_hash: str, role: Role, now: datetime, expires_at: datetime, doer: Doer) -> None:
         """Adds an invitation beside the others; those that have expired unused are taken away."""
         with self._database.write() as db:

@@ -10,7 +10,7 @@ from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
 from gateway.errors import ChangedMeanwhile
-from gateway.storage import audit, teams
+from gateway.storage import account_rows, audit, teams
 from gateway.storage.audit import GATEWAY, Doer
 from gateway.storage.database import Database
 from gateway.storage.marks import Mark
@@ -21,6 +21,8 @@ _COLUMNS = (
     "id, name, email, password_hash, role, created_at, updated_at, email_verified_at, pending_email, avatar_sha256, disabled_at, quota,"
     " revision, deleted_at"
 )
+KEPT = "\0"
+"""In the place of an address: it stays as it is."""
 _OTHER_ADMINISTRATOR = "select 1 from users where role = 'administrator' and deleted_at is null and disabled_at is null and id != ?"
 
 
@@ -128,27 +130,41 @@ class Users:
         with self._database.read() as db:
             return db.execute("select 1 from users where role = 'administrator' and deleted_at is null").fetchone() is not None
 
-    def set_email(self, user_id: int, email: str | None, now: datetime, *, doer: Doer = GATEWAY) -> None:
-        """An address that nothing has confirmed, or none. Raises already_exists for one that is taken."""
-        with self._database.write() as db:
-            refuse_taken(db, None, email, user_id)
-            _set(db, user_id, now, email=email, email_verified_at=None, pending_email=None)
-            _note(db, doer, "user.email", user_id, now)
+    def change_own(
+        self,
+        user_id: int,
+        now: datetime,
+        *,
+        email: str | None = KEPT,
+        password_hash: str = "",
+        keep_session: str = "",
+        revision: int | None = None,
+        doer: Doer = GATEWAY,
+    ) -> UserRecord:
+        """What somebody changes of their own account, all of it or nothing; the account as it is then. `password_hash` "": it stays.
 
-    def set_pending(self, user_id: int, email: str, now: datetime, *, doer: Doer = GATEWAY) -> None:
-        """An address that takes the other one's place when its code has confirmed it. Raises already_exists."""
+        An address takes the place of one that nothing has confirmed at once; beside one that was confirmed it waits, as the pending one, for
+        its code. None takes it away. A new password ends every session except `keep_session`, and what waits: whoever asked for it may
+        have had the old password. Raises not_found, already_exists for an address that is taken, ChangedMeanwhile for another revision.
+        """
         with self._database.write() as db:
-            refuse_taken(db, None, email, user_id)
-            _set(db, user_id, now, pending_email=email)
-            _note(db, doer, "user.email_asked", user_id, now)
-
-    def set_password(self, user_id: int, password_hash: str, now: datetime, *, keep_session: str, doer: Doer = GATEWAY) -> None:
-        """Also ends every session of the user except `keep_session`."""
-        with self._database.write() as db:
-            _set(db, user_id, now, password_hash=password_hash)
-            _end_sessions(db, user_id, now, keep_session)
-            _note(db, doer, "user.password", user_id, now)
-        self._principals.change()
+            row = db.execute("select * from users where id = ? and deleted_at is null", [user_id]).fetchone()
+            if row is None:
+                raise ServingError(Code.NOT_FOUND, "there is no such account")
+            if revision is not None and revision != row["revision"]:
+                raise ChangedMeanwhile
+            if password_hash:
+                account_rows.forget_codes(db, row, ("address", "reset"))
+                account_rows.put(db, user_id, now, password_hash=password_hash, pending_email=None)
+                account_rows.end_sessions(db, user_id, now, keep_session)
+                account_rows.note(db, doer, "user.password", user_id, now)
+            if email != KEPT:
+                account_rows.change_email(db, row, email, now, doer)
+            changed = read(db, user_id)
+        if password_hash:
+            self._principals.change()
+        assert changed is not None
+        return changed
 
     def rehash(self, user_id: int, old_hash: str, new_hash: str) -> None:
         """The same password under today's parameters, unless it was changed meanwhile."""
@@ -158,14 +174,14 @@ class Users:
     def end_sessions(self, user_id: int, now: datetime, *, doer: Doer = GATEWAY) -> None:
         """Every one of the user's."""
         with self._database.write() as db:
-            _end_sessions(db, user_id, now, "")
-            _note(db, doer, "user.sign_out_everywhere", user_id, now)
+            account_rows.end_sessions(db, user_id, now, "")
+            account_rows.note(db, doer, "user.sign_out_everywhere", user_id, now)
         self._principals.change()
 
     def set_avatar(self, user_id: int, sha256: str | None, now: datetime, *, doer: Doer = GATEWAY) -> None:
         with self._database.write() as db:
-            _set(db, user_id, now, avatar_sha256=sha256)
-            _note(db, doer, "user.avatar", user_id, now)
+            account_rows.put(db, user_id, now, avatar_sha256=sha256)
+            account_rows.note(db, doer, "user.avatar", user_id, now)
 
     def change(
         self,
@@ -199,10 +215,10 @@ class Users:
                 _keep_an_administrator(db, row, "changed so")
             if not changes:
                 return
-            _set(db, user_id, now, **changes)
+            account_rows.put(db, user_id, now, **changes)
             if changes.get("disabled_at"):
-                _end_sessions(db, user_id, now, "")
-            _note(db, doer, "user.change", user_id, now, changes)
+                account_rows.end_sessions(db, user_id, now, "")
+            account_rows.note(db, doer, "user.change", user_id, now, changes)
         self._principals.change()
         self._sharing.change()
 
@@ -218,8 +234,9 @@ class Users:
             if leave_teams:
                 teams.leave_all(db, user_id, now, who)
             audit.write(db, who, "user.delete", row["name"], now)
-            _set(db, user_id, now, deleted_at=to_text(now), pending_email=None)
-            _end_sessions(db, user_id, now, "")
+            account_rows.forget_codes(db, row, account_rows.PURPOSES)
+            account_rows.put(db, user_id, now, deleted_at=to_text(now), pending_email=None)
+            account_rows.end_sessions(db, user_id, now, "")
         self._principals.change()
         self._sharing.change()
 
@@ -235,7 +252,7 @@ class Users:
                 "update users set deleted_at = null, email = ?, email_verified_at = null, updated_at = ?, revision = revision + 1 where id = ?",
                 [email, to_text(now), user_id],
             )
-            _note(db, doer, "user.restore", user_id, now, {"email_lost": True} if taken else {})
+            account_rows.note(db, doer, "user.restore", user_id, now, {"email_lost": True} if taken else {})
         self._principals.change()
         self._sharing.change()
 
@@ -256,7 +273,7 @@ def create(
     doer: Doer = GATEWAY,
 ) -> UserRecord:
     """As `Users.create`, with the role that it has been given."""
-    refuse_taken(db, name, email, 0)
+    account_rows.refuse_taken(db, name, email, 0)
     row = db.execute(
         "insert into users (name, email, email_verified_at, password_hash, role, created_at, updated_at) values (?, ?, ?, ?, ?, ?, ?)"
         f" returning {_COLUMNS}",
@@ -273,63 +290,6 @@ def read(db: SqliteDatabase, user_id: int) -> UserRecord | None:
     """A deleted one as well."""
     row = db.execute(f"select {_COLUMNS} from users where id = ?", [user_id]).fetchone()
     return None if row is None else _record(row)
-
-
-def confirm_email(db: SqliteDatabase, user_id: int, address: str, now: datetime, doer: Doer) -> None:
-    """The address that the account has, or waits to have, is its own. Raises already_exists where somebody else has it by now."""
-    row = db.execute("select email, pending_email from users where id = ? and deleted_at is null", [user_id]).fetchone()
-    if row is None:
-        return
-    if (row["email"] or "").lower() == address.lower():
-        _set(db, user_id, now, email_verified_at=to_text(now))
-    elif (row["pending_email"] or "").lower() == address.lower():
-        refuse_taken(db, None, address, user_id)
-        _set(db, user_id, now, email=row["pending_email"], pending_email=None, email_verified_at=to_text(now))
-    _note(db, doer, "user.email_confirmed", user_id, now)
-
-
-def reset_password(db: SqliteDatabase, user_id: int, address: str, password_hash: str, now: datetime, doer: Doer) -> None:
-    """A new password for whoever got the code, which shows that the address is theirs. Ends every session.
-
-    Where nothing had shown that before, somebody else may have made the account under that address: its keys and identities end as well.
-    """
-    row = db.execute("select email_verified_at from users where id = ? and email = ? and deleted_at is null", [user_id, address]).fetchone()
-    if row is None:
-        return
-    if row["email_verified_at"] is None:
-        db.execute("update api_keys set revoked_at = ? where user_id = ? and revoked_at is null", [to_text(now), user_id])
-        db.execute("delete from identities where user_id = ?", [user_id])
-    _set(db, user_id, now, password_hash=password_hash, email_verified_at=row["email_verified_at"] or to_text(now))
-    _end_sessions(db, user_id, now, "")
-    _note(db, doer, "user.password_reset", user_id, now)
-
-
-def refuse_taken(db: SqliteDatabase, name: str | None, email: str | None, user_id: int) -> None:
-    """The write lock is held: what is free now stays free until the transaction ends."""
-    if name is not None and db.execute("select 1 from users where name = ?", [name]).fetchone():
-        raise ServingError(Code.ALREADY_EXISTS, f"username: {name!r} is taken")
-    taken = "select 1 from users where email = ? and deleted_at is null and id != ?"
-    if email is not None and db.execute(taken, [email, user_id]).fetchone():
-        raise ServingError(Code.ALREADY_EXISTS, "email: an account with this address exists")
-
-
-def _set(db: SqliteDatabase, user_id: int, now: datetime, **values: str | None) -> None:
-    columns = ", ".join(f"{column} = ?" for column in values)
-    db.execute(
-        f"update users set {columns}, updated_at = ?, revision = revision + 1 where id = ? and deleted_at is null",
-        [*values.values(), to_text(now), user_id],
-    )
-
-
-def _end_sessions(db: SqliteDatabase, user_id: int, now: datetime, keep: str) -> None:
-    db.execute("update sessions set revoked_at = ? where user_id = ? and revoked_at is null and id != ?", [to_text(now), user_id, keep])
-
-
-def _note(db: SqliteDatabase, doer: Doer, action: str, user_id: int, now: datetime, detail: Mapping[str, Any] | None = None) -> None:
-    """`doer` without an id and a name: the account itself."""
-    name = db.execute("select name from users where id = ?", [user_id]).fetchone()["name"]
-    who = doer if doer.name else Doer(user_id, name, doer.address, doer.request_id)
-    audit.write(db, who, action, name, now, detail)
 
 
 def _keep_an_administrator(db: SqliteDatabase, row: Any, what: str) -> None:

@@ -266,3 +266,74 @@ def test_a_change_that_meets_another_one(client: FlaskClient) -> None:
     assert client.patch("/v1/me", json=body, headers=me | {"If-Match": etag}).status_code == 200
     assert client.patch("/v1/me", json=body | {"email": "b@example.org"}, headers=me | {"If-Match": etag}).status_code == 412
     assert client.get("/v1/me", headers=me).get_json()["email"] == MAIL
+
+
+def confirmed(client: FlaskClient, services: Services) -> accounts.Headers:
+    """ann with an address that her code has confirmed, signed in."""
+    register(client, email=MAIL)
+    assert verify(client, code_in_outbox(services, MAIL))[0] == 204
+    return signed_in(client)
+
+
+@pytest.mark.parametrize("how", ["reset", "change"])
+def test_a_new_password_takes_back_an_address_that_waits(client: FlaskClient, services: Services, how: str) -> None:
+    """Whoever had the old password may have asked for that address: its code would give them the account again."""
+    thief = confirmed(client, services)
+    body = {"current_password": PASSWORD, "email": "thief@example.org"}
+    assert client.patch("/v1/me", json=body, headers=thief).get_json()["pending_email"] == "thief@example.org"
+    code = code_in_outbox(services, "thief@example.org")
+    if how == "reset":
+        client.post("/v1/password-resets", json={"email": MAIL})
+        assert reset(client, code_in_outbox(services, MAIL))[0] == 204
+    else:
+        body = {"current_password": PASSWORD, "password": NEW_PASSWORD}
+        assert client.patch("/v1/me", json=body, headers=signed_in(client)).status_code == 200
+    assert verify(client, code, "thief@example.org") == (400, "invalid_input")
+    me = client.get("/v1/me", headers=signed_in(client, password=NEW_PASSWORD)).get_json()
+    assert me["email"] == MAIL and "pending_email" not in me
+
+
+def test_a_code_is_of_no_use_once_the_account_has_another_address(client: FlaskClient, services: Services) -> None:
+    register(client, email=MAIL)
+    old = code_in_outbox(services, MAIL)
+    client.post("/v1/password-resets", json={"email": MAIL})
+    old_reset = code_in_outbox(services, MAIL)
+    body = {"current_password": PASSWORD, "email": "new@example.org"}
+    assert client.patch("/v1/me", json=body, headers=signed_in(client)).status_code == 200
+    assert verify(client, old) == (400, "invalid_input") and reset(client, old_reset) == (400, "invalid_input")
+    signed_in(client)
+    assert audited(services, "user.email_confirmed") == [] and audited(services, "user.password_reset") == []
+
+
+def test_the_same_address_in_another_spelling(client: FlaskClient, services: Services) -> None:
+    me = confirmed(client, services)
+
+    def change(email: str) -> Any:
+        return client.patch("/v1/me", json={"current_password": PASSWORD, "email": email}, headers=me).get_json()
+
+    spelled = change(MAIL.upper())
+    assert spelled["email"] == MAIL.upper() and "email_verified_at" in spelled and "pending_email" not in spelled
+    assert change("new@example.org")["pending_email"] == "new@example.org"
+    taken_back = change(MAIL)
+    assert taken_back["email"] == MAIL and "pending_email" not in taken_back
+    assert verify(client, code_in_outbox(services, "new@example.org"), "new@example.org")[0] == 400
+
+
+def test_two_changes_of_one_revision(client: FlaskClient, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both were looked at before either was written."""
+    register(client)
+    me = signed_in(client)
+    etag = client.get("/v1/me", headers=me).headers["ETag"]
+    user = services.storage.users.by_name("ann")
+    assert user is not None
+    hash_password = passwords.hash_password
+
+    def meanwhile(password: str) -> str:
+        services.storage.users.change_own(user.id, services.now(), email="other@example.org")
+        return hash_password(password)
+
+    monkeypatch.setattr(passwords, "hash_password", meanwhile)
+    body = {"current_password": PASSWORD, "email": MAIL, "password": NEW_PASSWORD}
+    assert client.patch("/v1/me", json=body, headers=me | {"If-Match": etag}).status_code == 412
+    assert client.get("/v1/me", headers=me).get_json()["email"] == "other@example.org"
+    signed_in(client)

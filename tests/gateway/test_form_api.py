@@ -89,7 +89,7 @@ def test_a_right_password_is_looked_at_once_until_something_changes(
     assert len(looked) == 3
     user = services.storage.users.by_name("ann")
     assert user is not None
-    services.storage.users.set_password(user.id, passwords.hash_password("another password"), time_of_day(), keep_session="")
+    services.storage.users.change_own(user.id, time_of_day(), password_hash=passwords.hash_password("another password"))
     assert client.post("/login", data=ann).get_json()["status"] == "invalid password"
     services.storage.users.delete(user.id, time_of_day())
     assert client.post("/login", data={"user": "ann", "password": "another password"}).get_json()["status"] == "user not found"

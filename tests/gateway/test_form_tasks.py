@@ -39,7 +39,7 @@ def gateway(deploying: Process, tmp_path: Path) -> Iterator[Working]:
         for name in ("ann", "bob"):
             user = storage.users.by_name(name)
             assert user is not None
-            storage.users.set_password(user.id, passwords.hash_password(PASSWORD), made.services.now(), keep_session="")
+            storage.users.change_own(user.id, made.services.now(), password_hash=passwords.hash_password(PASSWORD))
         ann = Principal(1, "ann", Role.USER)
         file = times(tmp_path / "model.onnx", 3)
         model_id, (version_id,) = model(storage, ann, "tripler", file)

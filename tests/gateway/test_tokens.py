@@ -297,7 +297,7 @@ class TestRemembering:
     def test_a_changed_password_elsewhere(self, services: Services, others: Services, token: str) -> None:
         account = others.storage.users.by_name("ann")
         assert account is not None
-        others.storage.users.set_password(account.id, "another hash", others.users._now(), keep_session="")
+        others.storage.users.change_own(account.id, others.users._now(), password_hash="another hash")
         assert not self.is_good(services, token)
 
     def test_a_deleted_account_elsewhere(self, services: Services, others: Services, token: str) -> None:
