@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from email.errors import MessageError
 from email.message import EmailMessage
+from email.policy import SMTPUTF8
 from email.utils import format_datetime, make_msgid
 
 from gateway import clock
@@ -57,8 +58,17 @@ class Mail:
             self._outbox.failed(letter.id, letter.error or "it was too late to send it", now, None)
             return server
         try:
+            message = _message(letter, self._settings.smtp_sender, now)
+            message.as_bytes(policy=SMTPUTF8)
+        except Exception as error:  # noqa: BLE001 - whatever `email` makes of an odd address: it must hold up no other letter
+            self._outbox.failed(letter.id, "no letter can be made to this address", now, None)
+            _log.warning(
+                "mail_failed", extra={"letter": letter.id, "attempt": letter.attempts, "reason": type(error).__name__, "final": True}
+            )
+            return server
+        try:
             server = server or connect(self._settings)
-            server.send_message(_message(letter, self._settings.smtp_sender, now), self._settings.smtp_sender, [letter.address])
+            server.send_message(message, self._settings.smtp_sender, [letter.address])
         except (smtplib.SMTPException, OSError, MessageError, ValueError) as error:
             self._failed(letter, error, now)
             _leave(server)

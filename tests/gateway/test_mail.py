@@ -25,7 +25,8 @@ from gateway.storage.outbox import Letter
 from tests.certificates import Authority
 from tests.eventually import eventually
 from tests.gateway.accounts import code_in_outbox, register, signed_in
-from tests.gateway.conftest import Gateway, SetClock, free_port, unreachable_models
+from tests.gateway.conftest import Gateway, SetClock, unreachable_models
+from tests.processes import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS:UserWarning")
 SENDER = "outboard@example.org"
@@ -252,6 +253,22 @@ def test_an_address_beyond_ascii_breaks_nothing(serve: Any, made: Any, address: 
     put(services, "next@example.org")
     assert services.mail.send_due() == 2
     assert [taken["To"] for taken in postman.taken if "next" in taken["To"]] == ["next@example.org"]
+
+
+@pytest.mark.parametrize("address", [";[@^b],=<", "-$:[)-;?^@=%b,'?=-", "(#_&!).=?a`@{\u4e2d%u-\\~>."])
+def test_an_address_that_no_letter_can_go_to_holds_up_no_other(serve: Any, made: Any, address: str) -> None:
+    """None of them is taken any more; some may be in a database of before."""
+    postman = Postman()
+    services = made(smtp_port=serve(postman).port)
+    put(services, address)
+    put(services, "next@example.org")
+    assert services.mail.send_due() == 2
+    assert [taken["To"] for taken in postman.taken] == ["next@example.org"]
+    assert {(found.address, found.state) for found in services.storage.outbox.page("", None, 10)} == {
+        (address, "failed"),
+        ("next@example.org", "sent"),
+    }
+    assert services.mail.send_due() == 0
 
 
 def test_settings_that_do_not_fit_together(tmp_path: Path) -> None:
