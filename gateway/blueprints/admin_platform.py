@@ -165,9 +165,9 @@ def list_all_deployments(asked: Asked) -> Reply:
     **_BY,
 )
 def list_all_tasks(asked: Asked) -> Reply:
-    before = asked.key(str, str)
+    (before,) = asked.key(str) or ("",)
     rows = services().storage.platform.tasks(asked.query.get("owner", ""), asked.query.get("state", ""), before, asked.limit + 1)
-    return page(rows, lambda row: (row["created_at"], row["id"]), dict, asked.limit)
+    return page(rows, lambda row: (row["id"],), dict, asked.limit)
 
 
 @_rest.route("GET", "/v1/admin/storage", "How much there is of everything", {200: Answer("totals", TOTALS)}, **_BY)

@@ -32,6 +32,7 @@ _NAME = Object({"name": required(USERNAME, "unique on the platform; stays taken 
     body=_NAME,
     errors=(Code.ALREADY_EXISTS, Code.CONFLICT),
     creates=True,
+    rate=("teams", 30, 60.0),
 )
 def create_team(asked: Asked) -> Reply:
     team = _teams().create(asked.me, asked.body["name"], asked.doer)

@@ -54,7 +54,7 @@ class Access:
         if principal.may_operate:
             can |= Can.READ | Can.OPERATE
         if thing.team_id is not None and thing.visibility != "private":
-            can |= _OF_ROLE.get(self._teams.roles_of(principal.user_id).get(thing.team_id, ""), NOTHING)
+            can |= _OF_ROLE.get(self._teams.role(thing.team_id, principal.user_id), NOTHING)
         return can
 
     def require(self, principal: Principal | None, thing: Shared | None, wanted: Can, what: str, missing: Code = Code.NOT_FOUND) -> Can:

@@ -26,6 +26,6 @@ def _team(storage: Storage, principal: Principal, name: str) -> int:
     team = storage.teams.by_name(name)
     if team is not None and principal.role is Role.ADMINISTRATOR:
         return team.id
-    if team is None or storage.teams.roles_of(principal.user_id).get(team.id) not in ("owner", "editor"):
+    if team is None or storage.teams.role(team.id, principal.user_id) not in ("owner", "editor"):
         raise InvalidFields({"team": f"{name!r} is no team that you are an owner or editor of"})
     return team.id

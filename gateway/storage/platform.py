@@ -35,29 +35,23 @@ class Platform:
 
     def models(self, owner: str, search: str, after: int, count: int, *, deleted: bool = False) -> list[Mapping[str, Any]]:
         """In the order of their making, after that id; "" for every owner and name."""
-        state = "not" if deleted else ""
-        return self._rows(
-            f"{_MODELS} where m.deleted_at is {state} null and m.id > ? and (? = '' or u.name = ? collate nocase)"
-            " and (? = '' or instr(lower(m.name), lower(?))) order by m.id limit ?",
-            [after, owner, owner, search, search, count],
-        )
+        wanted = {
+            "m.id > ?": after,
+            "m.owner_id = (select id from users where name = ?)": owner,
+            "instr(lower(m.name), lower(?))": search,
+        }
+        state = "m.deleted_at is not null" if deleted else "m.deleted_at is null"
+        return self._rows(f"{_MODELS} where {state}", wanted, "m.id", count)
 
     def deployments(self, owner: str, state: str, after: int, count: int) -> list[Mapping[str, Any]]:
         """The same of deployments; `state` "" for all."""
-        return self._rows(
-            f"{_DEPLOYMENTS} where d.deleted_at is null and d.id > ? and (? = '' or u.name = ? collate nocase)"
-            " and (? = '' or d.state = ?) order by d.id limit ?",
-            [after, owner, owner, state, state, count],
-        )
+        wanted = {"d.id > ?": after, "d.owner_id = (select id from users where name = ?)": owner, "d.state = ?": state}
+        return self._rows(f"{_DEPLOYMENTS} where d.deleted_at is null", wanted, "d.id", count)
 
-    def tasks(self, owner: str, state: str, before: tuple[str, str] | None, count: int) -> list[Mapping[str, Any]]:
-        """Newest first, before the one with that (`created_at`, `id`)."""
-        at, task_id = before or ("9999", "")
-        return self._rows(
-            f"{_TASKS} where (t.created_at, t.id) < (?, ?) and (? = '' or u.name = ? collate nocase) and (? = '' or t.state = ?)"
-            " order by t.created_at desc, t.id desc limit ?",
-            [at, task_id, owner, owner, state, state, count],
-        )
+    def tasks(self, owner: str, state: str, before: str, count: int) -> list[Mapping[str, Any]]:
+        """Newest first, before the one with that id, which grow with time; "" for the first."""
+        wanted = {"t.id < ?": before, "t.user_id = (select id from users where name = ?)": owner, "t.state = ?": state}
+        return self._rows(f"{_TASKS} where true", wanted, "t.id desc", count)
 
     def totals(self) -> Totals:
         with self._database.read() as db:
@@ -69,6 +63,10 @@ class Platform:
             blobs = db.execute("select count(*) as n, coalesce(sum(size), 0) as bytes from blobs").fetchone()
         return Totals(counts, tasks, blobs["n"], blobs["bytes"])
 
-    def _rows(self, statement: str, values: list[Any]) -> list[Mapping[str, Any]]:
+    def _rows(self, statement: str, wanted: Mapping[str, Any], order: str, count: int) -> list[Mapping[str, Any]]:
+        """`wanted`: condition -> its value; "" for one that is not asked, so that the rest finds its index."""
+        asked = {condition: value for condition, value in wanted.items() if value != ""}
+        where = "".join(f" and {condition}" for condition in asked)
         with self._database.read() as db:
-            return [dict(row) for row in db.execute(statement, values).fetchall()]
+            rows = db.execute(f"{statement}{where} order by {order} limit ?", [*asked.values(), count]).fetchall()
+        return [dict(row) for row in rows]

@@ -95,4 +95,10 @@ def _keys(db: SqliteDatabase) -> None:
     db.execute("create index oidc_attempts_expiry on oidc_attempts (expires_at)")
 
 
-STEPS = (m015_accounts,)
+def m016_makers(db: SqliteDatabase) -> None:
+    """Who made a team, null where that was before anybody asked."""
+    db.execute("alter table teams add column made_by integer references users (id)")
+    db.execute("create index teams_maker on teams (made_by) where made_by is not null and deleted_at is null")
+
+
+STEPS = (m015_accounts, m016_makers)

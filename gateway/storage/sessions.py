@@ -12,6 +12,10 @@ from gateway.storage.database import Database
 from gateway.storage.marks import Mark
 from gateway.types import Principal, Role
 
+MOST = 10_000
+"""Sign-ins of one user that are remembered, ended ones included, until they expire."""
+MOST_TOKENS = 1_000
+"""Refresh tokens of one sign-in that are remembered: one that was used long before is as unknown as any other."""
 _SWEEP = 100
 """Most expired sessions that one new sign-in clears away: no request pays for a long backlog."""
 
@@ -40,14 +44,20 @@ class Sessions:
         self._principals = principals
 
     def begin(self, session_id: str, user_id: int, token_hash: str, now: datetime, expires_at: datetime) -> None:
-        """A sign-in, with its first refresh token."""
+        """A sign-in, with its first refresh token. Beyond MOST of one user the oldest one ends."""
         with self._database.write() as db:
             _forget_expired(db, now)
+            oldest = "select rowid from sessions where user_id = ? order by rowid desc limit 1 offset ?"
+            ended = db.execute(
+                f"delete from sessions where user_id = ? and rowid <= ({oldest}) returning id", [user_id, user_id, MOST - 1]
+            ).fetchall()
             db.execute(
                 "insert into sessions (id, user_id, created_at, expires_at) values (?, ?, ?, ?)",
                 [session_id, user_id, to_text(now), to_text(expires_at)],
             )
             _add_token(db, session_id, token_hash, now, expires_at)
+        if ended:
+            self._principals.change()
 
     def rotate(self, old_hash: str, new_hash: str, now: datetime, expires_at: datetime) -> Rotated:
         """Replaces a refresh token by the next one. A token that was replaced before ends the session: somebody holds a copy."""
@@ -72,6 +82,8 @@ class Sessions:
             db.execute("delete from refresh_tokens where session_id = ? and expires_at <= ?", [row["session_id"], to_text(now)])
             successor = _add_token(db, row["session_id"], new_hash, now, expires_at)
             db.execute("update refresh_tokens set replaced_by = ? where id = ?", [successor, row["id"]])
+            oldest = "select id from refresh_tokens where session_id = ? order by id desc limit 1 offset ?"
+            db.execute(f"delete from refresh_tokens where session_id = ? and id < ({oldest})", [row["session_id"]] * 2 + [MOST_TOKENS - 1])
             db.execute("update sessions set expires_at = ? where id = ?", [to_text(expires_at), row["session_id"]])
             return Rotated(Rotation.DONE, _principal(row))
 

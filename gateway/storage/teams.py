@@ -15,6 +15,8 @@ from gateway.storage.marks import Mark
 from idl.codes import Code, ServingError
 
 OWNER, EDITOR, VIEWER = "owner", "editor", "viewer"
+MOST = 100
+"""Teams that one may have made and not deleted."""
 _COLUMNS = "id, name, revision, created_at, updated_at"
 _SHARED = ("models", "deployments")
 """Tables whose rows may belong to a team."""
@@ -47,12 +49,18 @@ class Teams:
         self._sharing = sharing
 
     def create(self, name: str, owner_id: int, now: datetime, *, doer: Doer = GATEWAY) -> TeamRecord:
-        """A team with its first owner. Raises already_exists."""
+        """A team with its first owner. Raises already_exists, conflict where that one has made as many as one may have made.
+
+        Those that one belongs to do not count: whoever makes a team puts into it whom they like.
+        """
         with self._database.write() as db:
+            count = db.execute("select count(*) as n from teams where made_by = ? and deleted_at is null", [owner_id]).fetchone()["n"]
+            if count >= MOST:
+                raise ServingError(Code.CONFLICT, f"you have made {MOST} teams that are still there: delete one first")
             _refuse_taken(db, name, 0)
             row = db.execute(
-                f"insert into teams (name, created_at, updated_at) values (?, ?, ?) returning {_COLUMNS}",
-                [name, to_text(now), to_text(now)],
+                f"insert into teams (name, made_by, created_at, updated_at) values (?, ?, ?, ?) returning {_COLUMNS}",
+                [name, owner_id, to_text(now), to_text(now)],
             ).fetchone()
             db.execute("insert into team_members values (?, ?, 'owner', ?)", [row["id"], owner_id, to_text(now)])
             audit.write(db, doer, "team.create", name, now)
@@ -71,13 +79,25 @@ class Teams:
 
     def page(self, user_id: int | None, after: int, count: int) -> list[TeamRecord]:
         """Those of a member, of everybody where `user_id` is None, in the order of their making, after that id."""
-        mine = "and exists (select 1 from team_members m where m.team_id = teams.id and m.user_id = ?)" if user_id is not None else ""
-        values = [after, *([user_id] if user_id is not None else []), count]
+        columns = ", ".join(f"t.{column}" for column in _COLUMNS.split(", "))
+        source, mine = "teams t", list[Any]()
+        if user_id is not None:  # from the memberships, however many teams there are
+            source, mine = "(select team_id from team_members where user_id = ?) m cross join teams t on t.id = m.team_id", [user_id]
         with self._database.read() as db:
             rows = db.execute(
-                f"select {_COLUMNS} from teams where deleted_at is null and id > ? {mine} order by id limit ?", values
+                f"select {columns} from {source} where t.deleted_at is null and t.id > ? order by t.id limit ?", [*mine, after, count]
             ).fetchall()
         return [_record(row) for row in rows]
+
+    def role(self, team_id: int, user_id: int) -> str:
+        """The user's role in a team; "" for none."""
+        with self._database.read() as db:
+            row = db.execute(
+                "select m.role from team_members m join teams t on t.id = m.team_id"
+                " where m.team_id = ? and m.user_id = ? and t.deleted_at is null",
+                [team_id, user_id],
+            ).fetchone()
+        return "" if row is None else str(row["role"])
 
     def roles_of(self, user_id: int) -> dict[int, str]:
         """Team -> the user's role there."""

@@ -15,7 +15,7 @@ import pytest
 from sqlite_utils import Database as SqliteDatabase
 
 from gateway.operations.users import token_hash
-from gateway.storage import Storage
+from gateway.storage import Storage, sessions
 from gateway.storage.schema import migrations
 from gateway.storage.sessions import Rotation
 from gateway.types import Role
@@ -300,3 +300,27 @@ def test_what_has_expired_is_cleared_away(storage: Storage) -> None:
     storage.attempts.take("b", 10.0, burst=1, interval_s=1.0)
     with storage.database.read() as db:
         assert [row["key"] for row in db.execute("select key from attempts")] == ["b"]
+
+
+def test_sign_ins_of_one_user_are_bounded(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MOST", 3)
+    ann, bob = (storage.users.create(name, None, "x", Role.USER, NOW) for name in ("ann", "bob"))
+    storage.sessions.begin("bob", bob.id, "b", NOW, NOW + DAY)
+    for number in range(5):
+        mark = storage.principals.read()
+        storage.sessions.begin(f"s{number}", ann.id, f"t{number}", NOW, NOW + DAY)
+        assert (storage.principals.read() == mark) is (number < 3), "who remembers the one that ended has to look again"
+    assert [name for name in ("s0", "s1", "s2", "s3", "s4", "bob") if storage.sessions.principal(name)] == ["s2", "s3", "s4", "bob"]
+
+
+def test_refresh_tokens_of_one_sign_in_are_bounded(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MOST_TOKENS", 3)
+    user = storage.users.create("ann", None, "x", Role.USER, NOW)
+    storage.sessions.begin("s", user.id, "t0", NOW, NOW + DAY)
+    for number in range(1, 10):
+        assert storage.sessions.rotate(f"t{number - 1}", f"t{number}", NOW, NOW + DAY).outcome is Rotation.DONE
+    with storage.database.read() as db:
+        assert db.execute("select count(*) from refresh_tokens").fetchone()[0] == 3
+    assert storage.sessions.rotate("t3", "x", NOW, NOW + DAY).outcome is Rotation.INVALID
+    assert storage.sessions.principal("s") is not None
+    assert storage.sessions.rotate("t8", "x", NOW, NOW + DAY).outcome is Rotation.REUSED

@@ -5,8 +5,10 @@ from flask.testing import FlaskClient
 
 from gateway.context import Services
 from gateway.operations.access import Can, Shared
+from gateway.storage import teams
 from gateway.types import Principal, Role
 from tests.gateway.accounts import Headers, audited, person, status
+from tests.gateway.conftest import SetClock
 
 WHO = ("owner", "editor", "viewer", "stranger")
 
@@ -133,3 +135,37 @@ def test_the_same_request_again_makes_one_team(client: FlaskClient, who: dict[st
     keyed = who["stranger"] | {"Idempotency-Key": "k"}
     first, again = (client.post("/v1/teams", json={"name": "second"}, headers=keyed) for _ in range(2))
     assert (first.status_code, again.status_code) == (201, 201) and first.get_json() == again.get_json()
+
+
+def test_who_is_put_into_many_teams_can_make_their_own(
+    client: FlaskClient, services: Services, who: dict[str, Headers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teams, "MOST", 2)
+    for name, role in (("spam1", "viewer"), ("spam2", "owner")):
+        assert client.post("/v1/teams", json={"name": name}, headers=who["stranger"]).status_code == 201
+        assert client.put(f"/v1/teams/{name}/members/viewer", json={"role": role}, headers=who["stranger"]).status_code == 201
+    assert client.delete("/v1/teams/spam2/members/stranger", headers=who["stranger"]).status_code == 204
+    assert status(client.post("/v1/teams", json={"name": "third"}, headers=who["stranger"])) == (409, "conflict"), (
+        "leaving one is not deleting it"
+    )
+    assert client.post("/v1/teams", json={"name": "mine"}, headers=who["viewer"]).status_code == 201
+    assert [team["name"] for team in client.get("/v1/teams", headers=who["viewer"]).get_json()["items"]] == [
+        "crew",
+        "spam1",
+        "spam2",
+        "mine",
+    ]
+    assert client.delete("/v1/teams/spam1", headers=who["stranger"]).status_code == 204
+    assert client.post("/v1/teams", json={"name": "third"}, headers=who["stranger"]).status_code == 201
+
+
+def test_names_cannot_be_taken_without_end(client: FlaskClient, who: dict[str, Headers], time_of_day: SetClock) -> None:
+    """A team's name stays taken when it is deleted."""
+    answers = []
+    for number in range(31):
+        answers.append(client.post("/v1/teams", json={"name": f"t{number}"}, headers=who["stranger"]).status_code)
+        client.delete(f"/v1/teams/t{number}", headers=who["stranger"])
+    assert answers == [201] * 30 + [429]
+    assert client.post("/v1/teams", json={"name": "t"}, headers=who["viewer"]).status_code == 201
+    time_of_day.advance(60)
+    assert client.post("/v1/teams", json={"name": "t30"}, headers=who["stranger"]).status_code == 201
