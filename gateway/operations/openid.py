@@ -6,6 +6,7 @@ What the provider is like comes from its discovery document; its keys are asked 
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import re
 import secrets
@@ -13,7 +14,8 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -35,6 +37,11 @@ from idl.codes import Code, ServingError
 CALLBACK = "/v1/oidc/callback"
 ATTEMPT_TTL = timedelta(minutes=10)
 _TIMEOUT_S = 10.0
+_TURN_S = 2.0
+"""How long somebody waits for another one who asks the provider the same."""
+_RETRY_MS = 5000
+_AGAIN_S = 5.0
+"""How long what went wrong there is told without asking again."""
 _MOST_BYTES = 1 << 20
 _KEPT_S = 3600.0
 _RENEW_S = 30.0
@@ -134,14 +141,36 @@ class Provider:
         self._lock = threading.Lock()
         self._document: tuple[float, Mapping[str, Any]] | None = None
         self._keys: tuple[float, Any] | None = None
+        self._failed: tuple[float, str] | None = None
+        self._places = threading.BoundedSemaphore(max(1, settings.threads // 2))
 
     def document(self) -> Mapping[str, Any]:
         """OpenID Connect Discovery 1.0, section 4. Raises unavailable for none that can be used."""
-        with self._lock:
+        known = self._document
+        if known is not None and 0 <= self._now().timestamp() - known[0] < _KEPT_S:
+            return known[1]
+        with self._asking():
             now = self._now().timestamp()
             if self._document is None or not 0 <= now - self._document[0] < _KEPT_S:
                 self._document = now, self._discovered()
             return self._document[1]
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One at a time asks what the provider is like, and what went wrong is not asked again at once: where it is away, one thread waits for
+        it, and not all that this process has."""
+        if not self._lock.acquire(timeout=_TURN_S):
+            raise _unavailable("it takes long to answer")
+        try:
+            if self._failed is not None and 0 <= self._now().timestamp() - self._failed[0] < _AGAIN_S:
+                raise ServingError(Code.UNAVAILABLE, self._failed[1], retry_after_ms=_RETRY_MS)
+            try:
+                yield
+            except ServingError as error:
+                self._failed = self._now().timestamp(), error.message
+                raise
+        finally:
+            self._lock.release()
 
     def _discovered(self) -> Mapping[str, Any]:
         issuer = self._settings.oidc_issuer
@@ -203,9 +232,12 @@ class Provider:
         from joserfc.jwk import KeySet
 
         address = self.document()["jwks_uri"]
-        with self._lock:
+        kept_s = _RENEW_S if renew else _KEPT_S
+        known = self._keys
+        if known is not None and 0 <= self._now().timestamp() - known[0] < kept_s:
+            return known[1]
+        with self._asking():
             now = self._now().timestamp()
-            kept_s = _RENEW_S if renew else _KEPT_S
             if self._keys is None or not 0 <= now - self._keys[0] < kept_s:
                 told = self._ask(address)
                 try:
@@ -221,6 +253,8 @@ class Provider:
         handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
         if url.startswith("https"):
             handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self._settings.oidc_ca or None)))
+        if not self._places.acquire(blocking=False):
+            raise _unavailable("as many wait for it as may")
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=_TIMEOUT_S) as answer:
                 value = json.loads(answer.read(_MOST_BYTES))
@@ -229,8 +263,10 @@ class Provider:
                 if body is not None and error.code in (400, 401):
                     raise _refused("the provider does not take the code") from error
                 raise _unavailable(f"it answered with status {error.code}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             raise _unavailable("it cannot be reached, or does not answer as it should") from error
+        finally:
+            self._places.release()
         if not isinstance(value, dict):
             raise _unavailable("it does not answer as it should")
         return value
@@ -267,4 +303,4 @@ def _refused(why: str) -> ServingError:
 
 
 def _unavailable(why: str) -> ServingError:
-    return ServingError(Code.UNAVAILABLE, f"the OpenID provider cannot be used: {why}", retry_after_ms=5000)
+    return ServingError(Code.UNAVAILABLE, f"the OpenID provider cannot be used: {why}", retry_after_ms=_RETRY_MS)

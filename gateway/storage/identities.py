@@ -1,5 +1,6 @@
 """Identities at OpenID providers, and sign-ins there that have begun."""
 
+import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -89,9 +90,10 @@ def _same_address(db: SqliteDatabase, email: str) -> UserRecord | None:
 
 
 def _create(db: SqliteDatabase, claimed: Claimed, impossible_hash: str, now: datetime, doer: Doer) -> UserRecord:
-    """Under the name that the provider suggests, or that with a number; without the address where somebody has it."""
-    for number in range(1, _MOST_NAMES):
-        name = claimed.name if number == 1 else f"{claimed.name[:60]}-{number}"
+    """Under the name that the provider suggests, or that with a number, or with letters where all of these are taken; without the address
+    where somebody has it."""
+    for number in range(1, _MOST_NAMES + 1):
+        name = claimed.name if number == 1 else f"{claimed.name[:54]}-{number if number < _MOST_NAMES else secrets.token_hex(4)}"
         if db.execute("select 1 from users where name = ?", [name]).fetchone() is None:
             break
     taken = db.execute("select 1 from users where email = ? and deleted_at is null", [claimed.email]).fetchone()

@@ -1,8 +1,11 @@
 """Sign-in at an OpenID provider: the whole way through a real one, and everything that must not work."""
 
+import contextlib
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,7 +17,9 @@ from werkzeug.test import TestResponse
 
 from gateway import build_services, create_app
 from gateway.context import Services
+from gateway.operations import openid
 from gateway.settings import Settings, SettingsError
+from gateway.types import Role
 from tests.gateway import openid_provider
 from tests.gateway.accounts import audited, bearer, code_in_outbox, register, status
 from tests.gateway.conftest import SetClock, unreachable_models
@@ -262,6 +267,13 @@ def test_names_of_new_accounts(gateway: Any, provider: Provider, claims: Any, na
     assert whoami(client, sign_in(client))["username"].startswith(name[:50])
 
 
+def test_names_that_somebody_else_has_taken_keep_nobody_out(gateway: Any, provider: Provider) -> None:
+    client, services = gateway()
+    for number in range(1, 60):
+        services.storage.users.create("ann" if number == 1 else f"ann-{number}", None, "x", Role.USER, services.now())
+    assert whoami(client, sign_in(client))["username"].startswith("ann-")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -282,6 +294,29 @@ def test_a_provider_that_is_away_and_none_at_all(gateway: Any, client: FlaskClie
     away, _ = gateway(oidc_issuer="http://127.0.0.1:1")
     assert status(away.get("/v1/oidc/login")) == (503, "unavailable")
     assert status(client.get("/v1/oidc/login")) == (404, "not_found") == status(client.get("/v1/oidc/callback?state=x&code=y"))
+
+
+def test_a_provider_that_says_nothing_holds_one_thread(gateway: Any, monkeypatch: pytest.MonkeyPatch, time_of_day: SetClock) -> None:
+    """Whoever sends many to sign in there must not hold every thread of the gateway."""
+    monkeypatch.setattr(openid, "_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        silent.settimeout(0.2)
+        client, _ = gateway(oidc_issuer=f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+        def asked() -> int:
+            count = 0
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    silent.accept()[0].close()
+                    count += 1
+            return count
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: status(client.application.test_client().get("/v1/oidc/login")), range(8)))
+        assert answers == [(503, "unavailable")] * 8 and asked() == 1
+        assert status(client.get("/v1/oidc/login")) == (503, "unavailable") and asked() == 0, "told again without asking"
+        time_of_day.advance(5)
+        assert status(client.get("/v1/oidc/login")) == (503, "unavailable") and asked() == 1
 
 
 def test_sign_ins_are_begun_within_measure(gateway: Any) -> None:
