@@ -5,6 +5,7 @@ The database is SQLite's own copy of one moment. The files that it names are lin
 sweep cannot take them away meanwhile; where one was gone already, another moment is tried.
 """
 
+import fcntl
 import hashlib
 import io
 import json
@@ -24,11 +25,13 @@ from typing import IO, Any
 from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
-from gateway.storage.blobs import _NAMED_BY
+from gateway.storage.blobs import _NAMED_BY, _UNNAMED
 from gateway.storage.schema import migrations
 
 FORMAT = 1
 DATABASE, SECRET, BLOBS, MANIFEST = "outboard.db", "secret", "blobs", "manifest.json"
+_MOMENT = "backup-"
+"""What the names of folders begin with that hold a moment's state while it is written."""
 _MOMENTS = 5
 _PIECE = 1 << 20
 _MOST_MANIFEST = 1 << 30
@@ -74,8 +77,26 @@ def write(state: Path, target: Path, now: datetime) -> Told:
 
 @contextmanager
 def _moment(state: Path) -> Iterator[Path]:
-    """A folder with the state of one moment, on the same file system: links cost nothing."""
-    folder = state / f"backup-{secrets.token_hex(4)}"
+    """A folder with the state of one moment, on the same file system: links cost nothing. One backup at a time; the next one waits."""
+    with _locked(state):
+        for left in state.glob(f"{_MOMENT}*"):  # by one that was killed: its links keep files that were long removed
+            shutil.rmtree(left, ignore_errors=True)
+        with _made_moment(state / f"{_MOMENT}{secrets.token_hex(4)}", state) as folder:
+            yield folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _made_moment(folder: Path, state: Path) -> Iterator[Path]:
     folder.mkdir(mode=0o700)
     try:
         for attempt in range(_MOMENTS):
@@ -99,8 +120,7 @@ def _copy_database(source: Path, copy: Path) -> None:
             live.backup(made)
             made.execute("pragma journal_mode = delete")  # one file
             made.execute("pragma foreign_keys = on")
-            unnamed = " and ".join(f"not exists (select 1 from {table} t where t.{column} = blobs.sha256)" for table, column in _NAMED_BY)
-            made.execute(f"delete from blobs where {unnamed}")
+            made.execute(f"delete from blobs where true {_UNNAMED}")
             made.execute("delete from uploads")  # their halves are not kept
             made.commit()
     except sqlite3.Error as error:
@@ -138,9 +158,39 @@ def _archive(frozen: Path, file: IO[bytes], now: datetime) -> Told:
         for name, entry in entries.items():
             with (frozen / name).open("rb") as content:
                 if os.fstat(content.fileno()).st_size != entry["size"]:
-                    raise BackupError(f"{name} has another size than the database says: the state is damaged")
-                archive.addfile(_member(name, int(entry["size"])), content)
+                    raise _damaged(frozen, name)
+                read = _Digested(content)
+                archive.addfile(_member(name, int(entry["size"])), read)
+            if read.digest.hexdigest() != entry["sha256"]:  # a restore would refuse it: told while there is something to do about it
+                raise _damaged(frozen, name)
     return _told(head)
+
+
+class _Digested(io.RawIOBase):
+    """A file that is read once, and its digest so far."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._file.read(size)
+        self.digest.update(piece)
+        return piece
+
+
+def _damaged(frozen: Path, name: str) -> BackupError:
+    """Says what names the file: that can be deleted, or uploaded anew."""
+    sha256 = name.rpartition("/")[2]
+    with closing(sqlite3.connect(f"file:{frozen / DATABASE}?mode=ro", uri=True)) as db:
+        named = [
+            f"{table}.{column}"
+            for table, column in _NAMED_BY
+            if db.execute(f"select 1 from {table} where {column} = ? limit 1", [sha256]).fetchone()
+        ]
+    whose = f" (it is named in {', '.join(named)})" if named else ""
+    return BackupError(f"{name} is not what was written{whose}: the disk has damaged it, or somebody has changed it")
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
@@ -237,12 +287,22 @@ def _told(head: dict[str, Any]) -> Told:
 def swap(fresh: Path, state: Path, now: datetime) -> Path | None:
     """Puts `fresh` where the state is; what was there is kept beside it: where. Each of the two renames is whole or not done."""
     kept = None
+    _give(fresh, state if state.exists() else state.parent)
     if state.exists():
         kept = state.with_name(f"{state.name}.before-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(2)}")
         state.rename(kept)
     fresh.rename(state)
     _settle(state.parent)
     return kept
+
+
+def _give(folder: Path, like: Path) -> None:
+    """Where root restores, the state is of whoever the gateway runs as, as it was."""
+    if os.geteuid() != 0:
+        return
+    owner = like.stat()
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _digest(path: Path) -> str:

@@ -31,6 +31,9 @@ _NAMED_BY = (
     ("users", "avatar_sha256"),
 )
 """Table and column of everything that names a blob. `tests/gateway/test_blobs.py` compares it with the schema."""
+_UNNAMED = " ".join(f"and not exists (select 1 from {table} t where t.{column} = blobs.sha256)" for table, column in _NAMED_BY)
+_PIECE = 200
+"""Most files that are removed while nobody else can write."""
 
 
 class Blobs:
@@ -83,19 +86,35 @@ class Blobs:
 
     def sweep(self, older_than: datetime, *, dry_run: bool = False) -> tuple[int, int]:
         """(count, bytes) of the blobs that nothing names and that came before `older_than`; they are removed unless `dry_run`."""
-        named = " ".join(f"and not exists (select 1 from {table} t where t.{column} = blobs.sha256)" for table, column in _NAMED_BY)
-        unnamed = f"from blobs where created_at < ? {named}"
+        unnamed = f"from blobs where created_at < ? {_UNNAMED}"
         if dry_run:
             with self._database.read() as db:
                 row = db.execute(f"select count(*) as n, coalesce(sum(size), 0) as bytes {unnamed}", [to_text(older_than)]).fetchone()
             return row["n"], row["bytes"]
+        count, size, last = 0, 0, ""
+        while True:
+            with self._database.read() as db:  # looking through them holds nobody up
+                rows = db.execute(
+                    f"select sha256 {unnamed} and sha256 > ? order by sha256 limit ?", [to_text(older_than), last, _PIECE]
+                ).fetchall()
+            if not rows:
+                return count, size
+            last = rows[-1]["sha256"]
+            removed = self._remove([row["sha256"] for row in rows], older_than)
+            count, size = count + len(removed), size + sum(removed)
+
+    def _remove(self, found: list[str], older_than: datetime) -> list[int]:
+        """Those that nobody has come to name meanwhile: their sizes."""
+        marks = ", ".join("?" * len(found))
         with self._database.write() as db:
-            rows = db.execute(f"select sha256, size {unnamed}", [to_text(older_than)]).fetchall()
+            rows = db.execute(
+                f"select sha256, size from blobs where sha256 in ({marks}) and created_at < ? {_UNNAMED}", [*found, to_text(older_than)]
+            ).fetchall()
             for row in rows:
                 db.execute("delete from blobs where sha256 = ?", [row["sha256"]])
                 # inside the transaction: a `put` of the same bytes waits for the write lock before it looks at the file
                 self.path(row["sha256"]).unlink(missing_ok=True)
-        return len(rows), sum(row["size"] for row in rows)
+        return [row["size"] for row in rows]
 
     def sweep_partial(self, older_than: datetime, *, dry_run: bool = False) -> int:
         """Removes what writers that were killed left behind; how many files that are, or with `dry_run` would be."""

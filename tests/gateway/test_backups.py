@@ -3,10 +3,12 @@
 import http.client
 import io
 import json
+import os
 import sqlite3
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,8 @@ from gateway.storage.backups import BackupError
 from gateway.worker import process
 from outboard.__main__ import main
 from tests.eventually import eventually
-from tests.gateway.conftest import PASSWORD, Gateway, SetClock, free_port
+from tests.gateway.conftest import PASSWORD, Gateway, SetClock
+from tests.processes import free_port
 
 
 @pytest.fixture
@@ -192,6 +195,46 @@ def test_a_database_that_does_not_fit_its_files(backup: Path, settings: Settings
     ):
         with pytest.raises(BackupError, match=reason):
             backups.unpack(spoilt(statement), tmp_path / f"unpacked{number}")
+
+
+def test_a_damaged_file_is_told_when_it_is_backed_up(
+    storage: Storage, settings: Settings, time_of_day: SetClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A restore would refuse all of it, when it is too late."""
+    path = storage.blobs.path(fill(storage, settings, time_of_day))
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert main(["backup", str(tmp_path / "backup.tar"), "--data", str(settings.data_dir)]) == 1
+    said = capsys.readouterr().err
+    assert path.name in said and "users.avatar_sha256" in said
+    assert list(tmp_path.glob("backup*")) == []
+
+
+def test_what_a_killed_backup_left_goes_with_the_next(storage: Storage, settings: Settings, time_of_day: SetClock, tmp_path: Path) -> None:
+    """Its links would keep files on the disk that were removed long ago."""
+    fill(storage, settings, time_of_day)
+    left = settings.state_dir / "backup-0123abcd"
+    (left / "blobs").mkdir(parents=True)
+    (left / "outboard.db").write_bytes(b"half")
+    assert main(["backup", str(tmp_path / "backup.tar"), "--data", str(settings.data_dir)]) == 0
+    assert list(settings.state_dir.glob("backup-*")) == []
+
+
+def test_backups_at_once_wait_for_each_other(storage: Storage, settings: Settings, time_of_day: SetClock, tmp_path: Path) -> None:
+    fill(storage, settings, time_of_day)
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(lambda number: backups.write(settings.state_dir, tmp_path / f"{number}.tar", time_of_day()), range(4)))
+    assert {each.files for each in told} == {3} and list(settings.state_dir.glob("backup-*")) == []
+    for number in range(4):
+        assert backups.unpack(tmp_path / f"{number}.tar", tmp_path / f"unpacked{number}").files == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_restores_is_of_whoever_runs_the_gateway(backup: Path, settings: Settings) -> None:
+    os.chown(settings.state_dir, 4321, 4322)
+    assert restore(settings, backup) == 0
+    owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in (settings.state_dir, *settings.state_dir.rglob("*"))}
+    assert owners == {(4321, 4322)}
 
 
 def test_a_restore_into_an_empty_folder(backup: Path, settings: Settings, tmp_path: Path) -> None:

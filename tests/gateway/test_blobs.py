@@ -72,6 +72,42 @@ def test_a_sweep_takes_what_nobody_names(storage: Storage) -> None:
     assert storage.blobs.put([b"gone"], LATER) == (gone, 4) and storage.blobs.read(gone) == b"gone"
 
 
+def test_a_sweep_lets_others_write_in_between(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files go: whoever signs in or sends a task meanwhile would wait for the whole of it."""
+    monkeypatch.setattr(blobs, "_PIECE", 3)
+    for number in range(10):
+        storage.blobs.put([f"nobody names {number}".encode()], NOW)
+    other = Storage(tmp_path / "state")
+    left: list[int] = []
+    path = storage.blobs.path
+
+    def looked_at(sha256: str) -> Path:
+        with other.database.read() as db:
+            left.append(db.execute("select count(*) from blobs").fetchone()[0])
+        return path(sha256)
+
+    monkeypatch.setattr(storage.blobs, "path", looked_at)
+    try:
+        assert storage.blobs.sweep(LATER)[0] == 10
+    finally:
+        other.close()
+        monkeypatch.undo()
+    assert left == [10] * 3 + [7] * 3 + [4] * 3 + [1] and files(storage) == []
+
+
+def test_what_comes_to_be_named_while_it_is_looked_for_stays(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = storage.users.create("ann", None, "x", Role.USER, NOW)
+    sha256, _ = storage.blobs.put([b"a picture"], NOW)
+    remove = storage.blobs._remove
+
+    def meanwhile(found: list[str], older_than: datetime) -> list[int]:
+        storage.users.set_avatar(user.id, sha256, NOW)
+        return remove(found, older_than)
+
+    monkeypatch.setattr(storage.blobs, "_remove", meanwhile)
+    assert storage.blobs.sweep(LATER) == (0, 0) and files(storage) == [sha256]
+
+
 def test_a_put_while_it_is_swept_is_there(storage: Storage) -> None:
     """The same bytes again and again, and a sweep that takes them away in between: whoever has put them finds them."""
     stop, failed = threading.Event(), []
