@@ -159,4 +159,17 @@ def m014_webhooks(db: SqliteDatabase) -> None:
     db.execute("create index deliveries_age on deliveries (finished_at) where finished_at is not null")
 
 
-STEPS = (m013_tasks, m014_webhooks)
+def m017_lists(db: SqliteDatabase) -> None:
+    """Filtered lists of who has a million tasks, and notices that are due, without looking at all of them. Nearly all tasks have succeeded, and
+    nearly all notices were delivered: the indexes have the others."""
+    db.execute("create index tasks_user_state on tasks (user_id, state, id) where state <> 'succeeded'")
+    db.execute("create index tasks_state on tasks (state, id) where state <> 'succeeded'")
+    db.execute("create index tasks_user_batches on tasks (user_id, id) where kind = 'batch'")
+    db.execute("create index tasks_batches on tasks (id) where kind = 'batch'")
+    db.execute("create index tasks_user_model on tasks (user_id, model, id)")
+    db.execute("drop index deliveries_due")
+    db.execute("create index deliveries_due on deliveries (webhook_id, next_at) where state = 'pending'")
+    db.execute("create index deliveries_open on deliveries (webhook_id, state, id) where state <> 'delivered'")
+
+
+STEPS = (m013_tasks, m014_webhooks, m017_lists)

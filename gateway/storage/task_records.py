@@ -94,7 +94,9 @@ def ended(db: SqliteDatabase, tasks: Sequence[TaskRecord], now: datetime, notice
         note(db, task.id, now, task.state, task.progress)
         if task.user_id not in hooks:
             rows = db.execute(
-                "select id, events from webhooks where user_id = ? and enabled = 1 and deleted_at is null", [task.user_id]
+                "select w.id, w.events from webhooks w join users u on u.id = w.user_id"
+                " where w.user_id = ? and w.enabled = 1 and w.deleted_at is null and u.deleted_at is null and u.disabled_at is null",
+                [task.user_id],
             ).fetchall()
             hooks[task.user_id] = [(row["id"], json.loads(row["events"])) for row in rows]
         if not hooks[task.user_id]:

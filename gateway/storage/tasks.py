@@ -13,6 +13,7 @@ from gateway.storage.database import Database
 from gateway.storage.grouped import Grouped
 from gateway.storage.task_marks import TaskMarks
 from gateway.storage.task_records import (
+    BATCH,
     CANCELLED,
     COLUMNS,
     EXPIRED,
@@ -21,6 +22,7 @@ from gateway.storage.task_records import (
     QUEUED,
     RESULT,
     RUNNING,
+    SUCCEEDED,
     TERMINAL,
     Notice,
     TaskEvent,
@@ -77,8 +79,16 @@ class Tasks:
 
     def page(self, wanted: Mapping[str, Any], before: str | None, limit: int) -> list[TaskRecord]:
         """The newest tasks that agree with `wanted` (user_id, state, kind, model, deployment_id), of those before the id `before`."""
-        conditions = [f"{column} = ?" for column in wanted] + (["id < ?"] if before is not None else [])
-        values = [*wanted.values(), *([before] if before is not None else [])]
+        given = dict(wanted)
+        conditions = []
+        # what the indexes of the rarer ones ask for, word by word
+        if given.get("state") not in (None, SUCCEEDED):
+            conditions.append(f"state <> '{SUCCEEDED}'")
+        if given.get("kind") == BATCH:
+            del given["kind"]
+            conditions.append(f"kind = '{BATCH}'")
+        conditions += [f"{column} = ?" for column in given] + (["id < ?"] if before is not None else [])
+        values = [*given.values(), *([before] if before is not None else [])]
         where = f"where {' and '.join(conditions)}" if conditions else ""
         with self._database.read() as db:
             return records(db.execute(f"select {COLUMNS} from tasks {where} order by id desc limit ?", [*values, limit]).fetchall())

@@ -1,10 +1,13 @@
 """Webhooks, and the log of what was sent to them."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
 from gateway.errors import ChangedMeanwhile
@@ -15,6 +18,17 @@ PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 _COLUMNS = "id, user_id, url, secret, events, description, enabled, failures, revision, created_at, updated_at"
 _DELIVERY = "id, webhook_id, task_id, event, payload, state, attempts, next_at, last_status, last_error, created_at, finished_at"
 _SWEEP = 500
+MOST_OF_WEBHOOK, MOST_OF_USER = 4, 8
+"""Notices that are sent at once."""
+# webhooks with something pending, found by steps in the index, however much that is
+_HOOKS = """with recursive hooks (id) as (
+    select min(webhook_id) from deliveries where state = 'pending'
+    union all
+    select (select min(d.webhook_id) from deliveries d where d.state = 'pending' and d.webhook_id > hooks.id) from hooks where hooks.id is not null
+)
+select w.id, w.user_id, w.enabled = 1 and w.deleted_at is null and u.deleted_at is null and u.disabled_at is null as open,
+    (select min(d.next_at) from deliveries d where d.webhook_id = w.id and d.state = 'pending') as due
+from hooks join webhooks w on w.id = hooks.id join users u on u.id = w.user_id"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,7 @@ class Due:
     delivery: DeliveryRecord
     url: str
     secret: str
+    user_id: int
 
     def __repr__(self) -> str:
         return f"Due(id={self.delivery.id!r})"
@@ -69,10 +84,12 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of sending a notice. `state` pending: it is sent again at `next_at`; `is_unwanted`: the receiver wants no more of them."""
+    """What came of sending a notice for the `number`th time. `state` pending: it is sent again at `next_at`; `is_unwanted`: the receiver wants no
+    more of them."""
 
     delivery_id: str
     webhook_id: str
+    number: int
     state: str
     next_at: float
     status: int | None
@@ -135,7 +152,10 @@ class Webhooks:
             if revision is not None and row["revision"] != revision:
                 raise ChangedMeanwhile
             sql = f"update webhooks set {assignments}, revision = revision + 1 {where} returning {_COLUMNS}"
-            return _record(db.execute(sql, [*values.values(), webhook_id, user_id]).fetchone())
+            changed = _record(db.execute(sql, [*values.values(), webhook_id, user_id]).fetchone())
+            if not changed.enabled:
+                _give_up(db, webhook_id, "the webhook was turned off", now)
+            return changed
 
     def delete(self, webhook_id: str, user_id: int, now: datetime) -> bool:
         """What is still to be sent to it has failed."""
@@ -144,11 +164,8 @@ class Webhooks:
                 "update webhooks set deleted_at = ?, enabled = 0, secret = '' where id = ? and user_id = ? and deleted_at is null",
                 [to_text(now), webhook_id, user_id],
             )
-            db.execute(
-                "update deliveries set state = 'failed', finished_at = ?, last_error = 'the webhook was deleted'"
-                " where webhook_id = ? and state = 'pending'",
-                [to_text(now), webhook_id],
-            )
+            if gone.rowcount > 0:
+                _give_up(db, webhook_id, "the webhook was deleted", now)
             return bool(gone.rowcount > 0)
 
     # deliveries ----------------------------------------------------------------------------------------------------------------------
@@ -156,6 +173,8 @@ class Webhooks:
     def deliveries(self, webhook_id: str, state: str | None, before: str | None, limit: int) -> list[DeliveryRecord]:
         """The newest first."""
         conditions, values = ["webhook_id = ?"], [webhook_id]
+        if state is not None and state != DELIVERED:
+            conditions.append(f"state <> '{DELIVERED}'")  # the index of those few
         for condition, value in (("state = ?", state), ("id < ?", before)):
             if value is not None:
                 conditions.append(condition)
@@ -174,21 +193,30 @@ class Webhooks:
             ).fetchone()
         return None if row is None else _delivery(row)
 
-    def claim(self, now: datetime, lease_s: float, limit: int) -> list[Due]:
-        """Notices that are due, which nobody else gets for `lease_s`. Of one webhook a few at a time: a slow receiver harms no other."""
+    def claim(self, now: datetime, lease_s: float, limit: int, held: Sequence[tuple[int, str]] = ()) -> list[Due]:
+        """At most `limit` notices that are due, which nobody else gets for `lease_s`. `held`: (user, webhook) of each that is being sent.
+
+        Of one webhook, and of one user, only a few are under way at a time, and who has the fewest is next: slow receivers harm no other.
+        """
+        with self._database.read() as db:
+            rows = db.execute(_HOOKS).fetchall()
+            chosen = _chosen(db, [row for row in rows if row["open"] and row["due"] <= now.timestamp()], now.timestamp(), limit, held)
+            closed = [row["id"] for row in rows if not row["open"]]
+        if not chosen and not closed:
+            return []  # the write lock is not taken for nothing
         with self._database.write() as db:
-            due = (
-                "select id from (select id, next_at, row_number() over (partition by webhook_id order by next_at, id) as place"
-                " from deliveries where state = 'pending' and next_at <= ?) where place <= ? order by next_at, id limit ?"
-            )
+            for webhook_id in closed:
+                _give_up(db, webhook_id, "the webhook was turned off, or its owner's account closed", now)
+            marks = ", ".join("?" * len(chosen))
             rows = db.execute(
-                f"update deliveries set attempts = attempts + 1, next_at = ? where id in ({due}) returning {_DELIVERY}",
-                [now.timestamp() + lease_s, now.timestamp(), max(1, limit // 4), limit],
+                f"update deliveries set attempts = attempts + 1, next_at = ? where id in ({marks}) and state = 'pending' and next_at <= ?"
+                f" returning {_DELIVERY}",
+                [now.timestamp() + lease_s, *chosen, now.timestamp()],
             ).fetchall()
             found = []
             for row in rows:
-                hook = db.execute("select url, secret from webhooks where id = ?", [row["webhook_id"]]).fetchone()
-                found.append(Due(_delivery(row), hook["url"], hook["secret"]))
+                hook = db.execute("select url, secret, user_id from webhooks where id = ?", [row["webhook_id"]]).fetchone()
+                found.append(Due(_delivery(row), hook["url"], hook["secret"], hook["user_id"]))
         return found
 
     def settle(self, attempts: Sequence[Attempt], now: datetime, most_failures: int) -> None:
@@ -197,10 +225,11 @@ class Webhooks:
         with self._database.write() as db:
             for each in attempts:
                 finished = None if each.state == PENDING else to_text(now)
+                # one that failed while its owner has asked for another says nothing of that one
                 changed = db.execute(
-                    "update deliveries set state = ?, next_at = ?, last_status = ?, last_error = ?, finished_at = ?"
-                    " where id = ? and state = 'pending'",
-                    [each.state, each.next_at, each.status, each.error or None, finished, each.delivery_id],
+                    "update deliveries set state = ?1, next_at = ?2, last_status = ?3, last_error = ?4, finished_at = ?5"
+                    f" where id = ?6 and state = 'pending' and (?1 = '{DELIVERED}' or attempts = ?7)",
+                    [each.state, each.next_at, each.status, each.error or None, finished, each.delivery_id, each.number],
                 )
                 if changed.rowcount == 0 or each.state == PENDING:
                     continue
@@ -212,23 +241,44 @@ class Webhooks:
                     [int(each.is_unwanted), most_failures, each.webhook_id],
                 ).fetchone()
                 if not row["enabled"]:
-                    db.execute(
-                        "update deliveries set state = 'failed', finished_at = ?, last_error = 'the webhook was turned off: its receiver fails'"
-                        " where webhook_id = ? and state = 'pending'",
-                        [to_text(now), each.webhook_id],
-                    )
-
-    def due_in(self, now: datetime) -> float | None:
-        """Seconds until the next notice is due; None where none is pending."""
-        with self._database.read() as db:
-            row = db.execute("select min(next_at) as due from deliveries where state = 'pending'").fetchone()
-        return None if row["due"] is None else max(0.0, row["due"] - now.timestamp())
+                    _give_up(db, each.webhook_id, "the webhook was turned off: its receiver fails", now)
 
     def forget(self, before: datetime) -> int:
         """Removes what ended before from the log; how many lines."""
         with self._database.write() as db:
             old = "select id from deliveries where finished_at < ? limit ?"
             return int(db.execute(f"delete from deliveries where id in ({old})", [to_text(before), _SWEEP]).rowcount)
+
+
+def _chosen(db: SqliteDatabase, hooks: Sequence[Any], now: float, limit: int, held: Sequence[tuple[int, str]]) -> list[str]:
+    """Ids of notices that are due: always the next one of who has the fewest under way."""
+    users, webhooks = Counter(user_id for user_id, _ in held), Counter(webhook_id for _, webhook_id in held)
+    waiting: dict[str, list[str]] = {}
+    left = sorted(hooks, key=lambda row: row["due"])
+    chosen: list[str] = []
+    while len(chosen) < limit:
+        left = [row for row in left if webhooks[row["id"]] < MOST_OF_WEBHOOK and users[row["user_id"]] < MOST_OF_USER]
+        if not left:
+            break
+        row = min(left, key=lambda row: (users[row["user_id"]], webhooks[row["id"]]))
+        if row["id"] not in waiting:
+            sql = "select id from deliveries where webhook_id = ? and state = 'pending' and next_at <= ? order by next_at, id limit ?"
+            waiting[row["id"]] = [found["id"] for found in db.execute(sql, [row["id"], now, MOST_OF_WEBHOOK]).fetchall()]
+        if not waiting[row["id"]]:
+            left.remove(row)
+            continue
+        chosen.append(waiting[row["id"]].pop(0))
+        users[row["user_id"]] += 1
+        webhooks[row["id"]] += 1
+    return chosen
+
+
+def _give_up(db: SqliteDatabase, webhook_id: str, reason: str, now: datetime) -> None:
+    """What is pending of a webhook has failed."""
+    db.execute(
+        "update deliveries set state = 'failed', finished_at = ?, last_error = ? where webhook_id = ? and state = 'pending'",
+        [to_text(now), reason, webhook_id],
+    )
 
 
 def _record(row: Any) -> WebhookRecord:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from gateway.context import Services
 from gateway.operations.confirmations import MAIL_JOB
-from gateway.worker import deliveries, deploying
+from gateway.worker import deploying
+from gateway.worker.deliveries import Deliveries
 from gateway.worker.jobs import Job, Loop, Part
 from gateway.worker.task_runner import TaskRunner
 
@@ -20,10 +21,9 @@ JOBS: tuple[Job, ...] = (
     Job(MAIL_JOB, 5.0, lambda services: services.mail.send_due()),
     Job("cleaning", 10.0, lambda services: services.tasks.clean()),
     Job("batch files", 600.0, lambda services: services.storage.batches.sweep()),
-    deliveries.JOB,
 )
 
 
 def parts(services: Services, number: int) -> Sequence[Part]:
     """All of it, for worker `number`, not started."""
-    return [TaskRunner(services, number), *(Loop(job, services) for job in JOBS), *deploying.parts(services, number)]
+    return [TaskRunner(services, number), Deliveries(services), *(Loop(job, services) for job in JOBS), *deploying.parts(services, number)]
