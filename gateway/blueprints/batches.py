@@ -25,6 +25,7 @@ from idl.codes import Code
 blueprint = Blueprint("batches", __name__)
 routes = Rest(blueprint, "Batches")
 _MISSING = (Code.NOT_FOUND,)
+_CHANGE: dict[str, Any] = {"scope": Scope.CALL, "errors": (*_MISSING, Code.CONFLICT)}
 _NAME = Text(1, 200)
 _FIELDS = {
     "model": optional(_NAME, "an operator's model; this or deployment"),
@@ -164,10 +165,9 @@ def read_batch_result(asked: Asked, batch_id: str) -> Response:
     return result_answer(owned.tasks.result_of(task), name)
 
 
-def _after(verb: str, asked: Asked, batch_id: str) -> Reply:
-    owned = services()
-    task = getattr(owned.tasks, verb)(asked.me, batch_id, BATCH)
-    return Reply(spelled(task, owned.storage.batches.get(task.id)))
+def _changed(task: TaskRecord) -> Reply:
+    """The batch as it is after a change."""
+    return Reply(spelled(task, services().storage.batches.get(task.id)))
 
 
 @routes.route(
@@ -175,11 +175,10 @@ def _after(verb: str, asked: Asked, batch_id: str) -> Reply:
     "/v1/batches/<batch_id>/pause",
     "Stops a batch where it is",
     {200: Answer("the batch; one that runs pauses a moment later", BATCH_SHAPE)},
-    scope=Scope.CALL,
-    errors=(*_MISSING, Code.CONFLICT),
+    **_CHANGE,
 )
 def pause_batch(asked: Asked, batch_id: str) -> Reply:
-    return _after("pause", asked, batch_id)
+    return _changed(services().tasks.pause(asked.me, batch_id, BATCH))
 
 
 @routes.route(
@@ -187,11 +186,10 @@ def pause_batch(asked: Asked, batch_id: str) -> Reply:
     "/v1/batches/<batch_id>/resume",
     "Goes on with the next row",
     {200: Answer("the batch", BATCH_SHAPE)},
-    scope=Scope.CALL,
-    errors=(*_MISSING, Code.CONFLICT),
+    **_CHANGE,
 )
 def resume_batch(asked: Asked, batch_id: str) -> Reply:
-    return _after("resume", asked, batch_id)
+    return _changed(services().tasks.resume(asked.me, batch_id, BATCH))
 
 
 @routes.route(
@@ -199,11 +197,10 @@ def resume_batch(asked: Asked, batch_id: str) -> Reply:
     "/v1/batches/<batch_id>/cancel",
     "Ends a batch that has not ended",
     {200: Answer("the batch; one that runs ends a moment later", BATCH_SHAPE)},
-    scope=Scope.CALL,
-    errors=(*_MISSING, Code.CONFLICT),
+    **_CHANGE,
 )
 def cancel_batch(asked: Asked, batch_id: str) -> Reply:
-    return _after("cancel", asked, batch_id)
+    return _changed(services().tasks.cancel(asked.me, batch_id, BATCH))
 
 
 @routes.route(
@@ -211,8 +208,7 @@ def cancel_batch(asked: Asked, batch_id: str) -> Reply:
     "/v1/batches/<batch_id>",
     "Removes a batch that has ended, with its file and its result",
     {204: Answer("it is gone")},
-    scope=Scope.CALL,
-    errors=(*_MISSING, Code.CONFLICT),
+    **_CHANGE,
 )
 def delete_batch(asked: Asked, batch_id: str) -> Reply:
     services().tasks.delete(asked.me, batch_id, BATCH)

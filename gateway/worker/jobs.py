@@ -1,5 +1,6 @@
 """What a worker does again and again: a job has a name, says how often, and is a function over the process's services."""
 
+import abc
 import logging
 import threading
 from collections.abc import Callable
@@ -43,17 +44,14 @@ class Part(Protocol):
         ...
 
 
-class Loop:
-    """A job in a thread of its own."""
+class Repeated(abc.ABC):
+    """A part that takes a step again and again, in a thread of its own."""
 
-    def __init__(self, job: Job, services: Services) -> None:
-        self.name = job.name
-        self._job = job
-        self._services = services
+    def __init__(self, name: str, thread: str) -> None:
+        self.name = name
         self._wake = threading.Event()
         self._stopping = False
-        self._failures = 0
-        self._thread = threading.Thread(target=self._run, name=f"job-{job.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=thread, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -76,8 +74,21 @@ class Loop:
             if pause_s > 0 and not self._stopping:
                 self._wake.wait(pause_s)
 
+    @abc.abstractmethod
     def step(self) -> float:
-        """Does it once. Returns the seconds until the next time that nobody needs to ring for."""
+        """Does it once. Returns the seconds until the next time that nobody needs to ring for. Raises nothing."""
+
+
+class Loop(Repeated):
+    """A job in a thread of its own."""
+
+    def __init__(self, job: Job, services: Services) -> None:
+        super().__init__(job.name, f"job-{job.name}")
+        self._job = job
+        self._services = services
+        self._failures = 0
+
+    def step(self) -> float:
         try:
             more = self._job.run(self._services)
         except ServingError as error:
