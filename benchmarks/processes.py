@@ -157,10 +157,6 @@ def memory(root: int) -> list[Resident]:
     return found
 
 
-def total_pss(root: int) -> int:
-    return sum(item.pss for item in memory(root))
-
-
 def cpu_seconds(root: int) -> float:
     """What the processes of the tree used so far, in seconds of one core; what has ended counts where its parent waited for it."""
     used = 0

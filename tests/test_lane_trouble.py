@@ -192,50 +192,41 @@ def test_without_a_descriptor_a_caller_is_shown_out_and_not_left_waiting(listene
     spare.close()
 
 
-def test_nginx_is_shown_out_where_there_is_no_descriptor(tmp_path: Path) -> None:
-    class Nobody:
+@contextlib.contextmanager
+def before_a_door(path: Path, error: Exception) -> Iterator[tuple[Loop, socket.socket]]:
+    """nginx, connected to a door that is not answered yet; looking at a request raises `error`."""
+
+    class Handler:
         most_bytes = 10
 
         def parse(self, head: bytes) -> object:
-            raise AssertionError
+            raise error
 
         begin = parse
 
-    loop, path = Loop(0.05, lambda now: None), str(tmp_path / "door.sock")
+    loop = Loop(0.05, lambda now: None)
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
-        listener.bind(path)
+        listener.bind(str(path))
         listener.listen(4)
-        door = Door(listener, loop, Nobody())  # type: ignore[arg-type]
-        caller.connect(path)
-        with no_descriptors_left():
-            turn(loop)
-            caller.settimeout(5)
-            assert caller.recv(1) == b""
+        door = Door(listener, loop, Handler())  # type: ignore[arg-type]
+        caller.connect(str(path))
+        caller.settimeout(5)
+        yield loop, caller
         door.close()
     loop.close()
+
+
+def test_nginx_is_shown_out_where_there_is_no_descriptor(tmp_path: Path) -> None:
+    with before_a_door(tmp_path / "door.sock", AssertionError()) as (loop, caller), no_descriptors_left():
+        turn(loop)
+        assert caller.recv(1) == b""
 
 
 def test_a_failing_handler_ends_its_connection_and_not_the_loop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        most_bytes = 10
-
-        def parse(self, head: bytes) -> object:
-            raise RuntimeError("a fault of ours")
-
-        begin = parse
-
-    loop, path = Loop(0.05, lambda now: None), str(tmp_path / "door.sock")
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
-        listener.bind(path)
-        listener.listen(4)
-        door = Door(listener, loop, Broken())  # type: ignore[arg-type]
-        caller.connect(path)
+    with before_a_door(tmp_path / "door.sock", RuntimeError("a fault of ours")) as (loop, caller):
         caller.send(b"POST / HTTP/1.1\r\n\r\n")
         turn(loop)
-        caller.settimeout(5)
         assert caller.recv(1) == b"" and "a fault of ours" in caplog.text
-        door.close()
-    loop.close()
 
 
 def test_long_heads_are_not_remembered() -> None:

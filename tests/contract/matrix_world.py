@@ -89,22 +89,48 @@ def made(folder: Path, visibility: str) -> Iterator[World]:
 
 
 def _fill(world: World, visibility: str) -> None:
-    services, owner = world.services, world.headers["owner"]
-
-    def post(path: str, body: Any) -> Any:
-        answer = world.client.post(path, json=body, headers=owner)
-        assert answer.status_code == 201, (path, answer.get_json())
-        return answer.get_json()
-
-    post("/v1/teams", {"name": "crew"})
+    """What the owner has, made by requests where that is quick, and else as the requests would leave it."""
+    person = _principal(world.services, "owner")
+    _post(world, "/v1/teams", {"name": "crew"})
     for who in ("viewer", "editor"):
-        assert world.client.put(f"/v1/teams/crew/members/{who}", json={"role": who}, headers=owner).status_code == 201
-    person = _principal(services, "owner")
-    path = times(world.folder / "model.onnx", 3)
-    model_id, (first, second) = deployed_rows.model(services.storage, person, "m", path, times(world.folder / "other.onnx", 5))
-    gone_id, _ = deployed_rows.model(services.storage, person, "gone", path)
+        path = f"/v1/teams/crew/members/{who}"
+        assert world.client.put(path, json={"role": who}, headers=world.headers["owner"]).status_code == 201
+    gone_id = _fill_models(world, person)
+    empty, _ = world.services.storage.blobs.put([b"{}"], world.services.now())
+    with world.services.storage.database.write() as db:
+        team = db.execute("select id from teams where name = 'crew'").fetchone()["id"]
+        for table in ("models", "deployments"):
+            db.execute(f"update {table} set visibility = ?, team_id = ?", [visibility, None if visibility == "private" else team])
+        db.execute("update models set deleted_at = ? where id = ?", [to_text(world.services.now()), gone_id])
+        db.execute("update users set avatar_sha256 = ?", [empty])
+    hook = _post(world, "/v1/webhooks", {"url": "https://hooks.example.org/"})["id"]
+    _fill_tables(world, person, empty, hook)
+    key = _post(world, "/v1/api-keys", {"name": "k", "scopes": [Scope.READ.value]})["id"]
+    upload = _post(world, "/v1/uploads", {"file_name": "m.onnx", "size": 10})
+    world.names |= {
+        "model": "owner.m",
+        "gone": "owner.gone",
+        "deployment": "owner.d",
+        "webhook": hook,
+        "key": key,
+        "upload": str(upload.get("id") or upload.get("upload")),
+    }
+
+
+def _post(world: World, path: str, body: Any) -> Any:
+    """As the owner; what was made."""
+    answer = world.client.post(path, json=body, headers=world.headers["owner"])
+    assert answer.status_code == 201, (path, answer.get_json())
+    return answer.get_json()
+
+
+def _fill_models(world: World, person: Principal) -> int:
+    """A model with two versions, its deployment, a script, and a model that is deleted afterwards: the number of that one."""
+    storage, path = world.services.storage, times(world.folder / "model.onnx", 3)
+    model_id, (first, second) = deployed_rows.model(storage, person, "m", path, times(world.folder / "other.onnx", 5))
+    gone_id, _ = deployed_rows.model(storage, person, "gone", path)
     deployed_rows.deployment(
-        services.storage,
+        storage,
         person,
         "d",
         model_id,
@@ -114,25 +140,19 @@ def _fill(world: World, visibility: str) -> None:
         canary_version_id=first,
         canary_percent=5,
     )
-    deployed_rows.script(services.storage, person, "s", "def preprocess(inputs):\n    return inputs\n", "preprocess")
-    empty, _ = services.storage.blobs.put([b"{}"], services.now())
-    with services.storage.database.write() as db:
-        team = db.execute("select id from teams where name = 'crew'").fetchone()["id"]
-        for table in ("models", "deployments"):
-            db.execute(f"update {table} set visibility = ?, team_id = ?", [visibility, None if visibility == "private" else team])
-        db.execute("update models set deleted_at = ? where id = ?", [to_text(services.now()), gone_id])
+    deployed_rows.script(storage, person, "s", "def preprocess(inputs):\n    return inputs\n", "preprocess")
+    return gone_id
+
+
+def _fill_tables(world: World, person: Principal, empty: str, hook: str) -> None:
+    """What only a worker and a model host would write: tasks that have ended, a notice of one, a golden request, what a trial measured.
+
+    `empty`: the SHA-256 of a blob.
+    """
+    at = to_text(world.services.now())
+    with world.services.storage.database.write() as db:
         for number, kind in ((TASK, "prediction"), (BATCH, "batch")):
-            _insert(
-                db,
-                "tasks",
-                id=number,
-                user_id=person.user_id,
-                model="m",
-                kind=kind,
-                state="failed",
-                turn=0,
-                created_at=to_text(services.now()),
-            )
+            _insert(db, "tasks", id=number, user_id=person.user_id, model="m", kind=kind, state="failed", turn=0, created_at=at)
         _insert(db, "batches", task_id=BATCH, format="csv")
         measured = {"memory_bytes": 1 << 20, "load_ms": 1.0, "proposed": {"cpus": 1.0, "memory": 1 << 26}, "latency": []}
         known = {"algorithm": "", "platform": "onnx", "producer": "", "opset": 17, "parameter_count": 1, "size_bytes": 99, "warnings": []}
@@ -140,22 +160,9 @@ def _fill(world: World, visibility: str) -> None:
         db.execute("update model_versions set measured = ?, facts = ?", [json.dumps(measured), json.dumps(facts)])
         deployment_id = db.execute("select id from deployments").fetchone()["id"]
         pinned = {"request_sha256": empty, "answer_sha256": empty, "content_type": "application/json", "created_by": person.user_id}
-        _insert(db, "golden", deployment_id=deployment_id, name=GOLDEN, created_at=to_text(services.now()), **pinned)
-        db.execute("update users set avatar_sha256 = ?", [empty])
-    hook = post("/v1/webhooks", {"url": "https://hooks.example.org/"})["id"]
-    with services.storage.database.write() as db:
-        values = {"payload": json.dumps({}), "state": "failed", "next_at": 0, "created_at": to_text(services.now())}
+        _insert(db, "golden", deployment_id=deployment_id, name=GOLDEN, created_at=at, **pinned)
+        values = {"payload": json.dumps({}), "state": "failed", "next_at": 0, "created_at": at}
         _insert(db, "deliveries", id=DELIVERY, webhook_id=hook, task_id=TASK, event="task.failed", **values)
-    key = post("/v1/api-keys", {"name": "k", "scopes": [Scope.READ.value]})["id"]
-    upload = post("/v1/uploads", {"file_name": "m.onnx", "size": 10})
-    world.names |= {
-        "model": "owner.m",
-        "gone": "owner.gone",
-        "deployment": "owner.d",
-        "webhook": hook,
-        "key": key,
-        "upload": str(upload.get("id") or upload.get("upload")),
-    }
 
 
 def _insert(db: Any, table: str, **values: Any) -> None:

@@ -97,7 +97,7 @@ def test_a_model_host_that_is_gone_costs_no_attempt(tmp_path: Path) -> None:
         assert quick.status_code == 503 and quick.get_json()["code"] == "unavailable"
         with gateway.worker():
             stored = gateway.services.storage.tasks
-            eventually(lambda: all((found := stored.get(each)) and found.waits for each in ids), "they were tried, and put off", 30)
+            eventually(lambda: sum(found.waits for each in ids if (found := stored.get(each))) >= 3, "they were tried, and put off", 30)
             assert {gateway.task(gateway.ann, each)["state"] for each in ids} <= {"queued", "running"}
             host = start()
             found = [gateway.ended(gateway.ann, each) for each in ids]

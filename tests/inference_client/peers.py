@@ -12,7 +12,6 @@ import grpc
 
 from idl import thrift_binary
 from idl.thrift_schema import Inference, schema
-from tests.processes import free_port  # noqa: F401
 
 Serve = Callable[[socket.socket], None]
 
@@ -146,6 +145,19 @@ def serve_echo(connection: socket.socket) -> None:
     """Good manners: echoes every inference, is live and ready."""
     while (call := read_call(connection)) is not None:
         connection.sendall(reply_bytes(call, answer(call)))
+
+
+class Held:
+    """The same when it may: `entered` is set by the first request, `leave` lets all of them be answered."""
+
+    def __init__(self) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+    def serve(self, connection: socket.socket) -> None:
+        while (call := read_call(connection)) is not None:
+            self.entered.set()
+            assert self.leave.wait(10)
+            connection.sendall(reply_bytes(call, answer(call)))
 
 
 def answer(call: Call) -> Any:

@@ -19,7 +19,7 @@ from idl.thrift_schema import schema
 from inference_client import Client
 from inference_client.thrift_channel import ThriftChannel
 from inference_client.thrift_connection import _JOIN_BELOW, _joined
-from tests.inference_client.peers import Call, GrpcPeer, ThriftPeer, answer, echo, read_call, reply_bytes, serve_echo
+from tests.inference_client.peers import Call, GrpcPeer, Held, ThriftPeer, answer, echo, read_call, reply_bytes, serve_echo
 from tests.processes import descriptors
 
 
@@ -179,22 +179,15 @@ def test_close_releases_every_descriptor() -> None:
 
 
 def test_close_wakes_those_that_wait_for_a_connection() -> None:
-    entered, leave = threading.Event(), threading.Event()
-
-    def serve(connection: socket.socket) -> None:
-        while (call := read_call(connection)) is not None:
-            entered.set()
-            assert leave.wait(10)
-            connection.sendall(reply_bytes(call, answer(call)))
-
-    with ThriftPeer(serve) as peer, ThreadPoolExecutor(2) as threads:
+    held = Held()
+    with ThriftPeer(held.serve) as peer, ThreadPoolExecutor(2) as threads:
         client = Client(peer.address, max_connections=1)
         first = threads.submit(client.server_live)
-        assert entered.wait(10)
+        assert held.entered.wait(10)
         second = threads.submit(client.server_live)
         client.close()
         assert isinstance(second.exception(10), ServingError)
-        leave.set()
+        held.leave.set()
         assert first.result(10)
 
 

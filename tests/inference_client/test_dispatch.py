@@ -13,7 +13,8 @@ from idl.generated import inference_pb2 as pb
 from idl.messages import InferRequest
 from idl.thrift_schema import schema
 from inference_client import Client
-from tests.inference_client.peers import GrpcPeer, ThriftPeer, answer, echo, free_port, read_call, reply_bytes
+from tests.inference_client.peers import GrpcPeer, ThriftPeer, answer, echo, read_call, reply_bytes
+from tests.processes import free_port
 
 REQUEST = InferRequest("m", ())
 

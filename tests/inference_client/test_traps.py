@@ -19,7 +19,7 @@ from idl.codes import Code, ServingError
 from idl.messages import InferRequest
 from idl.thrift_schema import Inference, schema
 from inference_client import Client
-from tests.inference_client.peers import Call, ThriftPeer, answer, echo, read_call, reply_bytes, serve_echo
+from tests.inference_client.peers import Call, Held, ThriftPeer, answer, echo, read_call, reply_bytes, serve_echo
 from tests.processes import resident
 
 
@@ -159,20 +159,13 @@ def test_trap_3_many_threads_open_no_more_connections_than_allowed() -> None:
 
 
 def test_trap_3_waiting_for_a_free_connection_ends_at_the_deadline() -> None:
-    entered, leave = threading.Event(), threading.Event()
-
-    def serve(connection: socket.socket) -> None:
-        while (call := read_call(connection)) is not None:
-            entered.set()
-            assert leave.wait(10)
-            connection.sendall(reply_bytes(call, answer(call)))
-
-    with ThriftPeer(serve) as peer, Client(peer.address, max_connections=1) as client, ThreadPoolExecutor(1) as threads:
+    held = Held()
+    with ThriftPeer(held.serve) as peer, Client(peer.address, max_connections=1) as client, ThreadPoolExecutor(1) as threads:
         busy = threads.submit(client.server_live)
-        assert entered.wait(10)
+        assert held.entered.wait(10)
         with pytest.raises(ServingError) as caught:
             client.server_live(timeout_s=0.05)
-        leave.set()
+        held.leave.set()
         assert caught.value.code is Code.DEADLINE_EXCEEDED
         assert busy.result(10) is True
         assert peer.accepted == 1

@@ -1,6 +1,5 @@
 """gRPC fronts over a real engine, for their tests."""
 
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,13 +79,6 @@ def floats(answer: Any) -> list[float]:
 def statistics(stub: Any, model: str) -> Any:
     (found,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name=model)).model_stats
     return found
-
-
-def raw_connection(front: GrpcFront) -> socket.socket:
-    """Says hello in HTTP/2 and nothing else."""
-    peer = socket.create_connection(("127.0.0.1", front.ports[0]), timeout=10)
-    peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5))
-    return peer
 
 
 @pytest.fixture(name="released", scope="module", autouse=True)
