@@ -26,6 +26,8 @@ _MOST_DIRECTORY = 8 * 2**20
 _GROWS_MOST = 200
 _GROWS_FROM = 2**20
 """Bytes: what is smaller when unpacked may grow as it likes."""
+HOSTS_OWN = frozenset({"serving-version", "serving-labels", "loaded", "warmup"})
+"""Names of files that a model host writes beside a model's versions, or of a folder that it looks for there: no file of a user's has one of them there."""
 _PASSED_OVER = ("__MACOSX", "__pycache__")
 _PIECE = 2**20
 

@@ -26,7 +26,8 @@ _RATE = ("deployments", 60, 2.0)
 
 
 def _reply(record: DeploymentRecord, status: int = 200, headers: dict[str, str] | None = None) -> Reply:
-    return Reply(bodies.deployment(record), status, headers or {}, record.revision)
+    # the tag is for If-Match alone: what becomes of a deployment changes without its revision, and "not modified" would not be true
+    return Reply(bodies.deployment(record), status, {"ETag": f'"{record.revision}"', **(headers or {})})
 
 
 @_routes.route(

@@ -80,8 +80,8 @@ def user_models(asked: FormAsked) -> Mapping[str, Any]:
 
 @_routes.route("DELETE", "/deletemodel", ("modelname",), statuses=(MODEL_NOT_FOUND,), never_fails=True)
 def delete_model(asked: FormAsked) -> Mapping[str, Any]:
-    """Deletes a model that no deployment uses."""
-    services().library.delete(asked.me, asked["modelname"], asked.doer)
+    """Deletes a model. Deployments of it go on until they are deleted."""
+    services().library.delete(asked.me, asked["modelname"], asked.doer, used=True)
     return {}
 
 

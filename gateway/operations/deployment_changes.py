@@ -114,13 +114,16 @@ class Deployments:
         return self._changed(found, columns, doer, revision, "deployment.change", values)
 
     def promote(self, principal: Principal, name: str, doer: Doer, revision: int | None = None) -> DeploymentRecord:
-        """The canary's version becomes the one that serves, at once. Raises conflict where there is no canary."""
+        """The canary's version becomes the one that serves, at once; one that has not begun yet is asked the golden requests before. Raises
+        conflict where there is no canary."""
 
         def promote() -> DeploymentRecord:
             found = self.find(principal, name, Can.CHANGE)
             if found.canary_version_id is None:
                 raise ServingError(Code.CONFLICT, f"deployment {found.name!r} has no canary")
-            columns = {"version_id": found.canary_version_id, "canary_version_id": None, "canary_percent": 0, "check_golden": 0}
+            columns = {"version_id": found.canary_version_id, "canary_version_id": None, "canary_percent": 0}
+            # a change that is not carried out yet may be the one that made it the canary
+            columns["check_golden"] = int(found.generation != found.observed_generation)
             return self._changed(found, columns, doer, revision, "deployment.promote", {"version": found.canary_version})
 
         return self._repeated(revision, promote)

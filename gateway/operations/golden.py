@@ -117,7 +117,9 @@ def pin(
     known = storage.golden.of(record.id)
     if any(pinned.name.lower() == name.lower() for pinned in known):  # before the costly part; the store asks again
         raise ServingError(Code.ALREADY_EXISTS, f"name: there is a golden request {name!r}; delete it first")
-    outputs = deployment_calls.predict(models, settings, call, deployments.target_of(record), body)["outputs"]
+    # never with what a canary answers: that is to be measured by it
+    version = str(record.serving_version) if record.canary_version is not None and record.serving_version else ""
+    outputs = deployment_calls.predict(models, settings, call, deployments.target_of(record), body, version)["outputs"]
     request, _ = storage.blobs.put([kept_bodies.encode(body)], now)
     answer, _ = storage.blobs.put([json.dumps(outputs).encode()], now)
     return storage.golden.pin(record.id, name, request, content_type, answer, doer, now, MOST), outputs

@@ -130,6 +130,7 @@ def _laid_out(files: Sequence[tuple[str, Path]], version: VersionRecord) -> list
         if file.name != own
         and ("/" not in file.name or file.name.startswith("warmup/"))
         and not file.name.isdigit()
+        and file.name not in archives.HOSTS_OWN
         and file.path.stat().st_size <= _BESIDE_BYTES
     ]
     return beside + within

@@ -9,7 +9,7 @@ from typing import Any
 from gateway import clock
 from gateway.errors import ChangedMeanwhile, InvalidFields
 from gateway.models_rpc import Models
-from gateway.operations import model_files, names
+from gateway.operations import model_files, names, quotas
 from gateway.operations.access import Access, Can, Shared
 from gateway.operations.model_files import Placed, SentFile
 from gateway.operations.uploads import Uploads
@@ -144,10 +144,10 @@ class Library:
             raise ChangedMeanwhile
         return self._again(principal, made)
 
-    def delete(self, principal: Principal, name: str, doer: Doer, revision: int | None = None) -> None:
-        """It can be restored for a while. Raises conflict while deployments use it."""
+    def delete(self, principal: Principal, name: str, doer: Doer, revision: int | None = None, *, used: bool = False) -> None:
+        """It can be restored for a while. Raises conflict while deployments use it; with `used` those go on, and it is kept for them."""
         found = self.find(principal, name, Can.OWN)
-        if not self._rows.delete(found.model.id, doer, self._now(), revision):
+        if not self._rows.delete(found.model.id, doer, self._now(), revision, used=used):
             raise ChangedMeanwhile
 
     def restore(self, principal: Principal, name: str, doer: Doer) -> Found:
@@ -202,12 +202,13 @@ class Library:
         """Raises insufficient_capacity."""
         if not files:
             raise InvalidFields({"model": "is missing: a file"})
-        quotas = self._storage.quotas
+        rows = self._storage.quotas
         for kind, more in (("models", int(new)), ("bytes", sum(file.size for file in files))):
-            limit = quotas.limit(owner_id, kind)
-            if more and limit and quotas.used(owner_id, kind) + more > limit:
+            limit = rows.limit(owner_id, kind)
+            if more and limit and rows.used(owner_id, kind) + more > limit:
                 what = "models" if kind == "models" else "bytes of models"
                 raise ServingError(Code.INSUFFICIENT_CAPACITY, f"this would be more than the {limit} {what} that are allowed for each user")
+        quotas.require_room(self._storage, owner_id, sum(file.size for file in files))
 
     def _columns(
         self, principal: Principal, values: Mapping[str, Any], now: ModelRecord | None

@@ -39,6 +39,18 @@ def require(storage: Storage, user_id: int, kind: str, more: int, db: SqliteData
         raise ServingError(Code.INSUFFICIENT_CAPACITY, f"your quota of {limit} {_WORDS[kind]} does not allow {more} more: you have {used}")
 
 
+def require_room(storage: Storage, user_id: int, more: int) -> None:
+    """Raises insufficient_capacity where what lies on the disk of the user's models would be more than twice the quota of bytes: what was
+    deleted can be restored for a while, and uploads that are open take room as well."""
+    limit = storage.quotas.limit(user_id, "bytes")
+    if limit and storage.quotas.kept(user_id) + more > 2 * limit:
+        raise ServingError(
+            Code.INSUFFICIENT_CAPACITY,
+            f"with what was deleted and can be restored, and what is uploaded, there would be more than twice the {limit} bytes of models that are"
+            " allowed for each user",
+        )
+
+
 def shares(storage: Storage, user_id: int) -> Mapping[str, Share]:
     """What the user has and may have, by kind."""
     return {kind: Share(storage.quotas.used(user_id, kind), storage.quotas.limit(user_id, kind)) for kind in KINDS}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.operations import tensor_json
+from gateway.operations import form_inputs, tensor_json
 from gateway.operations.prediction_bodies import OF_ONE, Files, FormInput, Given, Nested, PredictionBody
 from idl import tensors
 from idl.codes import Code, ServingError
@@ -26,21 +26,18 @@ def of_body(body: PredictionBody) -> tuple[Tensor, ...]:
 def _of_form(form: FormInput) -> dict[str, Given]:
     """With one word for all, JSON's names are the inputs', and whatever else came is one input, `input`, of bytes; with a word for each
     name, likewise for each."""
-    text = form.filetype.strip()
-    if not text.startswith("{"):
-        if text.strip('"') != "none":
-            return {"input": _content(form, "input", text)}
-        value = tensor_json.parse(_field(form, "input").encode(), "input")
+    kinds = form_inputs.kinds_of(form.filetype)
+    if isinstance(kinds, str):
+        if kinds != "none":
+            return {"input": _content(form, "input", kinds)}
+        value = tensor_json.parse(_bytes(form, "input"), "input")
         return {name: Nested(item) for name, item in value.items()} if isinstance(value, dict) else {"input": Nested(value)}
-    kinds = tensor_json.parse(text.encode(), "filetype")
-    if not isinstance(kinds, dict):
-        raise invalid("filetype is neither a word nor an object with one for each input")
-    plain = tensor_json.parse(_field(form, "input").encode(), "input") if "none" in kinds.values() else {}
+    plain = tensor_json.parse(_bytes(form, "input"), "input") if "none" in kinds.values() else {}
     made: dict[str, Given] = {}
     for name, kind in kinds.items():
         if kind == "none" and (not isinstance(plain, dict) or name not in plain):
             raise invalid(f"input has no {name[:80]!r}")
-        made[name] = Nested(plain[name]) if kind == "none" else _content(form, f"{OF_ONE}{name}", str(kind))
+        made[name] = Nested(plain[name]) if kind == "none" else _content(form, f"{OF_ONE}{name}", kind)
     return made
 
 
@@ -48,16 +45,17 @@ def _content(form: FormInput, field: str, kind: str) -> Files:
     """Bytes as they came, out of base64 where that is how."""
     content = form.files.get(field)
     if content is None:
-        content = _field(form, field).encode(errors="surrogatepass")
+        content = _bytes(form, field)
     if kind.endswith("base64"):
         content = tensor_json.decode_base64(field, content.decode("ascii", "replace"))
     return Files((content,))
 
 
-def _field(form: FormInput, field: str) -> str:
+def _bytes(form: FormInput, field: str) -> bytes:
+    """Of a text field; in JSON it may hold half of a surrogate pair. Raises invalid_input."""
     if field not in form.fields:
         raise invalid(f"the form has no {field[:80]}")
-    return form.fields[field]
+    return tensor_json.encode_text(field, form.fields[field])
 
 
 def _of_given(name: str, given: Given) -> Tensor:

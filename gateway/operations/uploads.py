@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from gateway import clock
+from gateway.operations import quotas
 from gateway.operations.model_files import SentFile
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -30,15 +31,18 @@ class Uploads:
     """The verbs on uploads. Thread-safe."""
 
     def __init__(self, storage: Storage, settings: Settings, now: clock.Clock = clock.now) -> None:
+        self._storage = storage
         self._uploads = storage.uploads
         self._settings = settings
         self._now = now
 
     def begin(self, principal: Principal, file_name: str, size: int, sha256: str | None) -> Upload:
-        """Raises too_large, and insufficient_capacity where too many are open."""
+        """Raises too_large, and insufficient_capacity where too many are open or there would be no room for it in the user's quota."""
         limit = self._settings.max_upload_bytes
         if size > limit:
             raise ServingError(Code.TOO_LARGE, f"size: {size} bytes are more than the {limit} that a file may have")
+        quotas.require(self._storage, principal.user_id, "bytes", size)
+        quotas.require_room(self._storage, principal.user_id, size)
         now = self._now()
         expires = now + timedelta(seconds=self._settings.upload_ttl_s)
         record = UploadRecord(secrets.token_hex(16), principal.user_id, file_name, size, sha256, clock.to_text(now), clock.to_text(expires))
@@ -88,4 +92,7 @@ class Uploads:
         record = self._uploads.find(principal.user_id, upload_id)
         if record is None or record.expires_at <= clock.to_text(self._now()):
             raise ServingError(Code.NOT_FOUND, f"there is no upload {upload_id[:64]!r}")
+        if not self._uploads.path(record.id).exists():  # its file has become a model's, whose making then failed
+            self._uploads.remove(record.id)
+            raise ServingError(Code.NOT_FOUND, f"there is no upload {upload_id[:64]!r} any more: begin again")
         return record

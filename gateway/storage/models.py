@@ -148,12 +148,12 @@ class Models:
         self._sharing.change()
         return made
 
-    def delete(self, model_id: int, doer: Doer, now: datetime, revision: int | None = None) -> bool:
-        """False where it is another revision than asked. Raises conflict, naming them, while deployments use it; model_not_found where it
-        was deleted already."""
+    def delete(self, model_id: int, doer: Doer, now: datetime, revision: int | None = None, *, used: bool = False) -> bool:
+        """False where it is another revision than asked. Raises conflict, naming them, while deployments use it, unless `used`; model_not_found
+        where it was deleted already."""
         with self._database.write() as db:
             found = _within(db, model_id)
-            if found.deleted_at is None:
+            if found.deleted_at is None and not used:
                 _refuse_used(db, f"model {found.name!r}", "model_id = ?", [model_id])
             if not _touch(db, model_id, revision, now):
                 return False

@@ -9,9 +9,10 @@ from gateway.storage.database import Database
 
 KINDS = ("models", "bytes", "deployments", "tasks")
 """Models, bytes of their files, deployments that are not deleted, and tasks that have not ended."""
+_BYTES = "coalesce(sum(v.size + (select coalesce(sum(f.size), 0) from version_files f where f.version_id = v.id)), 0)"
 _USED = {
     "models": "select count(*) from models where owner_id = ? and deleted_at is null",
-    "bytes": "select coalesce(sum(v.size), 0) from model_versions v join models m on m.id = v.model_id"
+    "bytes": f"select {_BYTES} from model_versions v join models m on m.id = v.model_id"
     " where m.owner_id = ? and m.deleted_at is null and v.deleted_at is null",
     "deployments": "select count(*) from deployments where owner_id = ? and deleted_at is null",
     "tasks": "select coalesce((select queued + running + paused from queues where user_id = ?), 0)",
@@ -28,6 +29,13 @@ class Quotas:
     def used(self, user_id: int, kind: str) -> int:
         with self._database.read() as db:
             return used(db, user_id, kind)
+
+    def kept(self, user_id: int) -> int:
+        """Bytes of models, those included that were deleted and can be restored, and of uploads that are open, as announced."""
+        with self._database.read() as db:
+            models = f"select {_BYTES} from model_versions v join models m on m.id = v.model_id where m.owner_id = ?"
+            uploads = "select coalesce(sum(size), 0) from uploads where user_id = ?"
+            return sum(int(db.execute(each, [user_id]).fetchone()[0]) for each in (models, uploads))
 
     def limit(self, user_id: int, kind: str) -> int:
         """0: none."""

@@ -213,7 +213,7 @@ def _laid_out(model: Path, sent: Path, names: Sequence[str], kind: str, own: str
         target = model / "1" / (formats.MODEL_FILES[kind] if name == own else name)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(sent / name, target)
-        is_small = name != own and target.stat().st_size <= _BESIDE_BYTES
+        is_small = name != own and name not in archives.HOSTS_OWN and target.stat().st_size <= _BESIDE_BYTES
         if is_small and ("/" not in name or name.startswith("warmup/")) and name != "1":
             beside = model / name
             beside.parent.mkdir(exist_ok=True)

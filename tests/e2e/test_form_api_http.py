@@ -211,7 +211,6 @@ def test_a_clients_whole_life(old: Old, tmp_path: Path) -> None:
     assert old.ok("/deletemodel", modelname="twice") == {"status": "success"}
     assert old.ok("/getusermodel")["model"] == [] and old.ask("/getmodelinfo", modelname="twice")["status"] == MODEL
     asked["modelname"] = "twice"
-    running(old, "twice", "one")
     assert old.ok("/predict", **asked)["output"] == {"y": [[2, 4]]}, "what is deployed of it goes on"
     assert old.ok("/deletedeployment", modelname="twice", deployment="one") == {"status": "success"}
     assert old.ask("/predict", **asked)["status"] == DEPLOYMENT
