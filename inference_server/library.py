@@ -330,6 +330,7 @@ class Library:
             self._stop_version(name, version) if version else self._stop(name)
             removed = users.remove(name, version)
             self._metrics.forget(name, str(version or ""))
+            self.repository.forget(name)
         log.info("removed", extra={"fields": {"model": name, "version": version or "all", "was_there": removed}})
         return removed
 

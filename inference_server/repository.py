@@ -96,6 +96,11 @@ class Repository:
                 self._known[name] = known
         return known[1]
 
+    def forget(self, name: str) -> None:
+        """A model that was removed: names come and go."""
+        with self._lock:
+            self._known.pop(name, None)
+
     def ordered(self, name: str, order: LoadOrder, spooled: Spooled | None) -> RepositoryModel | None:
         """What a load request describes: `spooled` are its files, without them those of the repository are meant.
 

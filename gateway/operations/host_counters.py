@@ -4,6 +4,7 @@ The metrics have errors by code and latencies in fixed buckets; the verb has cou
 is taken to have had the mean latency, and what failed has no code.
 """
 
+import http.client
 import math
 import urllib.request
 from bisect import bisect_left
@@ -73,8 +74,12 @@ def look(models: Models, metrics: Sequence[str], missed: Callable[[str, str], No
 def _read(address: str) -> str:
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:
-            return str(answer.read(_MOST_BYTES).decode())
-    except (OSError, ValueError) as error:
+            content = answer.read(_MOST_BYTES)
+            # a host that dies may leave half of it: what is missing would count again from zero the next time
+            if answer.length or not content.endswith(b"\n"):
+                raise ValueError("cut off")
+            return str(content.decode())
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ServingError(Code.UNAVAILABLE, "the metrics of the model host cannot be read") from error
 
 
@@ -88,6 +93,14 @@ class _Gathered:
 
 
 def _of_metrics(host: str, text: str) -> HostCounters:
+    """Raises unavailable for what are no metrics of a model host."""
+    try:
+        return _gathered(host, text)
+    except (ValueError, KeyError, IndexError) as error:
+        raise ServingError(Code.UNAVAILABLE, "what the model host says of its metrics cannot be read") from error
+
+
+def _gathered(host: str, text: str) -> HostCounters:
     epoch = 0.0
     found: dict[tuple[str, str], _Gathered] = {}
     for family in text_string_to_metric_families(text):

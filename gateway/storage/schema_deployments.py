@@ -130,4 +130,10 @@ def m012_deployment_statistics(db: SqliteDatabase) -> None:
     )
 
 
-STEPS = (m010_scripts, m011_deployments, m012_deployment_statistics)
+def m019_golden_blobs(db: SqliteDatabase) -> None:
+    """Which files are named is asked of each of them."""
+    for column in ("request_sha256", "answer_sha256"):
+        db.execute(f"create index golden_{column} on golden ({column})")
+
+
+STEPS = (m010_scripts, m011_deployments, m012_deployment_statistics, m019_golden_blobs)

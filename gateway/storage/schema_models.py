@@ -101,4 +101,10 @@ def m009_models(db: SqliteDatabase) -> None:
     )
 
 
-STEPS = (m008_blobs, m009_models)
+def m018_names(db: SqliteDatabase) -> None:
+    """Lists of models are by name, whoever may see them; what a user has besides, deleted and all, is asked at each upload."""
+    db.execute("create index models_list on models (name, id) where deleted_at is null")
+    db.execute("create index models_owner on models (owner_id)")
+
+
+STEPS = (m008_blobs, m009_models, m018_names)

@@ -1,6 +1,8 @@
 """A gateway over two model hosts: both have the same, one may go and come back, and nobody who calls notices."""
 
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ import pytest
 
 from gateway import build_services
 from gateway.models_rpc import Models
-from gateway.operations import golden
+from gateway.operations import golden, reconciler
 from gateway.settings import Settings
 from gateway.storage.deployments import DeploymentRecord
 from idl.codes import Code, ServingError
@@ -219,3 +221,21 @@ def test_uploads_tests_and_scripts(pair: Pair, there: Place, triple: Path, fivef
         host.begin()
     status, refused = there.ann.upload(Path(__file__), name="c")
     assert status == 422 and refused["code"] == "invalid_model", "a host that says so is believed"
+
+
+def test_a_host_that_hangs_holds_up_nobody(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "_LOOK_TIMEOUT_S", 0.3)
+    (made,), versions = deployed(pair, tmp_path, "d")
+    pair.turn()
+    pair.two.process.process.send_signal(signal.SIGSTOP)
+    try:
+        pair.want(made, version_id=versions[2])
+        begun = time.monotonic()
+        pair.over.turn()
+        found = pair.over.record(made.id)
+        assert (found.state, found.serving_version) == ("running", 3) and asked(pair.one.client, "ann.d") == 10
+        assert time.monotonic() - begun < 15, "not as long as a call to it may take, again and again"
+    finally:
+        pair.two.process.process.send_signal(signal.SIGCONT)
+    pair.turn()
+    assert asked(pair.two.client, "ann.d") == 10
