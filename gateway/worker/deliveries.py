@@ -119,8 +119,8 @@ class Deliveries:
         """Returns the seconds to wait for a ring."""
         if over:
             _settle(self._services, over)
-            for due, _ in over:
-                self._held.pop(due.delivery.id, None)
+            for sent, _ in over:
+                self._held.pop(sent.delivery.id, None)
             over.clear()
         room = 0 if self._stopping else _AT_ONCE - len(self._held)
         due = _claim(self._services, room, [(each.user_id, each.delivery.webhook_id) for each in self._held.values()]) if room > 0 else []
