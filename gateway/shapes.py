@@ -38,7 +38,7 @@ class Text:
             reasons[where] = "must be text"
         elif self.choices and value not in self.choices:
             reasons[where] = f"must be one of {', '.join(self.choices)}"
-        elif not _is_unicode(value):
+        elif not is_unicode(value):
             reasons[where] = "is not valid Unicode text"
         elif not self.low <= len(value) <= self.high:
             reasons[where] = f"has {len(value)} characters, it must have {self._length()}"
@@ -275,7 +275,7 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for half of a surrogate pair: JSON can spell it, nothing can store it."""
     try:
         text.encode()

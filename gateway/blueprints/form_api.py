@@ -16,11 +16,12 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from gateway.blueprints import forms, multipart
+from gateway.blueprints.asker import Asker
 from gateway.blueprints.calls import read_body
 from gateway.blueprints.multipart import FORM_BYTES, Part
 from gateway.context import client_address, request_id, services
 from gateway.errors import InvalidFields, internal
-from gateway.storage.audit import Doer
+from gateway.shapes import is_unicode
 from gateway.storage.incoming import Incoming
 from gateway.types import Principal
 from idl.codes import Code, ServingError
@@ -80,25 +81,13 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class FormAsked:
+class FormAsked(Asker):
     """A form request whose parameters are there. `files`: those in memory; `kept`: those that were streamed to the disk, by field name."""
 
-    caller: Principal | None
     parameters: Mapping[str, str]
     fields: Sequence[tuple[str, str]]
     files: Sequence[Part] = ()
     kept: Mapping[str, Sequence[Incoming]] = field(default_factory=dict)
-
-    @property
-    def me(self) -> Principal:
-        """Who gave a right password, in a route that asks for one."""
-        assert self.caller is not None
-        return self.caller
-
-    @property
-    def doer(self) -> Doer:
-        """The same for the audit log."""
-        return Doer(self.me.user_id, self.me.name, client_address(), request_id())
 
     def __getitem__(self, name: str) -> str:
         return self.parameters[name]
@@ -249,11 +238,7 @@ def _first(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def _storable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
+    return is_unicode(text) and "\0" not in text
 
 
 def _sign_in(user: str, password: str) -> Principal:

@@ -8,6 +8,7 @@ from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from gateway.errors import InvalidFields
+from gateway.shapes import is_unicode
 from idl.codes import Code, ServingError
 
 MAX_BYTES = 64 * 1024
@@ -26,20 +27,11 @@ def read_fields(required: Collection[str], optional: Collection[str] = (), nulla
             reasons[name] = "is unknown here"
         elif not isinstance(value, str) and not (value is None and name in nullable):
             reasons[name] = "must be text"
-        elif value is not None and not _is_unicode(value):
+        elif value is not None and not is_unicode(value):
             reasons[name] = "is not valid Unicode text"
     if reasons:
         raise InvalidFields(reasons)
     return body
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair: JSON can spell it, nothing can store it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_object() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from gateway.errors import InvalidFields
 from gateway.operations.host_models import HostModel
 from gateway.operations.model_files import SentFile
 from gateway.operations.models import VISIBILITIES, Found
-from gateway.shapes import Flag, Object, Text, optional
+from gateway.shapes import Flag, Object, Text, is_unicode, optional
 from gateway.storage.model_records import Wanted
 from gateway.types import Principal, Scope
 from idl.codes import Code, ServingError
@@ -85,16 +85,11 @@ def _after(asked: Asked) -> str | tuple[str, int] | None:
     match asked.after:
         case None:
             return ""
-        case [str(name)] if _is_unicode(name):
+        case [str(name)] if is_unicode(name):
             return name
-        case [str(name), int(number)] if abs(number) < 2**63 and _is_unicode(name):
+        case [str(name), int(number)] if abs(number) < 2**63 and is_unicode(name):
             return name, number
     raise InvalidFields({"cursor": "is none that an answer gave"})
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair: JSON can spell it, the database cannot."""
-    return text.isascii() or text.encode(errors="replace").decode() == text
 
 
 def _key(entry: Found | HostModel) -> Sequence[Any]:

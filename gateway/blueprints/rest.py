@@ -17,6 +17,7 @@ from flask import Blueprint, request
 from werkzeug.wrappers import Response
 
 from gateway.blueprints import json_body
+from gateway.blueprints.asker import Asker
 from gateway.context import client_address, principal, request_id, required_principal, services
 from gateway.errors import InvalidFields
 from gateway.shapes import Field, Items, Object, OrNull, Reasons, Shape, Text, Whole, optional, required, texts_of
@@ -37,24 +38,12 @@ PAGE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that was checked. `caller` None: nobody is signed in. `revision`: what If-Match names, None without it."""
+class Asked(Asker):
+    """A request that was checked. `revision`: what If-Match names, None without it."""
 
-    caller: Principal | None
     query: Mapping[str, Any]
     body: Mapping[str, Any]
     revision: int | None
-
-    @property
-    def me(self) -> Principal:
-        """Who is signed in, in a route that is for those only."""
-        assert self.caller is not None
-        return self.caller
-
-    @property
-    def doer(self) -> Doer:
-        """The same for the audit log."""
-        return Doer(self.me.user_id, self.me.name, client_address(), request_id())
 
     @property
     def origin(self) -> Doer:
