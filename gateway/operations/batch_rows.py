@@ -5,13 +5,13 @@ row is that row's error, and the next one is read.
 """
 
 import csv
-import zipfile
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gateway.operations import tensor_json
+from gateway.operations import batch_archive, tensor_json
 from idl.codes import Code, ServingError
 from idl.tensors import invalid
 
@@ -22,6 +22,9 @@ MOST_ROW_BYTES = 1 << 20
 """Of a line; a file of an archive may have as much as a request's body."""
 _BOM = b"\xef\xbb\xbf"
 _SKIPPED = ("__MACOSX/", ".")
+csv.field_size_limit(
+    max(csv.field_size_limit(), MOST_ROW_BYTES)
+)  # of the process: a row's size is the limit, and none of 128 KiB for a cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ def of_csv(file: IO[bytes], offset: int) -> tuple[tuple[str, ...], Iterator[Row]
     head = _record(file)
     if head is None:
         raise invalid("the file is empty: its first line must name the columns")
+    if len(head) > MOST_ROW_BYTES:
+        raise ServingError(Code.TOO_LARGE, f"the first line has over {MOST_ROW_BYTES} bytes")
     columns = tuple(cell.strip() for cell in _cells(head.removeprefix(_BOM)))
     if len(set(columns)) != len(columns) or not all(columns):
         raise invalid("the first line must name the columns, each with a name of its own")
@@ -56,6 +61,8 @@ def _csv_rows(file: IO[bytes], width: int) -> Iterator[Row]:
 
 
 def _csv_row(record: bytes, width: int, following: int) -> Row:
+    if len(record) > MOST_ROW_BYTES:
+        return Row(following, MOST_ROW_BYTES, error=ServingError(Code.TOO_LARGE, f"the row has over {MOST_ROW_BYTES} bytes"))
     try:
         cells = _cells(record)
     except ServingError as error:
@@ -121,41 +128,29 @@ def of_jsonl(file: IO[bytes], offset: int) -> Iterator[Row]:
 def of_zip(path: Path, offset: int, most_bytes: int) -> tuple[int, Iterator[Row]]:
     """(how many files, those from number `offset` on), in the archive's order; `most_bytes`: of one file when it is unpacked. Raises invalid_input for what is no archive, too_large
     for one with too many files."""
-    try:
-        archive = zipfile.ZipFile(path)
-        members = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        raise invalid("the file is not a zip archive") from None
-    if len(members) > MOST_ROWS:
-        raise ServingError(Code.TOO_LARGE, f"the archive has {len(members)} files, at most {MOST_ROWS} may be there")
-    return len(members), _members(archive, members, offset, most_bytes)
+    count = 0
+    with path.open("rb") as file:
+        for _ in _members(file):
+            count += 1
+            if count > MOST_ROWS:
+                raise ServingError(Code.TOO_LARGE, f"the archive has over {MOST_ROWS} files")
+    return count, _files(path, offset, most_bytes)
 
 
-def _members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], offset: int, most_bytes: int) -> Iterator[Row]:
-    with archive:
-        for number, info in enumerate(members[offset:], offset):
-            name = info.filename[-255:]
+def _files(path: Path, offset: int, most_bytes: int) -> Iterator[Row]:
+    with path.open("rb") as directory, path.open("rb") as file:
+        for number, member in enumerate(itertools.islice(_members(directory), offset, None), offset + 1):
+            name = member.name[-255:]
             try:
-                content = _content(archive, info, most_bytes)
+                found = batch_archive.content(file, member, most_bytes)
             except ServingError as error:
-                yield Row(number + 1, 0, error=error, name=name)
+                yield Row(number, 0, error=error, name=name)
             else:
-                yield Row(number + 1, len(content), content, name=name)
+                yield Row(number, len(found), found, name=name)
 
 
-def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most_bytes: int) -> bytes:
-    """The size that it announces is not believed."""
-    try:
-        with archive.open(info) as file:
-            content = file.read(most_bytes + 1)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        what = "is encrypted" if info.flag_bits & 1 else "cannot be unpacked"
-        raise invalid(f"the file {what}") from error
-    except Exception as error:  # zlib.error, lzma.LZMAError: no common base
-        raise invalid("the file cannot be unpacked") from error
-    if len(content) > most_bytes:
-        raise ServingError(Code.TOO_LARGE, f"the file has over {most_bytes} bytes when it is unpacked")
-    return content
+def _members(file: IO[bytes]) -> Iterator[batch_archive.Member]:
+    return (member for member in batch_archive.members(file) if not _is_hidden(member.name))
 
 
 def _is_hidden(name: str) -> bool:
