@@ -35,11 +35,6 @@ def settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def app(settings: Settings, services: Services) -> Flask:
-    return create_app(settings, services=services)
-
-
-@pytest.fixture
 def ann(services: Services) -> Headers:
     return person(services, "ann")
 

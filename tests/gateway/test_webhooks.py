@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 
 from gateway import create_app
@@ -53,11 +52,6 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return replace(settings, webhook_addresses="any", webhook_timeout_s=2.0, access_token_ttl_s=10_000_000)
-
-
-@pytest.fixture
-def app(settings: Settings, services: Services) -> Flask:
-    return create_app(settings, services=services)
 
 
 @pytest.fixture
