@@ -1,6 +1,6 @@
 """What tasks, batches and webhooks look like in bodies and answers."""
 
-from gateway.operations import batch_results, batch_rows, task_notices
+from gateway.operations import batch_results, batch_rows, task_notices, webhook_targets
 from gateway.shapes import Dictionary, Flag, Free, Items, Number, Object, OrNull, Shape, Text, Whole, answer, optional, required
 from gateway.storage.task_records import BATCH, PREDICTION, STATES
 from gateway.storage.webhooks import DELIVERED, FAILED, PENDING
@@ -60,7 +60,7 @@ PREDICTION_ANSWER = Object(
 )
 
 EVENT = Text(choices=task_notices.EVENTS)
-_URL = Text(8, 2000, format="uri")
+_URL = Text(8, webhook_targets.MOST_URL, format="uri")
 NEW_WEBHOOK = Object(
     {
         "url": required(_URL, "where notices are sent, https:// or http://"),

@@ -25,8 +25,6 @@ from idl.tensors import invalid
 
 NONE, JPG, CSV, TXT, MP4, MP4_TEXT, ZIP = "none", "jpgbase64", "csv", "txt", "mp4", "mp4base64", "zip"
 FILE_TYPES = (NONE, JPG, CSV, TXT, MP4, MP4_TEXT, ZIP)
-MANY = frozenset({CSV, TXT, MP4, MP4_TEXT, ZIP})
-"""Those that hold many samples."""
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,4})?", re.ASCII)
 _WHOLE = re.compile(r"[-+]?\d{1,30}", re.ASCII)
 _NAMED = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity", "+inf": "Infinity", "-inf": "-Infinity", "-infinity": "-Infinity"}

@@ -10,6 +10,7 @@ from gateway.errors import InvalidFields
 from idl.codes import Code, ServingError
 
 MOST_URL = 2000
+"""Characters."""
 Resolve = Callable[[str, int], Sequence[str]]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _SHARED = ipaddress.ip_network("100.64.0.0/10")
