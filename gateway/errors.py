@@ -64,6 +64,10 @@ _FROM_HTTP: Mapping[int, Code] = {
 """What the web framework refuses by itself; any other 4xx is invalid_input, any other 5xx internal."""
 
 
+_PASSING = (429, 503)
+"""What goes by: these answers always say after how many seconds to ask again."""
+
+
 class InvalidFields(ServingError):
     """invalid_input that says for each field what is wrong with it."""
 
@@ -89,8 +93,8 @@ def problem(error: ServingError, path: str = "", request_id: str = "", *, status
     """The answer to a request for `path` that ended in `error`; `status` where it is not the one of the table."""
     status = status or (412 if isinstance(error, ChangedMeanwhile) else STATUS[error.code])
     headers = {"Cache-Control": "no-store"}
-    if error.retry_after_ms > 0:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_ms / 1000))
+    if error.retry_after_ms > 0 or status in _PASSING:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_ms / 1000)))
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="outboard"'
     if path == "/v2" or path.startswith("/v2/"):

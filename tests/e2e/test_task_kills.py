@@ -59,7 +59,6 @@ class Site:
             webhook_addresses="any",
             webhook_timeout_s=2.0,
             batch_requests=4,
-            task_attempts=50,
             access_token_ttl_s=86_400,
         )
         self.host, self.gateway = self.start_host(), start_gateway(self.settings)

@@ -73,8 +73,11 @@ def test_both_shapes(code: Code) -> None:
     assert problem(error, "/v2x").content_type == "application/problem+json"
 
 
-def test_no_retry_after_without_reason() -> None:
-    assert "Retry-After" not in problem(ServingError(Code.UNAVAILABLE, "gone")).headers
+def test_what_passes_says_when_to_ask_again() -> None:
+    for code in (Code.UNAVAILABLE, Code.NOT_READY, Code.OVERLOADED):  # as docs/http.md promises
+        assert problem(ServingError(code, "gone")).headers["Retry-After"] == "1"
+        assert problem(ServingError(code, "gone"), "/v2/models/m/infer").headers["Retry-After"] == "1"
+    assert "Retry-After" not in problem(ServingError(Code.NOT_FOUND, "gone")).headers
 
 
 def test_each_wrong_field_is_named() -> None:
