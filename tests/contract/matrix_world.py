@@ -15,10 +15,11 @@ from werkzeug.test import TestResponse
 from gateway import build_services, create_app
 from gateway.clock import to_text
 from gateway.context import Services
+from gateway.operations import passwords
 from gateway.settings import Settings
 from gateway.types import Principal, Role, Scope
 from tests.gateway import accounts, deployed_rows
-from tests.gateway.conftest import CLOSED, SetClock, unreachable_models
+from tests.gateway.conftest import CLOSED, PASSWORD, SetClock, unreachable_models
 from tests.onnx_models import times
 
 WHO = ("anonymous", "other", "viewer", "editor", "owner", "operator", "administrator")
@@ -36,11 +37,21 @@ class World:
     clock: SetClock
     services: Services
     client: FlaskClient
+    _hash: str = ""
 
     def ask(self, who: str, method: str, path: str, body: Any, more: dict[str, str]) -> TestResponse:
         """`body`: JSON, or bytes with their content type in `more`."""
         sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
         return self.client.open(path, method=method, headers=self.headers[who] | more, **sent)
+
+    def passwords(self) -> None:
+        """Everybody has the same one, for the form API: made once, for it costs."""
+        if not self._hash:
+            self._hash = passwords.hash_password(PASSWORD)
+        with self.services.storage.database.write() as db:
+            changed = db.execute("update users set password_hash = ? where password_hash <> ? returning id", [self._hash] * 2).fetchall()
+        if changed:
+            self.services.storage.principals.change()
 
     def rewind(self) -> None:
         """As it was made."""

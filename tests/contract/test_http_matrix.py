@@ -1,6 +1,6 @@
-"""Who may do what: every described route of `/v1` x everybody who could ask.
+"""Who may do what: every route of `/v1` and `/v2` x everybody who could ask; and the form API, where everybody has what is theirs.
 
-The table names every route: a new one without a row fails. Letters, one for each of `WHO` (anonymous, other, viewer, editor, owner, operator,
+The tables name every route: a new one without a row fails. Letters, one for each of `WHO` (anonymous, other, viewer, editor, owner, operator,
 administrator), about a thing that the owner shares with the team of viewer and editor:
 
     A  allowed: whatever comes of it, it is not refused because of who asks        U  401: sign in
@@ -9,13 +9,15 @@ administrator), about a thing that the owner shares with the team of viewer and 
 Of the same thing where it is private, viewer and editor get what a stranger gets: that needs no table.
 """
 
+import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
-from gateway.blueprints import rest
-from tests.contract.matrix_world import WHO, World, made
+from gateway.blueprints import openapi_forms, openapi_table, rest
+from tests.contract.matrix_world import BATCH, TASK, WHO, World, made
+from tests.gateway.conftest import PASSWORD
 
 OWN = "UAAAAAA"
 """One's own account, keys, lists, new things: whoever is signed in."""
@@ -157,6 +159,64 @@ ROWS: dict[str, Row] = {
 }
 
 
+BY_OPERATORS = "UFFFFAA"
+"""What is done to the model host itself."""
+TENSORS = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+REGION = {"key": "/k", "byte_size": 1}
+OF_A_MODEL = {
+    "GET": {"": "UNAAAFA", "/config": "UNAAAFA", "/stats": "UNAAAFA", "/ready": OPEN},
+    "POST": {"/infer": "UNAAAFA", "/generate": "UNAAAFA", "/generate_stream": "UNAAAFA"},
+}
+"""Of a deployment, which is called `owner.d` there. Operators see that it is there, and start and pause it. `ready` asks the
+host first: without one it says the same to everybody; with one, tests/gateway/test_deployments.py."""
+OTHERS: dict[str, Row] = {
+    "GET /v1/errors": Row(OPEN),
+    "GET /livez": Row(OPEN),
+    "GET /readyz": Row(OPEN),
+    "GET /metrics": Row(OPEN),
+    "GET /openapi.json": Row(OPEN),
+    "GET /docs": Row(OPEN),
+    "GET /v1/oidc/login": Row("NNNNNNN"),
+    "GET /v1/oidc/callback": Row("NNNNNNN"),
+    "POST /v1/models/<model>/predictions": Row("UNNNNFN", "/v1/models/owner.d/predictions", {"inputs": {"x": [[1, 2]]}}),
+    "GET /v2": Row(OPEN),
+    "GET /v2/health/live": Row(OPEN),
+    "GET /v2/health/ready": Row(OPEN),
+    "GET /v2/models/stats": Row(OPEN),
+    "POST /v2/repository/index": Row(OPEN),
+    **{
+        f"{method} /v2/models/<model>{version}{verb}": Row(
+            letters, f"/v2/models/owner.d{version.replace('<version>', '2')}{verb}", TENSORS if method == "POST" else None
+        )
+        for version in ("", "/versions/<version>")
+        for method, verbs in OF_A_MODEL.items()
+        for verb, letters in verbs.items()
+    },
+    "POST /v2/repository/models/<model>/load": Row(BY_OPERATORS, "/v2/repository/models/m/load", {}),
+    "POST /v2/repository/models/<model>/unload": Row(BY_OPERATORS, "/v2/repository/models/m/unload", {}),
+    "GET /v2/systemsharedmemory/status": Row(BY_OPERATORS),
+    "GET /v2/systemsharedmemory/region/<region>/status": Row(BY_OPERATORS, "/v2/systemsharedmemory/region/r/status"),
+    "POST /v2/systemsharedmemory/region/<region>/register": Row(BY_OPERATORS, "/v2/systemsharedmemory/region/r/register", REGION),
+    "POST /v2/systemsharedmemory/unregister": Row(BY_OPERATORS),
+    "POST /v2/systemsharedmemory/region/<region>/unregister": Row(BY_OPERATORS, "/v2/systemsharedmemory/region/r/unregister"),
+    "GET /v2/cudasharedmemory/status": Row(OPEN),
+    "GET /v2/cudasharedmemory/region/<region>/status": Row(OPEN, "/v2/cudasharedmemory/region/r/status"),
+    "POST /v2/cudasharedmemory/region/<region>/register": Row(OPEN, "/v2/cudasharedmemory/region/r/register", REGION),
+    "POST /v2/cudasharedmemory/unregister": Row(OPEN),
+    "POST /v2/cudasharedmemory/region/<region>/unregister": Row(OPEN, "/v2/cudasharedmemory/region/r/unregister"),
+    **{
+        f"{method} /v2{where}/trace/setting": Row(BY_OPERATORS, f"/v2{where.replace('<model>', 'm')}/trace/setting", body)
+        for where in ("", "/models/<model>")
+        for method, body in (("GET", None), ("POST", {}))
+    },
+    "GET /v2/logging": Row(BY_OPERATORS),
+    "POST /v2/logging": Row(BY_OPERATORS, "/v2/logging", {}),
+}
+"""Routes that do not describe themselves; without a model host behind them, so that what is allowed is mostly 503."""
+LISTS = ("api-keys", "tasks", "batches", "deployments", "models", "scripts", "teams", "webhooks")
+NO_PASSWORD = {"/login", "/register"}
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with made(tmp_path_factory.mktemp("shared"), "team") as world:
@@ -175,9 +235,15 @@ def test_every_described_route_has_a_row() -> None:
     assert ROWS.keys() - described == set(), "rows of routes that are not there any more"
 
 
+def test_every_other_route_has_a_row() -> None:
+    told = {f"{operation.method} {operation.path}" for operation in openapi_table.TABLE}
+    assert told - OTHERS.keys() == set(), "new routes: say in OTHERS who may do what with them"
+    assert OTHERS.keys() - told == set(), "rows of routes that are not there any more"
+
+
 def outcome(world: World, route: str, who: str) -> str:
     """A letter; the world is as before."""
-    row = ROWS[route]
+    row = (ROWS | OTHERS)[route]
     method, template = route.split(" ")
     answer = world.ask(who, method, (row.path or template).format(**world.names), row.body, row.headers or {})
     assert answer.status_code != 500, (route, who, answer.get_json(silent=True))
@@ -197,3 +263,71 @@ def test_what_is_private_is_not_there_for_anybody_else(private: World, route: st
     letters = dict(zip(WHO, ROWS[route].letters, strict=True))
     expected = letters | {"viewer": letters["other"], "editor": letters["other"]}
     assert {who: outcome(private, route, who) for who in WHO} == expected
+
+
+@pytest.mark.parametrize("route", OTHERS)
+def test_who_may_do_what_beside_the_described_routes(shared: World, route: str) -> None:
+    found = {who: outcome(shared, route, who) for who in WHO}
+    assert found == dict(zip(WHO, OTHERS[route].letters, strict=True))
+
+
+@pytest.mark.parametrize("route", [route for route in OTHERS if "<model>" in route and "UNA" in OTHERS[route].letters])
+def test_what_is_private_is_not_there_by_another_name(private: World, route: str) -> None:
+    letters = dict(zip(WHO, OTHERS[route].letters, strict=True))
+    assert {who: outcome(private, route, who) for who in WHO} == letters | {"viewer": letters["other"], "editor": letters["other"]}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_hold_nothing_of_anybody_elses(shared: World, private: World, kind: str) -> None:
+    def items(world: World, who: str, query: str = "") -> list[Any]:
+        answer = world.ask(who, "GET", f"/v1/{kind}{query}", None, {})
+        assert answer.status_code == 200, answer.get_json()
+        return list(answer.get_json()["items"])
+
+    assert items(shared, "owner") and items(private, "owner"), "there is something to be seen"
+    queries = ("", "?shared=true") if kind == "deployments" else ("", "?deleted=true") if kind == "models" else ("",)
+    for query in queries:
+        assert items(shared, "other", query) == [] and items(private, "other", query) == []
+        if kind != "teams":
+            assert items(private, "viewer", query) == [] and items(private, "editor", query) == []
+
+
+def test_by_the_form_api_everybody_has_what_is_theirs(private: World, shared: World) -> None:
+    """There is no name for what is somebody else's: whoever asks, with their own password."""
+    asked = 0
+    for world in (private, shared):
+        for who in WHO[1:]:
+            if who == "owner":
+                continue
+            for path, methods in openapi_forms.paths().items():
+                if path in NO_PASSWORD:
+                    continue
+                answer = _by_form(world, path, next(iter(methods)).upper(), who)
+                if path in ("/getusermodel", "/gettasks"):
+                    assert answer["status"] == "success" and not answer.get("model") and not answer.get("task"), (path, who, answer)
+                elif path == "/getmodellist":
+                    seen = (world is shared and who in ("viewer", "editor")) or who in ("operator", "administrator")
+                    assert ("owner" in str(answer)) is seen, (path, who, answer)
+                elif path == "/uploadmodel":
+                    assert answer["status"] == "unavailable", (path, who, answer)  # a name that the owner has is free for others
+                elif who == "administrator" and path in ("/gettaskstatus", "/gettaskresult"):
+                    assert answer["status"] in ("success", "task failed"), (path, who, answer)  # as over /v1
+                else:
+                    assert answer["status"] in ("model not found", "deployment not found", "task not found"), (path, who, answer)
+                asked += 1
+            if who != "administrator":
+                assert _by_form(world, "/gettaskresult", "GET", who, taskid=BATCH)["status"] == "task not found"
+    assert asked == 200, "20 paths as five people in two worlds"
+
+
+def _by_form(world: World, path: str, method: str, who: str, **more: Any) -> Any:
+    given = {"user": who, "password": PASSWORD, "modelname": "m", "deployment": "d", "taskid": TASK, "input": '{"x": [[1, 2]]}'}
+    given |= {"filetype": "none", "modeltype": "t", "description": "", "newname": "mine"} | more
+    world.passwords()
+    if method == "POST":
+        files = {"script": (io.BytesIO(b"def preprocess(inputs):\n    return inputs\n"), "s.py")} if path == "/uploadscript" else {}
+        files |= {"model": (io.BytesIO(b"x"), "m.onnx")} if path == "/uploadmodel" else {}
+        answer = world.client.post(path, data=given | files)
+    else:
+        answer = world.client.open(path, method=method, query_string=given)
+    return answer.get_json()
