@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -68,21 +68,25 @@ def own_zygote(folder: Path) -> Iterator[Zygote]:
         made.close()
 
 
-# fixtures, for the packages that import them into their conftest ---------------------------------------------------------------------
+# fixtures, for the packages that have them in their conftest ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="package", name="zygote")
-def zygote_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
-    yield made
-    made.close()
+def started_once(scope: Literal["session", "package"]) -> tuple[Any, Any]:
+    """The fixtures `zygote` and `watcher`, which live as long as `scope` says."""
 
+    @pytest.fixture(scope=scope, name="zygote")
+    def zygote_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+        made = Zygote(tmp_path_factory.mktemp("run"), LIMIT)
+        yield made
+        made.close()
 
-@pytest.fixture(scope="package", name="watcher")
-def watcher_fixture() -> Iterator[Watcher]:
-    made = Watcher()
-    yield made
-    made.close()
+    @pytest.fixture(scope=scope, name="watcher")
+    def watcher_fixture() -> Iterator[Watcher]:
+        made = Watcher()
+        yield made
+        made.close()
+
+    return zygote_fixture, watcher_fixture
 
 
 @pytest.fixture(name="repository")

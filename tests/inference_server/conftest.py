@@ -10,8 +10,10 @@ import pytest
 
 from idl.messages import InferRequest, InferResponse, Tensor
 from inference_server.executors.process import Watcher, Zygote
-from tests.engines import engine_fixture, repository_fixture, watcher_fixture, zygote_fixture  # noqa: F401
+from tests.engines import engine_fixture, repository_fixture, started_once  # noqa: F401
 from tests.processes import descriptors
+
+zygote, watcher = started_once("session")
 
 
 @pytest.fixture(autouse=True)

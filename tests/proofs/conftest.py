@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from inference_server.executors.process import Watcher, Zygote
-from tests.engines import engine_fixture, repository_fixture, watcher_fixture, zygote_fixture  # noqa: F401
+from tests.engines import engine_fixture, repository_fixture, started_once  # noqa: F401
 from tests.eventually import eventually
 from tests.processes import alive, descendants
 from tests.proofs.process_trees import shared_memory
+
+zygote, watcher = started_once("package")
 
 
 @pytest.fixture(autouse=True)
