@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flask import request
 from werkzeug.wrappers import Response
 
-from gateway.blueprints import prediction_body, task_waits
+from gateway.blueprints import prediction_body, rest, task_waits
 from gateway.blueprints.calls import read_body
 from gateway.blueprints.rest import Answer
 from gateway.blueprints.task_shapes import TASK
@@ -22,8 +22,12 @@ from idl.codes import Code, ServingError
 
 _WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,6})\"?", re.ASCII)
 
+_LONGEST_S = 120.0
+"""After that a submission under an Idempotency-Key that has not ended is taken for one whose process was killed."""
+
 HEADERS = {
-    "Prefer": optional(Text(1, 200, r"(respond-async|wait=[0-9]{1,6})(, *(respond-async|wait=[0-9]{1,6}))*"), "how to wait: RFC 7240")
+    "Prefer": optional(Text(1, 200, r"(respond-async|wait=[0-9]{1,6})(, *(respond-async|wait=[0-9]{1,6}))*"), "how to wait: RFC 7240"),
+    "Idempotency-Key": optional(Text(1, 255, r"[!-~]+"), "with Prefer: the same request again within 24 hours is the same task"),
 }
 """For the OpenAPI document: what is understood."""
 LATER = Answer("a task, for a caller that prefers not to wait", TASK)
@@ -60,9 +64,17 @@ def respond(target: Target, wanted: Preference) -> Response:
     if Scope.CALL not in caller.scopes:
         raise ServingError(Code.FORBIDDEN, f"this needs an API key with the scope {Scope.CALL.value!r}")
     content, content_type = _content()
-    task = owned.tasks.submit(caller, target, content, content_type)
-    wait_s = min(wanted.wait_s, owned.settings.request_timeout_s)
     head = {"Preference-Applied": wanted.applied}
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        task = owned.tasks.submit(caller, target, content, content_type)
+    else:  # the task is kept, and no answer: who comes again waits for the same one
+        made = rest.once(
+            caller, key, _LONGEST_S, lambda: Response(owned.tasks.submit(caller, target, content, content_type).id, 202), content
+        )
+        task = owned.tasks.get(caller, made.get_data(as_text=True))
+        head |= {name: value for name, value in made.headers.items() if name == "Idempotent-Replayed"}
+    wait_s = min(wanted.wait_s, owned.settings.request_timeout_s)
     return task_waits.at_its_end(owned, task, wait_s, lambda found: _spelled(owned, found, head), request.path)
 
 

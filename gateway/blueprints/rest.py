@@ -194,7 +194,7 @@ def _answer(
         return _spelled(function(asked, **names))
     settings = services().settings
     longest_s = settings.upload_timeout_s if operation.raw else settings.request_timeout_s
-    return _once(caller, key, longest_s + _MARGIN_S, lambda: _spelled(function(asked, **names)))
+    return once(caller, key, longest_s + _MARGIN_S, lambda: _spelled(function(asked, **names)))
 
 
 def _caller(operation: Operation) -> Principal | None:
@@ -248,14 +248,16 @@ def _spelled(reply: Reply | Response) -> Response:
     return Response(json.dumps(reply.value, allow_nan=False), reply.status, headers, content_type="application/json")
 
 
-def _once(caller: Principal, key: str, longest_s: float, make: Callable[[], Response]) -> Response:
+def once(caller: Principal, key: str, longest_s: float, make: Callable[[], Response], content: bytes | None = None) -> Response:
+    """What `make` answers, or has answered under this Idempotency-Key. `content`: the request's, where it was read already."""
+    fingerprint = _fingerprint(content)
     if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
         raise InvalidFields({"Idempotency-Key": "must have 1 to 255 printable ASCII characters"})
     owned = services()
     store = owned.storage.idempotency
-    known = store.begin(caller.user_id, key, _fingerprint(), owned.now(), longest_s)
+    known = store.begin(caller.user_id, key, fingerprint, owned.now(), longest_s)
     if known is not None:
-        if known.fingerprint != _fingerprint():
+        if known.fingerprint != fingerprint:
             raise InvalidFields({"Idempotency-Key": "was used for another request"})
         if not known.status:
             raise ServingError(Code.CONFLICT, "the first request with this Idempotency-Key has not ended", retry_after_ms=1000)
@@ -270,9 +272,10 @@ def _once(caller: Principal, key: str, longest_s: float, make: Callable[[], Resp
     return made
 
 
-def _fingerprint() -> str:
+def _fingerprint(content: bytes | None) -> str:
     """Of the request: its address and its body, of a file the announced length."""
-    content = request.get_data(cache=True) if request.is_json else str(request.content_length).encode()
+    if content is None:
+        content = request.get_data(cache=True) if request.is_json else str(request.content_length).encode()
     parts = (request.method.encode(), request.full_path.encode(), (request.content_type or "").partition(";")[0].encode(), content)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 

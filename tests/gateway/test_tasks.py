@@ -177,3 +177,27 @@ def test_events_are_told_as_they_come_and_again(gateway: Working) -> None:
     assert events_of(later.data) == told[1:]
     assert gateway.client.get(f"{path}?after={told[2][0]}", headers=gateway.ann).status_code == 204
     assert gateway.client.get(path, headers={**gateway.ann, "Last-Event-ID": "x"}).status_code == 400
+
+
+def test_the_same_submission_again_is_the_same_task(gateway: Working) -> None:
+    """Whoever does not know whether the first one came through asks again under the same key."""
+
+    def post(key: str, who: Any = gateway.ann, prefer: str = "respond-async", value: float = 2.0, **more: Any) -> Any:
+        headers = {**who, "Prefer": prefer, "Idempotency-Key": key}
+        body = more or {"json": {"inputs": {"x": [[value, 1]]}}}
+        return gateway.client.post("/v1/models/triple/predictions", headers=headers, **body)
+
+    first, again, other = post("one"), post("one"), post("two")
+    assert {answer.status_code for answer in (first, again, other)} == {202}
+    assert again.get_json()["id"] == first.get_json()["id"] != other.get_json()["id"]
+    assert again.headers["Idempotent-Replayed"] == "true" and "Idempotent-Replayed" not in first.headers
+    assert post("one", gateway.bob).get_json()["id"] not in (first.get_json()["id"], other.get_json()["id"]), "keys are everybody's own"
+    assert post("one", value=3.0).status_code == 400 and post("k" * 300).status_code == 400
+    assert post("form", data={"x": "[[1, 1]]"}).get_json()["id"] == post("form", data={"x": "[[1, 1]]"}).get_json()["id"]
+    assert post("form", data={"x": "[[1, 2]]"}).status_code == 400, "a form is known by what is in it"
+    assert post("wrong", json={"inputs": 1}).status_code == post("wrong", json={"inputs": 1}).status_code == 400
+    with gateway.worker():
+        waited = post("one", prefer="wait=20")
+        assert waited.status_code == 200 and waited.get_json()["id"] == first.get_json()["id"]
+        assert waited.get_json()["outputs"] == {"y": [[6.0, 3.0]]} and waited.headers["Idempotent-Replayed"] == "true"
+    assert len(gateway.client.get("/v1/tasks", headers=gateway.ann).get_json()["items"]) == 3
