@@ -129,7 +129,7 @@ class Deployed:
         if error.code not in _NOT_SERVED:
             raise error
         now = self._now_of(target)
-        if not now.is_running or now.version != target.version:
+        if not now.is_running or (now.version, now.script_version) != (target.version, target.script_version):
             return self.ready(now, deadline)
         if error.code is Code.MODEL_NOT_FOUND:  # the host has come back without it, and is about to get it again
             raise ServingError(Code.NOT_READY, f"deployment {target.rpc_name!r} is being put on a model host", retry_after_ms=_RETRY_MS)

@@ -89,13 +89,14 @@ def _with_script(
 
 def run(models: Models, call: Call, target: Target, function: str, given: Sequence[Tensor]) -> Sequence[Tensor]:
     """What a function of the deployment's script makes of `given`."""
-    return models.infer(_asked(call, target.script_name, function, given), call.connection).outputs
+    return models.infer(_asked(call, target, function, given), call.connection).outputs
 
 
-def _asked(call: Call, script: str, function: str, given: Sequence[Tensor]) -> InferRequest:
+def _asked(call: Call, target: Target, function: str, given: Sequence[Tensor]) -> InferRequest:
     return InferRequest(
-        script,
+        target.script_name,
         tuple(given),
+        str(target.script_version),
         id=call.request_id,
         parameters={"function": function},
         deadline=call.deadline,

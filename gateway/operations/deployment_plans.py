@@ -26,7 +26,7 @@ def planned(storage: Storage, record: DeploymentRecord) -> Iterator[Plan]:
         script = None
         if record.script_version_id is not None and record.script_sha256 is not None:
             source = storage.blobs.path(record.script_sha256)
-            script = ScriptPlan(deployments.script_name(record), record.script_version_id, source)
+            script = ScriptPlan(deployments.script_name(record), record.script_version_id, source, record.serving_script_id or 0)
         yield Plan(
             record.rpc_name,
             record.version,

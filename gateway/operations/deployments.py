@@ -13,8 +13,8 @@ from idl.codes import Code, ServingError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A deployment that somebody calls. `rpc_name`: what the model host calls it; `script_name` "": it has no script, else `functions` says
-    which of preprocess and postprocess there are. `state` is as the reconciler saw it last."""
+    """A deployment that somebody calls. `rpc_name`: what the model host calls it; `script_name` "": it has no script, else `script_version` is its
+    version there, and `functions` says which of preprocess and postprocess there are. `state` is as the reconciler saw it last."""
 
     id: int
     owner_id: int
@@ -28,6 +28,7 @@ class Target:
     reason: str
     is_wanted: bool
     script_name: str = ""
+    script_version: int = 0
     functions: tuple[str, ...] = ()
 
     @property
@@ -43,7 +44,11 @@ class Target:
         return Shared(self.owner_id, self.visibility, self.team_id)
 
 
-def target_of(record: DeploymentRecord) -> Target:
+def target_of(record: DeploymentRecord, *, wanted: bool = False) -> Target:
+    """As it serves, where it does; with `wanted` as it will: until a script is on the hosts calls go on with the one before, or none."""
+    serves = record.state == RUNNING and record.serving_version_id is not None and not wanted
+    script = record.serving_script_id if serves else record.script_version_id
+    functions = record.serving_functions if serves else record.script_functions
     return Target(
         record.id,
         record.owner_id,
@@ -56,8 +61,9 @@ def target_of(record: DeploymentRecord) -> Target:
         record.state,
         record.reason,
         record.desired_state == RUNNING and bool(record.owner_active),
-        script_name(record) if record.script_version_id is not None else "",
-        tuple(json.loads(record.script_functions)) if record.script_functions else (),
+        script_name(record) if script is not None else "",
+        script or 0,
+        tuple(json.loads(functions)) if functions else (),
     )
 
 

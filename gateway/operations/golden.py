@@ -81,7 +81,7 @@ def replay(storage: Storage, models: Models, settings: Settings, record: Deploym
 
     Raises unavailable and the like where that cannot be known now.
     """
-    target = deployments.target_of(record)
+    target = deployments.target_of(record, wanted=True)
     for pinned in storage.golden.of(record.id):
         call = Call(None, f"golden-{record.id}-{pinned.id}", time.monotonic() + settings.request_timeout_s)
         body, answer = (

@@ -30,9 +30,9 @@ def merged(declared: bytes, versions: Sequence[int], cpus: float | None, memory:
     return written(said)
 
 
-def of_script(version: int) -> bytes:
-    """That of a deployment's script."""
-    return written({"public": False, "version_policy": {"specific": [version]}})
+def of_script(*versions: int) -> bytes:
+    """That of a deployment's script, of which these versions serve."""
+    return written({"public": False, "version_policy": {"specific": sorted(versions)}})
 
 
 def written(values: Mapping[str, Any]) -> bytes:

@@ -25,11 +25,12 @@ _NOT_THERE = (Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND)
 
 @dataclass(frozen=True, slots=True)
 class ScriptPlan:
-    """`version`: a number that no other bytes ever have."""
+    """`version`: a number that no other bytes ever have; `before` is the one that calls still ask for, 0: none."""
 
     name: str
     version: int
     source: Path
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,20 @@ class HostSide:
         for version in seen.lying - {*plan.versions, *plan.kept}:
             self._client.remove_model(plan.name, version)
 
+    def tidy_script(self, plan: Plan) -> None:
+        """Nothing asks any more for the scripts before: they go."""
+        name = _script_of(plan)
+        seen = look(self._client, name).get(name, NOTHING)
+        if plan.script is None:
+            if seen.lying:
+                self._client.remove_model(name)
+            return
+        if others := seen.lying - {plan.script.version}:
+            self._put_text(name, host_settings.of_script(plan.script.version))
+            self._load(name, plan.script.version)
+            for version in others:
+                self._client.remove_model(name, version)
+
     def resize(self, plan: Plan) -> None:
         """As many instances as are wanted. Raises insufficient_capacity, and then there are some of them."""
         seen = look(self._client, plan.name).get(plan.name, NOTHING)
@@ -164,20 +179,16 @@ class HostSide:
                     raise
 
     def _put_script(self, plan: Plan) -> None:
+        """It is there, beside the one before where that serves."""
         script = plan.script
-        name = f"{plan.name}.script" if script is None else script.name
-        seen = look(self._client, name).get(name, NOTHING)
         if script is None:
-            if seen.lying:
-                self._client.remove_model(name)
             return
-        if set(seen.ready) == {script.version}:
+        seen = look(self._client, script.name).get(script.name, NOTHING)
+        if script.version in seen.ready:
             return
-        self._client.put_file(script.source, name, script.version, "script.py", user=True)
-        self._put_text(name, host_settings.of_script(script.version))
-        self._load(name, script.version)
-        for version in seen.lying - {script.version}:
-            self._client.remove_model(name, version)
+        self._client.put_file(script.source, script.name, script.version, "script.py", user=True)
+        self._put_text(script.name, host_settings.of_script(script.version, *({script.before} & seen.ready.keys())))
+        self._load(script.name, script.version)
 
     def _has_labels(self, name: str) -> bool:
         return "version_labels" in self._client.model_metadata(name).properties
@@ -193,3 +204,7 @@ class HostSide:
 
     def _load(self, name: str, version: int) -> None:
         self._client.load_model(name, {"version": version}, timeout_s=LOAD_TIMEOUT_S)
+
+
+def _script_of(plan: Plan) -> str:
+    return f"{plan.name}.script" if plan.script is None else plan.script.name

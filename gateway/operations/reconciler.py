@@ -182,9 +182,12 @@ class Reconciler:
                 side.switch(plan)
         self._models.forget(record.rpc_name)
         changes: dict[str, Any] = {"state": RUNNING, "serving_version_id": record.version_id, "check_golden": 1, "reason": ""}
+        changes["serving_script_id"] = record.script_version_id
         if record.serving_version_id not in (None, record.version_id):
             changes["previous_version_id"] = record.serving_version_id
-        self._settle(record, changes | self._resized(record, plan, sides), "deployment_running")
+        if self._settle(record, changes | self._resized(record, plan, sides), "deployment_running"):
+            for side in sides:
+                side.tidy_script(plan)
 
     def _resized(self, record: DeploymentRecord, plan: Plan, sides: list[HostSide]) -> dict[str, Any]:
         """As many instances as are wanted. What there is no room for does not stop those that are there."""
@@ -238,10 +241,13 @@ class Reconciler:
 
     # what came of it -------------------------------------------------------------------------------------------------------------
 
-    def _settle(self, record: DeploymentRecord, changes: Mapping[str, Any], event: str) -> None:
+    def _settle(self, record: DeploymentRecord, changes: Mapping[str, Any], event: str) -> bool:
+        """False where something else is wanted by now."""
         done = {"observed_generation": record.generation, "failures": 0, "retry_at": 0.0}
-        if self._storage.deployments.settle(record, {**done, **changes}, self._now()):
+        is_written = self._storage.deployments.settle(record, {**done, **changes}, self._now())
+        if is_written:
             _log.info(event, extra={"deployment": record.rpc_name, "version": record.version})
+        return is_written
 
     def _failed(self, record: DeploymentRecord, error: ServingError) -> None:
         if error.code in _PASSING or not record.wants_to_run or record.state == DELETING:
@@ -311,7 +317,7 @@ def _differs(record: DeploymentRecord, hosts: list[dict[str, Seen]]) -> bool:
         is_recovering = set(seen.ready) | set(seen.broken) == wanted and not any(seen.broken.values()) and bool(seen.broken)
         if not is_recovering and (set(seen.ready) != wanted or set(seen.ready.values()) != {record.instances}):
             return True
-        if (record.script_version_id is not None) != bool(script.ready or script.broken):
+        if set(script.ready) | set(script.broken) != ({record.script_version_id} if record.script_version_id is not None else set()):
             return True
     return False
 

@@ -19,22 +19,25 @@ STARTING, PAUSING, SLEEPING, FAILED, DELETING = "starting", "pausing", "sleeping
 
 _SELECT = """select d.id, d.owner_id, d.name, d.model_id, d.version_id, d.serving_version_id, d.previous_version_id, d.check_golden,
     d.canary_version_id, d.canary_percent, d.visibility, d.team_id, d.desired_state, d.state, d.reason, d.notice, d.instances, d.min_instances, d.max_instances, d.cpus,
-    d.memory, d.sleep_after_s, d.script_version_id, d.golden_tolerance, d.shown_time, d.generation, d.observed_generation, d.retry_at,
+    d.memory, d.sleep_after_s, d.script_version_id, d.serving_script_id, d.golden_tolerance, d.shown_time, d.generation, d.observed_generation, d.retry_at,
     d.failures, d.last_call_at, d.revision, d.created_at, d.updated_at, d.deleted_at,
     u.name as owner, u.deleted_at is null and u.disabled_at is null as owner_active, m.name as model, v.number as version,
     serving.number as serving_version, previous.number as previous_version, canary.number as canary_version,
-    sv.number as script_version, sv.sha256 as script_sha256, sv.functions as script_functions, s.name as script, t.name as team
+    sv.number as script_version, sv.sha256 as script_sha256, sv.functions as script_functions, s.name as script,
+    ss.functions as serving_functions, t.name as team
     from deployments d join users u on u.id = d.owner_id join models m on m.id = d.model_id join model_versions v on v.id = d.version_id
     left join model_versions serving on serving.id = d.serving_version_id
     left join model_versions previous on previous.id = d.previous_version_id
     left join model_versions canary on canary.id = d.canary_version_id
     left join script_versions sv on sv.id = d.script_version_id left join scripts s on s.id = sv.script_id
+    left join script_versions ss on ss.id = d.serving_script_id
     left join teams t on t.id = d.team_id"""
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRecord:
-    """A deployment. Versions are numbers of its model; `script_functions` is JSON text, None without a script. `memory` in bytes."""
+    """A deployment. Versions are numbers of its model; `script_functions` and `serving_functions` are JSON text, None without a script. `memory` in
+    bytes."""
 
     id: int
     owner_id: int
@@ -59,6 +62,7 @@ class DeploymentRecord:
     memory: int | None
     sleep_after_s: int | None
     script_version_id: int | None
+    serving_script_id: int | None
     golden_tolerance: float
     shown_time: str
     generation: int
@@ -81,6 +85,7 @@ class DeploymentRecord:
     script_sha256: str | None
     script_functions: str | None
     script: str | None
+    serving_functions: str | None
     team: str | None
 
     @property

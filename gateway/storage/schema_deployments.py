@@ -136,4 +136,10 @@ def m019_golden_blobs(db: SqliteDatabase) -> None:
         db.execute(f"create index golden_{column} on golden ({column})")
 
 
-STEPS = (m010_scripts, m011_deployments, m012_deployment_statistics, m019_golden_blobs)
+def m020_serving_scripts(db: SqliteDatabase) -> None:
+    """`script_version_id` is the script that is wanted, `serving_script_id` the one around what serves."""
+    db.execute("alter table deployments add column serving_script_id integer references script_versions (id)")
+    db.execute("update deployments set serving_script_id = script_version_id where serving_version_id is not null")
+
+
+STEPS = (m010_scripts, m011_deployments, m012_deployment_statistics, m019_golden_blobs, m020_serving_scripts)

@@ -1,0 +1,67 @@
+"""Scripts of a deployment come, change and go under its calls: none fails, and each is of one script as a whole."""
+
+# ruff: noqa: F811 - fixtures are arguments
+import threading
+from typing import Any
+
+import pytest
+
+from inference_server.executors import sandbox
+from tests.eventually import eventually
+from tests.gateway.deployed_host import deployed, users_host  # noqa: F401
+from tests.gateway.deployed_stage import Person, Stage, plain, predict  # noqa: F401
+
+pytestmark = pytest.mark.skipif(bool(sandbox.unusable()), reason="no box for scripts here")
+BOTH = """
+def preprocess(inputs):
+    return {"x": inputs["x"] * 10}
+
+def postprocess(outputs):
+    return {"both": outputs["y"] + 1}
+"""
+AFTER = """
+def postprocess(outputs):
+    return {"after": outputs["y"] + 2}
+"""
+BEFORE = """
+def preprocess(inputs):
+    return {"x": inputs["x"] * 100}
+"""
+
+
+def put(stage: Stage, name: str, source: str) -> None:
+    answer = stage.ann("POST", f"/v1/scripts?name={name}", headers={"Content-Type": "text/x-python"}, data=source)
+    assert answer.status_code == 201, answer.get_data(as_text=True)
+
+
+def test_no_call_fails_and_none_is_of_two_scripts(plain: Stage) -> None:
+    plain.deploy()
+    for name, source in (("both", BOTH), ("after", AFTER), ("before", BEFORE)):
+        put(plain, name, source)
+    stop, answers = threading.Event(), list[Any]()
+
+    def ask() -> None:
+        http = plain.ann.http.application.test_client()
+        while not stop.is_set():
+            answers.append(predict(Person(http, plain.ann.headers, plain.ann.principal)))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for name in ("both", "after", None, "before", "both"):
+            script = None if name is None else {"name": name}
+            assert plain.ann("PATCH", "/v1/deployments/d", {"script": script}).status_code == 200
+            plain.until("d")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    wrong = [answer for answer in answers if not isinstance(answer, dict)]
+    assert not wrong, (len(wrong), len(answers), wrong[:3])
+    seen = {str(answer["outputs"]) for answer in answers}
+    alone, both, after, before = ({"y": [[4.0, 0.0]]}, {"both": [[41.0, 1.0]]}, {"after": [[6.0, 2.0]]}, {"y": [[400.0, 0.0]]})
+    assert seen == set(map(str, (alone, both, after, before)))
+    record = plain.over.storage.deployments.of_owner(plain.ann.principal.user_id, "d")
+    assert record is not None and record.serving_script_id == record.script_version_id
+    eventually(lambda: plain.over.ready("ann.d.script") == {str(record.script_version_id): "READY"}, "nothing of those before is left", 20)
