@@ -82,3 +82,8 @@ def configure_nginx(binary: str, path: Path, render: Callable[[], str]) -> Path:
     if check.returncode:
         raise CannotStart(f"nginx refuses its configuration or its port:\n{check.stderr.strip()}")
     return path
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on `host`; an address of IPv6 with its brackets or without them, as it was given."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "[::1]"}.get(host, host)

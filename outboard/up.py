@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from outboard import foreground, nginx
-from outboard.foreground import START_TIMEOUT_S, CannotStart, Foreground, configure_nginx
+from outboard.foreground import START_TIMEOUT_S, CannotStart, Foreground, configure_nginx, reachable
 from outboard.processes import Children
 
 PREFIX = "OUTBOARD_"
@@ -243,7 +243,7 @@ class Up(Foreground):
         ours = {
             "DATA_DIR": str(options.data),
             "MODEL_HOSTS": f"thrift+unix://{options.run_dir / 'thrift.sock'}",
-            "MODEL_HOST_METRICS": f"http://{_bracketed(_reachable(options.host))}:{self._metrics_port}/metrics",
+            "MODEL_HOST_METRICS": f"http://{_bracketed(reachable(options.host))}:{self._metrics_port}/metrics",
             "MODEL_HOST_TOKEN": _token(),
             "ADMIN_PASSWORD": os.environ.get("OUTBOARD_ADMIN_PASSWORD", ""),
             **({} if "OUTBOARD_GATEWAY_PUBLIC_URL" in os.environ else {"PUBLIC_URL": url}),
@@ -277,7 +277,7 @@ class Up(Foreground):
 
     def _get(self, path: str) -> tuple[int, bytes]:
         host, port = self._http
-        connection = http.client.HTTPConnection(_reachable(host), port, timeout=10)
+        connection = http.client.HTTPConnection(reachable(host), port, timeout=10)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -326,11 +326,6 @@ def _tell(line: str) -> None:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _reachable(host: str) -> str:
-    """Where what listens on `host` can be reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _claim_port(host: str, port: int, what: str = "HTTP") -> int:

@@ -18,13 +18,12 @@ from pathlib import Path
 
 from gateway.settings import PREFIX, Settings, SettingsError
 from outboard import foreground, nginx
-from outboard.foreground import START_TIMEOUT_S, CannotStart, Foreground, configure_nginx
+from outboard.foreground import START_TIMEOUT_S, CannotStart, Foreground, configure_nginx, reachable
 from outboard.processes import Children
 
 STOP_MARGIN_S = 10.0
 """What a part gets beyond the time for requests in flight before it is killed."""
 _TOO_LATE = f"nothing answers after {START_TIMEOUT_S:.0f} s"
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +65,7 @@ def _values(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[
     socket_path = settings.socket or str(settings.run_dir / "gateway.sock")
     scheme = "https" if arguments.certificate else "http"
     host, _, port = arguments.listen.rpartition(":")
-    settings = replace(settings, socket=socket_path, public_url=settings.public_url or f"{scheme}://{_WILDCARDS.get(host, host)}:{port}")
+    settings = replace(settings, socket=socket_path, public_url=settings.public_url or f"{scheme}://{reachable(host)}:{port}")
     values = replace(
         nginx.for_gateway(settings, settings.run_dir, arguments.listen),
         certificate=arguments.certificate,
@@ -140,7 +139,7 @@ class Web(Foreground):
 def _address(listen: str) -> tuple[str, int]:
     """Where this machine reaches what listens there."""
     host, _, port = listen.rpartition(":")
-    return _WILDCARDS.get(host, host).strip("[]"), int(port)
+    return reachable(host).strip("[]"), int(port)
 
 
 def _check_port(listen: str) -> None:

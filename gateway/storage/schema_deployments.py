@@ -82,6 +82,10 @@ def m011_deployments(db: SqliteDatabase) -> None:
     db.execute("create index deployments_team on deployments (team_id) where team_id is not null")
     db.execute("create index deployments_public on deployments (id) where visibility = 'public' and deleted_at is null")
     db.execute("create index deployments_alive on deployments (id) where state <> 'deleted'")
+    _golden(db)
+
+
+def _golden(db: SqliteDatabase) -> None:
     db.execute(
         """create table golden (
             id integer primary key,

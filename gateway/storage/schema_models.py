@@ -59,6 +59,10 @@ def m009_models(db: SqliteDatabase) -> None:
             primary key (model_id, tag)
         ) strict, without rowid"""
     )
+    _versions(db)
+
+
+def _versions(db: SqliteDatabase) -> None:
     db.execute(
         """create table model_versions (
             id integer primary key,

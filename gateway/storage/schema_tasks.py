@@ -54,6 +54,12 @@ def m013_tasks(db: SqliteDatabase) -> None:
     db.execute("create index tasks_age on tasks (finished_at) where finished_at is not null")
     for column in ("input_sha256", "result_sha256"):
         db.execute(f"create index tasks_{column} on tasks ({column}) where {column} is not null")
+    _bodies_and_events(db)
+    _batches(db)
+    _queues(db)
+
+
+def _bodies_and_events(db: SqliteDatabase) -> None:
     db.execute(
         """create table task_bodies (
             task_id text not null references tasks (id) on delete cascade,
@@ -72,6 +78,9 @@ def m013_tasks(db: SqliteDatabase) -> None:
         ) strict"""
     )
     db.execute("create index task_events_task on task_events (task_id, id)")
+
+
+def _batches(db: SqliteDatabase) -> None:
     db.execute(
         """create table batches (
             task_id text primary key references tasks (id) on delete cascade,
@@ -86,7 +95,6 @@ def m013_tasks(db: SqliteDatabase) -> None:
             result_offset integer not null default 0
         ) strict, without rowid"""
     )
-    _queues(db)
 
 
 def _queues(db: SqliteDatabase) -> None:

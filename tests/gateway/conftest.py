@@ -66,6 +66,14 @@ def services(settings: Settings, time_of_day: SetClock) -> Iterator[Services]:
 
 
 @pytest.fixture
+def others(settings: Settings, services: Services, time_of_day: SetClock) -> Iterator[Services]:
+    """Another process's services on the same state."""
+    made = build_services(settings, unreachable_models(settings), now=time_of_day)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def app(settings: Settings, services: Services) -> Flask:
     return create_app(settings, services=services)
 

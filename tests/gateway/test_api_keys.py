@@ -1,20 +1,18 @@
 """API keys: made once, taken everywhere, within their scopes, and refused at once when they end."""
 
 import itertools
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from flask.testing import FlaskClient
 
-from gateway import build_services
 from gateway.context import Services
 from gateway.operations.tokens import REMEMBER_S
 from gateway.settings import Settings
 from gateway.types import Role, Scope
 from idl.codes import Code, ServingError
 from tests.gateway.accounts import Headers, audited, bearer, key, person, status
-from tests.gateway.conftest import SetClock, unreachable_models
+from tests.gateway.conftest import SetClock
 from tests.gateway.model_host import Served
 
 
@@ -190,12 +188,6 @@ def test_last_use_is_noted_by_the_minute(client: FlaskClient, ann: Headers, time
 
 class TestRemembering:
     """A key is remembered like a token, and forgotten at once when it ends, in every process."""
-
-    @pytest.fixture
-    def others(self, settings: Settings, services: Services, time_of_day: SetClock) -> Iterator[Services]:
-        made = build_services(settings, unreachable_models(settings), now=time_of_day)
-        yield made
-        made.close()
 
     @pytest.fixture
     def secret(self, client: FlaskClient, services: Services, ann: Headers) -> str:

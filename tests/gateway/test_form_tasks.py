@@ -11,12 +11,12 @@ import pytest
 from gateway.operations import passwords
 from gateway.storage.task_records import CANCELLED
 from gateway.types import Principal, Role
-from tests.e2e.conftest import Process, start_server
 from tests.eventually import eventually
 from tests.gateway.conftest import PASSWORD
 from tests.gateway.deployed_rows import deployment, model
 from tests.gateway.working import Working, working
 from tests.onnx_models import times
+from tests.processes import Process, start_server
 
 NAMES = {"modelname": "tripler", "deployment": "mine"}
 

@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-from collections.abc import Iterator
 
 import jwt
 import pytest
@@ -237,13 +236,6 @@ def test_no_secret_is_logged_or_kept_in_clear(client: FlaskClient, settings: Set
 
 class TestRemembering:
     """A token that was checked is not checked again for a moment; what ends it is seen at once all the same."""
-
-    @pytest.fixture
-    def others(self, settings: Settings, services: Services, time_of_day: SetClock) -> Iterator[Services]:
-        """Another process's services on the same state."""
-        made = build_services(settings, unreachable_models(settings), now=time_of_day)
-        yield made
-        made.close()
 
     @pytest.fixture
     def token(self, services: Services, ann: None) -> str:

@@ -21,12 +21,12 @@ from gateway.storage.deployments import DeploymentRecord
 from idl.codes import Code, ServingError
 from inference_client import Client
 from inference_server.executors import sandbox
-from tests.e2e.conftest import Process
 from tests.eventually import eventually
 from tests.gateway.deployed_host import Deployed, asked, start_host
 from tests.gateway.deployed_rows import DOER, NOW, deployment, model, user
 from tests.gateway.owners import Place, at, fivefold, triple  # noqa: F401
 from tests.onnx_models import times
+from tests.processes import Process
 
 SCRIPT = b"def preprocess(inputs):\n    return inputs\n"
 
