@@ -159,7 +159,7 @@ def list_all_deployments(asked: Asked) -> Reply:
 @_rest.route(
     "GET",
     "/v1/admin/tasks",
-    "The tasks of every user, newest first; what goes in and comes out is their owners' alone",
+    "The tasks of every user, newest first, without what goes in and comes out",
     {200: Answer("a page", page_of("PlatformTasks", TASK))},
     query=PAGE | _OWNER | {"state": optional(Text(1, 20))},
     **_BY,

@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from flask.typing import ResponseReturnValue
 
-from gateway.blueprints.calls import current_call, read_body
+from gateway.blueprints.calls import current_call, note, read_body
 from gateway.context import services
 from gateway.operations import generate, inference, tensor_json, v2_inference
 from gateway.operations.v2_inference import Heads
@@ -178,7 +178,9 @@ def repository_index() -> ResponseReturnValue:
 def load(model: str) -> ResponseReturnValue:
     """Loads or reloads a model; operators only."""
     inference.require_operator(current_call())
-    services().models.load(model, {name: _content(name, value) for name, value in _parameters().items()})
+    parameters = {name: _content(name, value) for name, value in _parameters().items()}
+    note("host.load", model, {"parameters": [name[:200] for name in parameters]})
+    services().models.load(model, parameters)
     return {}
 
 
@@ -196,7 +198,9 @@ def _content(name: str, value: Any) -> Any:
 def unload(model: str) -> ResponseReturnValue:
     """Unloads a model; operators only."""
     inference.require_operator(current_call())
-    services().models.unload(model, _parameters())
+    parameters = _parameters()
+    note("host.unload", model)
+    services().models.unload(model, parameters)
     return {}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
-from gateway.blueprints.calls import current_call, read_body
+from gateway.blueprints.calls import current_call, note, read_body
 from gateway.context import services
 from gateway.operations import inference, tensor_json
 from idl.codes import Code, ServingError
@@ -39,6 +39,7 @@ def shared_memory_register(region: str) -> ResponseReturnValue:
     if not isinstance(key, str):
         raise invalid("key is not a text")
     said = SharedRegion(region, key, _bytes("offset", given.get("offset", 0)), _bytes("byte_size", given.get("byte_size")))
+    note("host.region", region, {"key": key[:200], "byte_size": said.byte_size})
     services().models.register_shared_memory(said)
     return {}
 
@@ -54,6 +55,7 @@ def _bytes(name: str, value: Any) -> int:
 def shared_memory_unregister(region: str = "") -> ResponseReturnValue:
     """One region, or every one."""
     _require_operator("shared memory")
+    note("host.region_removed", region or "every region")
     services().models.unregister_shared_memory(region)
     return {}
 
@@ -74,7 +76,10 @@ def trace_setting(model: str = "") -> ResponseReturnValue:
     """Which requests are traced, of the server or of one model; POST changes what it names, null takes a setting back."""
     _require_operator("trace settings")
     given = _json() if request.method == "POST" else {}
-    told = services().models.trace_settings(model, {name: _texts(name, value) for name, value in given.items()})
+    changes = {name: _texts(name, value) for name, value in given.items()}
+    if changes:
+        note("host.trace", model or "every model", {name[:200]: [text[:200] for text in texts] for name, texts in changes.items()})
+    told = services().models.trace_settings(model, changes)
     return {name: values if name == "trace_level" else values[0] for name, values in told.items()}
 
 
@@ -95,6 +100,8 @@ def logging() -> ResponseReturnValue:
     for name, value in given.items():
         if not isinstance(value, (bool, int, str)):
             raise invalid(f"the log setting {name[:40]!r} is not true, false, a whole number or a text")
+    if given:
+        note("host.log", "every model", {name[:200]: str(value)[:200] for name, value in given.items()})
     return dict(services().models.log_settings(given))
 
 

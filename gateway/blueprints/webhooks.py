@@ -35,7 +35,9 @@ _MISSING = (Code.NOT_FOUND,)
 )
 def create_webhook(asked: Asked) -> Reply:
     body = asked.body
-    made = services().webhooks.create(asked.me, body["url"], body.get("events", []), body.get("description", ""), body.get("secret"))
+    made = services().webhooks.create(
+        asked.me, body["url"], body.get("events", []), body.get("description", ""), body.get("secret"), asked.doer
+    )
     return Reply(spelled(made) | {"secret": made.secret}, 201, {"Location": f"/v1/webhooks/{made.id}"}, made.revision)
 
 
@@ -64,7 +66,7 @@ def read_webhook(asked: Asked, webhook_id: str) -> Reply:
 def change_webhook(asked: Asked, webhook_id: str) -> Reply:
     if not asked.body:
         raise InvalidFields({"url": "nothing is to be changed"})
-    hook = services().webhooks.change(asked.me, webhook_id, asked.body, asked.revision)
+    hook = services().webhooks.change(asked.me, webhook_id, asked.body, asked.revision, asked.doer)
     return Reply(spelled(hook), revision=hook.revision)
 
 
@@ -77,13 +79,13 @@ def change_webhook(asked: Asked, webhook_id: str) -> Reply:
     errors=_MISSING,
 )
 def renew_webhook_secret(asked: Asked, webhook_id: str) -> Reply:
-    hook = services().webhooks.new_secret(asked.me, webhook_id)
+    hook = services().webhooks.new_secret(asked.me, webhook_id, asked.doer)
     return Reply(spelled(hook) | {"secret": hook.secret}, revision=hook.revision)
 
 
 @routes.route("DELETE", "/v1/webhooks/<webhook_id>", "Removes a webhook", {204: Answer("it is gone")}, scope=Scope.WRITE, errors=_MISSING)
 def delete_webhook(asked: Asked, webhook_id: str) -> Reply:
-    services().webhooks.delete(asked.me, webhook_id)
+    services().webhooks.delete(asked.me, webhook_id, asked.doer)
     return Reply()
 
 

@@ -13,6 +13,7 @@ from gateway.errors import InvalidFields
 from gateway.operations import task_notices, webhook_targets
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.storage.audit import Doer
 from gateway.storage.webhooks import DeliveryRecord, WebhookRecord
 from gateway.types import Principal
 from idl.codes import Code, ServingError
@@ -32,7 +33,9 @@ class Webhooks:
         self._bell = bell
         self._now = now
 
-    def create(self, principal: Principal, url: str, events: Sequence[str], description: str, secret: str | None) -> WebhookRecord:
+    def create(
+        self, principal: Principal, url: str, events: Sequence[str], description: str, secret: str | None, doer: Doer
+    ) -> WebhookRecord:
         """Raises invalid_input naming the field, conflict for too many. An address that is not public is refused here already; what its
         name means later is looked at with each notice."""
         self._check(url, secret)
@@ -50,7 +53,7 @@ class Webhooks:
             at,
             at,
         )
-        self._hooks.create(made, MOST)
+        self._hooks.create(made, MOST, self._now(), doer)
         return made
 
     def get(self, principal: Principal, webhook_id: str) -> WebhookRecord:
@@ -63,26 +66,26 @@ class Webhooks:
     def page(self, principal: Principal, after: str, limit: int) -> list[WebhookRecord]:
         return self._hooks.page(principal.user_id, after, limit)
 
-    def change(self, principal: Principal, webhook_id: str, changes: Mapping[str, Any], revision: int | None) -> WebhookRecord:
+    def change(self, principal: Principal, webhook_id: str, changes: Mapping[str, Any], revision: int | None, doer: Doer) -> WebhookRecord:
         """`changes`: url, events, description, enabled. Raises as `create`, and ChangedMeanwhile."""
         known = self.get(principal, webhook_id)
         self._check(changes.get("url", known.url), None)
         values = {name: int(value) if name == "enabled" else value for name, value in changes.items()}
-        found = self._hooks.change(webhook_id, principal.user_id, values, revision, self._now())
+        found = self._hooks.change(webhook_id, principal.user_id, values, revision, self._now(), doer)
         if found is None:
             raise _missing(webhook_id)
         return found
 
-    def new_secret(self, principal: Principal, webhook_id: str) -> WebhookRecord:
+    def new_secret(self, principal: Principal, webhook_id: str, doer: Doer) -> WebhookRecord:
         """Another secret, which signs from now on."""
         self.get(principal, webhook_id)
-        found = self._hooks.change(webhook_id, principal.user_id, {"secret": new_secret()}, None, self._now())
+        found = self._hooks.change(webhook_id, principal.user_id, {"secret": new_secret()}, None, self._now(), doer)
         if found is None:
             raise _missing(webhook_id)
         return found
 
-    def delete(self, principal: Principal, webhook_id: str) -> None:
-        if not self._hooks.delete(webhook_id, principal.user_id, self._now()):
+    def delete(self, principal: Principal, webhook_id: str, doer: Doer) -> None:
+        if not self._hooks.delete(webhook_id, principal.user_id, self._now(), doer):
             raise _missing(webhook_id)
 
     def deliveries(self, principal: Principal, webhook_id: str, state: str | None, before: str | None, limit: int) -> list[DeliveryRecord]:

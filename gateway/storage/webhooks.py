@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
 from gateway.errors import ChangedMeanwhile
+from gateway.storage import audit
+from gateway.storage.audit import Doer
 from gateway.storage.database import Database
 from idl.codes import Code, ServingError
 
@@ -103,7 +106,7 @@ class Webhooks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, hook: WebhookRecord, most: int) -> None:
+    def create(self, hook: WebhookRecord, most: int, now: datetime, doer: Doer) -> None:
         """Raises conflict where the user has `most` already."""
         with self._database.write() as db:
             row = db.execute("select count(*) as n from webhooks where user_id = ? and deleted_at is null", [hook.user_id]).fetchone()
@@ -124,6 +127,7 @@ class Webhooks:
                     hook.updated_at,
                 ],
             )
+            audit.write(db, doer, "webhook.create", hook.id, now, {"host": urlsplit(hook.url).hostname})
 
     def of_user(self, user_id: int, webhook_id: str) -> WebhookRecord | None:
         with self._database.read() as db:
@@ -136,7 +140,9 @@ class Webhooks:
             sql = f"select {_COLUMNS} from webhooks where user_id = ? and deleted_at is null and id > ? order by id limit ?"
             return [_record(row) for row in db.execute(sql, [user_id, after, limit]).fetchall()]
 
-    def change(self, webhook_id: str, user_id: int, changes: dict[str, Any], revision: int | None, now: datetime) -> WebhookRecord | None:
+    def change(
+        self, webhook_id: str, user_id: int, changes: dict[str, Any], revision: int | None, now: datetime, doer: Doer
+    ) -> WebhookRecord | None:
         """`changes`: columns (url, secret, events, description, enabled). None where it is gone. Raises ChangedMeanwhile."""
         values = {**changes, "updated_at": to_text(now)}
         if "events" in values:
@@ -155,9 +161,11 @@ class Webhooks:
             changed = _record(db.execute(sql, [*values.values(), webhook_id, user_id]).fetchone())
             if not changed.enabled:
                 _give_up(db, webhook_id, "the webhook was turned off", now)
+            detail = {"changed": sorted(changes)} | ({"host": urlsplit(changed.url).hostname} if "url" in changes else {})
+            audit.write(db, doer, "webhook.change", webhook_id, now, detail)
             return changed
 
-    def delete(self, webhook_id: str, user_id: int, now: datetime) -> bool:
+    def delete(self, webhook_id: str, user_id: int, now: datetime, doer: Doer) -> bool:
         """What is still to be sent to it has failed."""
         with self._database.write() as db:
             gone = db.execute(
@@ -166,6 +174,7 @@ class Webhooks:
             )
             if gone.rowcount > 0:
                 _give_up(db, webhook_id, "the webhook was deleted", now)
+                audit.write(db, doer, "webhook.delete", webhook_id, now)
             return bool(gone.rowcount > 0)
 
     # deliveries ----------------------------------------------------------------------------------------------------------------------

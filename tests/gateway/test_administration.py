@@ -330,3 +330,48 @@ def test_what_no_picture_can_be(client: FlaskClient, services: Services, body: b
     answer = client.put("/v1/me/avatar", data=body, content_type="image/png", headers=ann)
     assert answer.status_code == expected
     assert client.get("/v1/me/avatar", headers=ann).status_code == 404
+
+
+def test_what_operators_do_to_a_host_is_noted(client: FlaskClient, services: Services, root: Headers) -> None:
+    """Before the host is asked, which is away here: the line is there whatever comes of it."""
+    ann = person(services, "ann", Role.OPERATOR)
+    user = person(services, "bob")
+    said = [
+        ("/v2/repository/models/m/load", {"parameters": {"config": "{}"}}, "host.load", "m", {"parameters": ["config"]}),
+        ("/v2/repository/models/m/unload", None, "host.unload", "m", {}),
+        ("/v2/systemsharedmemory/region/r/register", {"key": "/k", "byte_size": 8}, "host.region", "r", {"key": "/k", "byte_size": 8}),
+        ("/v2/systemsharedmemory/region/r/unregister", None, "host.region_removed", "r", {}),
+        ("/v2/systemsharedmemory/unregister", None, "host.region_removed", "every region", {}),
+        ("/v2/trace/setting", {"trace_rate": 5}, "host.trace", "every model", {"trace_rate": ["5"]}),
+        ("/v2/models/m/trace/setting", {"trace_count": None}, "host.trace", "m", {"trace_count": []}),
+        ("/v2/logging", {"log_verbose_level": 1}, "host.log", "every model", {"log_verbose_level": "1"}),
+    ]
+    for path, body, *_ in said:
+        assert client.post(path, json=body, headers=user).status_code == 403
+        assert client.post(path, json=body, headers=ann).status_code == 503
+    for path in ("/v2/trace/setting", "/v2/logging"):
+        assert client.get(path, headers=ann).status_code == 503, "looking is no change"
+    lines = client.get("/v1/admin/audit?action=host", headers=root).get_json()["items"]
+    assert [(line["actor"], line["action"], line["subject"], line["detail"]) for line in reversed(lines)] == [
+        ("ann", action, subject, detail) for _, _, action, subject, detail in said
+    ]
+
+
+def test_what_becomes_of_webhooks_is_noted_without_their_secrets(client: FlaskClient, services: Services, root: Headers) -> None:
+    ann = person(services, "ann")
+    made = client.post("/v1/webhooks", json={"url": "https://hooks.example.org/?token=hidden"}, headers=ann).get_json()
+    path = f"/v1/webhooks/{made['id']}"
+    assert client.patch(path, json={"enabled": False}, headers=ann).status_code == 200
+    assert client.patch(path, json={"url": "https://other.example.org/"}, headers=ann).status_code == 200
+    assert client.post(f"{path}/secret", headers=ann).status_code == 200
+    assert client.delete(path, headers=ann).status_code == 204
+    answer = client.get("/v1/admin/audit?action=webhook", headers=root)
+    assert [(line["action"], line["detail"]) for line in reversed(answer.get_json()["items"])] == [
+        ("webhook.create", {"host": "hooks.example.org"}),
+        ("webhook.change", {"changed": ["enabled"]}),
+        ("webhook.change", {"changed": ["url"], "host": "other.example.org"}),
+        ("webhook.change", {"changed": ["secret"]}),
+        ("webhook.delete", {}),
+    ]
+    assert "hidden" not in answer.text and made["secret"] not in answer.text
+    assert {line["subject"] for line in answer.get_json()["items"]} == {made["id"]}
