@@ -8,6 +8,7 @@ Why not prometheus_client's own files: counting a request there takes five times
 """
 
 import bisect
+import contextlib
 import mmap
 import os
 import struct
@@ -68,8 +69,12 @@ class Metrics:
         """Counts as worker number `worker` of `directory`; what a dead predecessor of that number had in flight is forgotten."""
         self._directory = directory
         self.spans_path = None if directory is None else directory / f"worker-{worker}{SUFFIX}"
+        self._path = None if directory is None else directory / f"worker-{worker}.cells"
         self._lock = threading.Lock()
-        self._map = _mapped(None if directory is None else directory / f"worker-{worker}.cells")
+        self._open()
+
+    def _open(self) -> None:
+        self._map = _mapped(self._path)
         self._cells = memoryview(self._map).cast("q")
         self._at: dict[Labels, int] = {}
         for number in range(self._cells[_ROWS]):
@@ -98,9 +103,16 @@ class Metrics:
             self._cells[_IN_FLIGHT] -= 1
 
     def count(self, what: str, kind: str, result: str, number: int = 1) -> None:
-        """So many more of something that is no request: a key of COUNTED, its kind, and what became of it."""
+        """So many more of something that is no request: a key of COUNTED, its kind, and what became of it.
+
+        A gateway that starts takes all counters away, also those of a worker apart from it: they begin anew together, for a sum of which
+        only a part falls is none that Prometheus could take for a restart.
+        """
         labels = (_NO_REQUEST + what, kind, result)
         with self._lock:
+            if self._path is not None and not self._path.exists():
+                with contextlib.suppress(OSError):  # it is just making the folder: what is counted now is lost with the rest
+                    self._open()
             at = self._at.get(labels) or self._add(labels)
             self._cells[at + 1] += number
 

@@ -1,5 +1,6 @@
 """What is counted, in one process and over several."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -137,3 +138,21 @@ def test_what_is_no_counters_file_is_passed_over(tmp_path: Path) -> None:
     metrics.end("/livez", "GET", 200, 0.01)
     assert value(parse(metrics.render().decode()), "requests_total", endpoint="/livez", method="GET", status="200") == 1
     assert value(parse(Metrics(tmp_path, 1).render().decode()), "requests_total", endpoint="/livez", method="GET", status="200") == 1
+
+
+def test_a_worker_apart_counts_on_after_its_gateway_has_started_again(tmp_path: Path) -> None:
+    """The start takes all counters away, as `gateway.launch` does it."""
+    folder = tmp_path / "counters"
+    folder.mkdir()
+    alone, gateway = Metrics(folder, 1001), Metrics(folder, 1)
+    alone.count("task", "batch", "failed", 5)
+    line = b'outboard_gateway_tasks_total{kind="batch",state="failed"}'
+    assert line + b" 5.0" in gateway.render()
+    shutil.rmtree(folder)
+    alone.count("task", "batch", "failed")  # there is no folder at this moment
+    folder.mkdir()
+    gateway = Metrics(folder, 1)
+    assert line not in gateway.render()
+    alone.count("task", "batch", "failed", 2)
+    alone.count("task", "batch", "succeeded")
+    assert line + b" 2.0" in gateway.render() and b'{kind="batch",state="succeeded"} 1.0' in gateway.render()

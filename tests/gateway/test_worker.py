@@ -154,3 +154,17 @@ def test_a_worker_apart_from_its_gateway(settings: Settings) -> None:
     assert wrong.process.wait(30) == 2
     wrong.stop()
     assert "--number" in wrong.log
+
+
+def test_signals_upon_signals_end_it(settings: Settings) -> None:
+    """Ctrl-C comes from the terminal and from the master: the handler of one is interrupted by the next, again and again."""
+    program = spawn([sys.executable, "-m", "outboard", "worker"], replace(settings, workers=0).to_env())
+    try:
+        program.wait_for('"worker_ready"')
+        for number in range(3000):
+            if program.process.poll() is not None:
+                break
+            program.process.send_signal((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[number % 3])
+        assert program.process.wait(20) == 0, program.log
+    finally:
+        program.stop(signal.SIGKILL)
