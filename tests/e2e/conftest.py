@@ -10,19 +10,8 @@ import pytest
 from inference_client import Client
 from outboard.__main__ import main
 from tests.e2e.nginx_program import authority, certificate, started  # noqa: F401
-from tests.needs import needs  # noqa: F401
 from tests.onnx_models import identity, times
-from tests.processes import (  # noqa: F401
-    ROOT,
-    Process,
-    alive,
-    descendants,
-    environment,
-    start,
-    start_server,
-    start_up,
-    wait_until_gone,
-)
+from tests.processes import Process, descendants, start_server, start_up, wait_until_gone
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from PIL import Image
 
 from gateway.storage import Storage
 from outboard.__main__ import main
-from tests.e2e.conftest import Process, needs
+from tests.needs import needs
+from tests.processes import Process
 
 pytestmark = needs("nginx")
 PASSWORD = "correct horse battery"

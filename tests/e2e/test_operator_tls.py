@@ -1,6 +1,5 @@
 """The operator's commands against a model host with TLS, and against one that asks who they are."""
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import pytest
 from outboard.__main__ import main
 from tests.certificates import Authority
 from tests.onnx_models import times
-from tests.processes import ROOT, Process, start_server
+from tests.processes import ROOT, Process, environment, start_server
 
 Said = tuple[int, str, str]
 
@@ -112,7 +111,7 @@ def test_the_environment_stands_for_the_options(world: World, run: Callable[...,
 
 def test_scripts_take_the_same(world: World) -> None:
     command = [str(ROOT / "scripts" / "list-models"), "--host", f"grpcs://{world.mutual['grpc']}", *world.mine()]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOARD_")}
+    environ = environment()
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and "READY" in done.stdout, done.stderr
 

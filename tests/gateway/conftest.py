@@ -23,9 +23,8 @@ from gateway.models_rpc import Models
 from gateway.settings import Settings
 from inference_client import Client
 from tests.gateway.model_host import host, served, web  # noqa: F401
-from tests.processes import free_port  # noqa: F401
+from tests.processes import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
 CLOSED = "thrift://127.0.0.1:1"
 """An address where nobody listens: port 1 is reserved."""
@@ -126,9 +125,8 @@ class Program:
 
 def spawn(command: list[str], env: dict[str, str] | None = None) -> Program:
     """In a session of its own, as `outboard up` starts it."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOARD_")}
     return Program(
-        subprocess.Popen(command, env=clean | (env or {}), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True),
+        subprocess.Popen(command, env=environment(**(env or {})), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True),
     )
 
 

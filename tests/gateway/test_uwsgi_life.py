@@ -26,6 +26,7 @@ from tests.gateway.uwsgi_peer import (
     some_settings,
     wait_until_gone,
 )
+from tests.processes import environment
 
 Start = Callable[[Settings], Gateway]
 
@@ -176,8 +177,7 @@ def test_a_worker_that_was_killed_is_replaced_and_counted_on(gateways: Start, se
 )
 def test_what_keeps_it_from_starting_is_said_in_a_line(tmp_path: Path, variable: str, text: str, status: int) -> None:
     environ = {"OUTBOARD_GATEWAY_DATA_DIR": str(tmp_path), "OUTBOARD_GATEWAY_" + variable: text}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOARD_")}
-    ran = subprocess.run([sys.executable, "-m", "gateway"], env=clean | environ, capture_output=True, text=True, timeout=30)
+    ran = subprocess.run([sys.executable, "-m", "gateway"], env=environment(**environ), capture_output=True, text=True, timeout=30)
     assert ran.returncode == status, ran.stderr
     assert ran.stderr.startswith("outboard: ") and "Traceback" not in ran.stderr
 
