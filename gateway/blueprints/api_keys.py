@@ -47,6 +47,7 @@ MADE = Object(_FIELDS | {"key": required(Text(), "shown this once, and kept nowh
         "ApiKeyRequest",
     ),
     errors=(Code.CONFLICT,),
+    rate=("keys", 200, 10.0),
 )
 def create_api_key(asked: Asked) -> Reply:
     # no Idempotency-Key: its answers are kept, and this one must not be

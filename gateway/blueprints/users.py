@@ -143,6 +143,7 @@ def read_quota(asked: Asked) -> Reply:
     {204: Answer("it has it")},
     scope=Scope.WRITE,
     raw=avatars.TAKEN,
+    rate=("pictures", 30, 10.0),
 )
 def put_avatar(asked: Asked) -> Reply:
     body = wsgi_request.read_body(request.environ, avatars.MOST_BYTES)

@@ -1,9 +1,10 @@
-"""How often a sign-in may fail: per user and address, and per address whatever the user. How often other things may be asked for."""
+"""How often a sign-in may fail: per user and address, per address whatever the user, and per user whatever the address. How often other things
+may be asked for."""
 
 import hashlib
 import ipaddress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -11,6 +12,11 @@ from idl.codes import Code, ServingError
 
 _ADDRESS_FACTOR = 10
 """How many times more may fail from one address over all users: an address may stand for a whole office."""
+_USER_FACTOR = 20
+"""How many times more may fail for one user over all addresses from which nobody has signed in as that user: guessing from a thousand
+addresses is no quicker than that, and does not lock out whoever signs in from where they did before."""
+_HOME = timedelta(days=30)
+"""How long an address counts as such a one after a sign-in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,10 @@ class Throttle:
     def take(self, user: str, address: str, now: datetime) -> None:
         """Counts an attempt. Raises overloaded, with the time to wait, where too many failed before."""
         taken: list[_Bucket] = []
-        for bucket in self._buckets(user, address):
+        buckets = self._buckets(user, address)
+        if not self._is_home(user, address, now):
+            buckets = (*buckets, self._of_user(user))
+        for bucket in buckets:
             wait_s = self._attempts.take(bucket.key, now.timestamp(), burst=bucket.burst, interval_s=bucket.interval_s)
             if wait_s > 0:
                 for other in taken:
@@ -39,13 +48,24 @@ class Throttle:
                 raise ServingError(Code.OVERLOADED, "too many attempts", retry_after_ms=int(wait_s * 1000) + 1)
             taken.append(bucket)
 
-    def succeeded(self, user: str, address: str) -> None:
-        """The password was right: this user's failures from this address are forgiven, the address's other ones are not."""
+    def succeeded(self, user: str, address: str, now: datetime) -> None:
+        """The password was right: this user's failures from this address are forgiven, the address's and the user's other ones are not."""
         own, shared = self._buckets(user, address)
         self._attempts.forgive(own.key)
         self._attempts.give_back(shared.key, shared.interval_s)
+        if not self._is_home(user, address, now):
+            of_user = self._of_user(user)
+            self._attempts.give_back(of_user.key, of_user.interval_s)
+        if not self._is_home(user, address, now + _HOME / 2):
+            self._attempts.hold(_key("home", user.lower(), _network(address)), (now + _HOME).timestamp())
 
-    def _buckets(self, user: str, address: str) -> tuple[_Bucket, _Bucket]:
+    def _is_home(self, user: str, address: str, now: datetime) -> bool:
+        return self._attempts.holds(_key("home", user.lower(), _network(address)), now.timestamp())
+
+    def _of_user(self, user: str) -> _Bucket:
+        return _Bucket(_key("anywhere", user.lower()), self._burst * _USER_FACTOR, self._interval_s / _USER_FACTOR)
+
+    def _buckets(self, user: str, address: str) -> tuple[_Bucket, ...]:
         network = _network(address)
         return (
             _Bucket(_key("user", user.lower(), network), self._burst, self._interval_s),

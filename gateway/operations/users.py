@@ -102,7 +102,7 @@ class Users:
         right = passwords.verify(user.password_hash if user else self._impossible_hash, password)
         if user is None or not right:
             raise ServingError(Code.UNAUTHENTICATED, _WRONG)
-        self._throttle.succeeded(login, address)
+        self._throttle.succeeded(login, address, self._now())
         if passwords.is_outdated(user.password_hash):
             self._users.rehash(user.id, user.password_hash, passwords.hash_password(password))
         self.refuse_barred(user)

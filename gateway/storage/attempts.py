@@ -39,3 +39,16 @@ class Attempts:
         """Uncounts all of them."""
         with self._database.write() as db:
             db.execute("delete from attempts where key = ?", [key])
+
+    def hold(self, key: str, until: float) -> None:
+        """Notes something that is true until then."""
+        with self._database.write() as db:
+            db.execute(
+                "insert into attempts (key, clear_at) values (?, ?) on conflict (key) do update set clear_at = excluded.clear_at",
+                [key, until],
+            )
+
+    def holds(self, key: str, now: float) -> bool:
+        """Whether it still is."""
+        with self._database.read() as db:
+            return db.execute("select 1 from attempts where key = ? and clear_at > ?", [key, now]).fetchone() is not None

@@ -375,3 +375,10 @@ def test_what_becomes_of_webhooks_is_noted_without_their_secrets(client: FlaskCl
     ]
     assert "hidden" not in answer.text and made["secret"] not in answer.text
     assert {line["subject"] for line in answer.get_json()["items"]} == {made["id"]}
+
+
+def test_pictures_cannot_be_sent_without_end(client: FlaskClient, services: Services) -> None:
+    """Each is a file of its own until it is swept, and a line in the audit log."""
+    ann = person(services, "ann")
+    answers = [client.put("/v1/me/avatar", data=b"no picture", content_type="image/png", headers=ann).status_code for _ in range(31)]
+    assert answers == [400] * 30 + [429]

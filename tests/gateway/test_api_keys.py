@@ -272,3 +272,14 @@ def test_scopes_at_the_doors_of_inference(web: FlaskClient, served: Served) -> N
             for each in listed:
                 keys.delete(f"/v1/api-keys/{each['id']}", headers=served.user)
             assert web.post("/v2/models/triple/infer", json=body, headers=headers).status_code == 401
+
+
+def test_keys_cannot_be_made_without_end(client: FlaskClient, services: Services, ann: Headers, time_of_day: SetClock) -> None:
+    """A revoked key's row stays, and so does its line in the audit log."""
+    body = {"name": "k", "scopes": ["read"]}
+    for _ in range(200):
+        made = client.post("/v1/api-keys", json=body, headers=ann)
+        assert client.delete(made.headers["Location"], headers=ann).status_code == 204
+    assert client.post("/v1/api-keys", json=body, headers=ann).status_code == 429
+    time_of_day.advance(10)
+    assert client.post("/v1/api-keys", json=body, headers=ann).status_code == 201

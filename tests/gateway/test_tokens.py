@@ -199,6 +199,41 @@ def test_one_address_cannot_try_many_users(services: Services, time_of_day: SetC
     throttle.take("user51", "10.0.0.1", time_of_day())
 
 
+def test_many_addresses_cannot_try_one_user(services: Services, time_of_day: SetClock) -> None:
+    from gateway.operations.throttle import Throttle
+
+    throttle = Throttle(services.storage, services.settings)
+    throttle.take("ann", "10.9.9.9", time_of_day())
+    throttle.succeeded("ann", "10.9.9.9", time_of_day())
+    for number in range(100):
+        throttle.take("ann", f"10.0.{number}.1", time_of_day())
+    with pytest.raises(ServingError, match="too many attempts"):
+        throttle.take("ANN", "10.1.0.1", time_of_day())
+    throttle.take("bob", "10.1.0.1", time_of_day())
+    for _ in range(5):  # the owner, from where she has signed in before; and there no more than anywhere
+        throttle.take("ann", "10.9.9.9", time_of_day())
+    with pytest.raises(ServingError):
+        throttle.take("ann", "10.9.9.9", time_of_day())
+    time_of_day.advance(1.5)
+    throttle.take("ann", "10.1.0.1", time_of_day())
+    with pytest.raises(ServingError):
+        throttle.take("ann", "10.1.0.2", time_of_day())
+    time_of_day.advance(31 * 86_400)
+    for number in range(100):
+        throttle.take("ann", f"10.0.{number}.1", time_of_day())
+    with pytest.raises(ServingError):
+        throttle.take("ann", "10.9.9.9", time_of_day())
+
+
+def test_successes_from_anywhere_are_never_throttled(services: Services, time_of_day: SetClock) -> None:
+    from gateway.operations.throttle import Throttle
+
+    throttle = Throttle(services.storage, services.settings)
+    for number in range(150):
+        throttle.take("ann", f"10.0.{number}.1", time_of_day())
+        throttle.succeeded("ann", f"10.0.{number}.1", time_of_day())
+
+
 def test_one_ipv6_customer_is_one_address(services: Services, time_of_day: SetClock) -> None:
     from gateway.operations.throttle import Throttle
 
