@@ -18,6 +18,8 @@ from idl.codes import Code, ServingError
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.02
 KEEP_ALIVE_S = 15.0
+LINGER_S = 60.0
+"""How long a caller may read nothing of what is there for it."""
 _RETRY_MS = 1000
 _MOST_UNSENT = 1 << 20
 """Bytes that a stream's reader may be behind before it is cut off; it comes back and goes on from the last event that it has."""
@@ -39,9 +41,9 @@ class _Waiter:
         self.sock = sock
         self.watch = watch
         self.mark: int | None = None
-        self.unsent = b""
+        self.unsent = memoryview(b"")
         self.is_over = False
-        self.sent_at = time.monotonic()
+        self.sent_at = self.moved_at = time.monotonic()
 
 
 class Waiters:
@@ -108,8 +110,10 @@ class Waiters:
             while waiter.unsent:
                 with contextlib.suppress(BlockingIOError):
                     waiter.unsent = waiter.unsent[waiter.sock.send(waiter.unsent) :]
+                    waiter.moved_at = now
                     continue
-                return not waiter.is_over and len(waiter.unsent) > _MOST_UNSENT
+                is_behind = not waiter.is_over and len(waiter.unsent) > _MOST_UNSENT
+                return is_behind or now - waiter.moved_at > LINGER_S
         except OSError:
             return True
         except Exception:  # noqa: BLE001 - the others wait still
@@ -132,5 +136,7 @@ class Waiters:
             return
         waiter.mark = mark
         if data:
-            waiter.unsent += data
+            if not waiter.unsent:
+                waiter.moved_at = now
+            waiter.unsent = memoryview(bytes(waiter.unsent) + data if waiter.unsent else data)
             waiter.sent_at = now

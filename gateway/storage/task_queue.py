@@ -3,7 +3,7 @@
 Who has claimed a task says with every write which claim is his (`fence`): a worker that was taken for dead and comes back changes nothing.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -136,8 +136,9 @@ class TaskQueue:
         with self._database.write() as db:
             return int(db.execute(f"update tasks set lease_until = 0 where worker = ? and state = '{RUNNING}'", [worker]).rowcount)
 
-    def reap(self, now: datetime, most_attempts: int, delay_s: float, keep_s: float, notice: Notice) -> tuple[int, int]:
-        """Takes back what nobody holds any more: (given back, ended). What was begun `most_attempts` times has failed."""
+    def reap(self, now: datetime, most_attempts: int, delay_s: Callable[[int], float], keep_s: float, notice: Notice) -> tuple[int, int]:
+        """Takes back what nobody holds any more: (given back, ended). What was begun `most_attempts` times has failed; the rest may be begun
+        again after `delay_s` of the attempts so far."""
         with self._database.write() as db:
             rows = db.execute(
                 f"select {COLUMNS} from tasks where state = '{RUNNING}' and lease_until < ? limit ?", [now.timestamp(), _SWEEP]
@@ -155,7 +156,10 @@ class TaskQueue:
                 else:
                     state = "paused" if task.asked == "pause" else QUEUED
                     error = "what ran it died"
-                    found, back = _give_back(db, GivenBack(task, delay_s, task.attempts, task.waits, error, state), now, keep_s), back + 1
+                    found, back = (
+                        _give_back(db, GivenBack(task, delay_s(task.attempts), task.attempts, task.waits, error, state), now, keep_s),
+                        back + 1,
+                    )
                 if found is not None and found.is_over:
                     over.append(found)
             ended(db, over, now, notice)

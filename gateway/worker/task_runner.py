@@ -5,6 +5,7 @@ While a transaction becomes durable the predictions go on, and what they finish 
 
 import logging
 import queue
+import random
 import socket
 import threading
 import time
@@ -27,11 +28,16 @@ _REAP_EVERY_S = 5.0
 _DATABASE_PAUSE_S = 0.5
 _QUICK_S = 0.05
 """Predictions that take no longer than that on average are claimed ahead, so that no thread waits for a transaction."""
-_REAP_DELAY_S = 1.0
 BATCH_TURN_S = 30.0
 """How long a batch may go on while somebody else's waits for a place."""
 YIELD = "yield"
 JSON = "application/json"
+
+
+def reap_delay(attempts: int) -> float:
+    """Seconds after which a task is begun again whose worker has died with it. They lie apart: what one of them did to the worker is not done
+    to the same others once more."""
+    return 2.0 ** (min(attempts, 6) - 1) * random.uniform(1.0, 6.0)
 
 
 @dataclass(slots=True)
@@ -236,7 +242,7 @@ class TaskRunner:
     def _reap(self) -> None:
         settings = self._services.settings
         back, over = self._services.storage.task_queue.reap(
-            self._services.now(), settings.task_attempts, _REAP_DELAY_S, settings.task_result_ttl_s, task_notices.notice
+            self._services.now(), settings.task_attempts, reap_delay, settings.task_result_ttl_s, task_notices.notice
         )
         if back or over:
             _log.warning("tasks_without_worker", extra={"given_back": back, "ended": over})

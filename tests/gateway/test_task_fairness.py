@@ -8,6 +8,7 @@ from gateway.operations.tasks import Target
 from gateway.storage.task_queue import Claimed, GivenBack
 from gateway.storage.task_records import PREDICTION
 from gateway.types import Principal, Role
+from gateway.worker import task_runner
 from idl.codes import Code, ServingError
 from tests.gateway.accounts import person
 from tests.gateway.conftest import SetClock
@@ -68,3 +69,11 @@ def test_refusals_for_hours_leave_few_events(services: Services, time_of_day: Se
     assert len(events) <= 10 and events[0].id == told[0] and [event.id for event in events[-8:]] == told[-8:]
     assert len(told) == 201, "who listens has them all"
     assert [event.state for event in events[-2:]] == ["running", "queued"]
+
+
+def test_what_died_together_does_not_come_back_together() -> None:
+    """One task that kills its worker each time takes not the same others with it three times."""
+    first, second = ([task_runner.reap_delay(attempts) for _ in range(200)] for attempts in (1, 2))
+    assert 1 <= min(first) < 2 and 4 < max(first) <= 6 and min(second) >= 2 and 8 < max(second) <= 12
+    moments = sorted(first)
+    assert max(sum(1 for other in moments if moment <= other < moment + 0.1) for moment in moments) < 20, "a tenth of them at most"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import waiters as waiters_module
 from gateway.clock import now as real_now
 from gateway.context import Services
 from gateway.operations import task_notices, task_outcomes
@@ -53,7 +54,7 @@ def state(services: Services, task_id: str) -> str:
 
 
 def reap(services: Services, most: int = 3) -> tuple[int, int]:
-    return services.storage.task_queue.reap(services.now(), most, 1.0, 86_400.0, task_notices.notice)
+    return services.storage.task_queue.reap(services.now(), most, lambda _: 1.0, 86_400.0, task_notices.notice)
 
 
 def test_one_users_thousands_do_not_starve_anothers_one(services: Services) -> None:
@@ -215,6 +216,32 @@ def test_hundreds_wait_in_one_thread(services: Services) -> None:
     assert pairs[4].recv(1) == b""
     for ours in pairs:
         ours.close()
+
+
+def test_a_caller_who_does_not_read_holds_no_place_for_ever(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiters_module, "LINGER_S", 1.0)
+    waiters, task_id, size = Waiters(services.storage.task_marks, 2), submit(services), 8 << 20
+
+    class Watch:
+        def __init__(self) -> None:
+            self.task_id, self.until = task_id, time.monotonic()
+
+        def step(self, *, is_late: bool, is_idle: bool) -> tuple[bytes, bool]:
+            return b"x" * size, True
+
+    pairs = [socket.socketpair() for _ in range(2)]
+    for _, theirs in pairs:
+        waiters.take(theirs.detach(), Watch())
+    silent, reads = pairs[0][0], pairs[1][0]
+    reads.settimeout(10)
+    got = 0
+    while piece := reads.recv(1 << 20):
+        got += len(piece)
+    assert got == size, "who reads has all of it"
+    eventually(lambda: waiters._count == 0, "the other one is let go")
+    waiters.close()
+    for sock in (silent, reads):
+        sock.close()
 
 
 def test_a_database_that_is_locked_for_long_keeps_what_is_over(services: Services, tmp_path: Path) -> None:
