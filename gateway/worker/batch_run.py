@@ -23,6 +23,7 @@ from gateway.operations import batch_answers, batch_results, batch_rows, calls
 from gateway.operations.batch_answers import Answer, Signature
 from gateway.operations.batch_rows import Row
 from gateway.operations.calls import Room
+from gateway.operations.deployments import Target
 from gateway.operations.inference import Call
 from gateway.storage.batches import BatchRecord
 from gateway.storage.blobs import full
@@ -69,6 +70,8 @@ class BatchRun:
         self._count = count
         self._told = claimed.task.progress
         self._noted: BatchRecord | None = None
+        self._target: Target | None = None
+        """Its deployment, where that has come to be another than at the beginning: another version of its script, say."""
 
     @property
     def task(self) -> TaskRecord:
@@ -227,6 +230,8 @@ class BatchRun:
         served as it was the reason is told: that it is paused, say, which ends no batch."""
         until, pause_s, died = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S, False
         while True:
+            if known.target is not None and (target := self._target) is not None:
+                known = replace(known, target=target)
             try:
                 deadline = time.monotonic() + self._room.settings.task_run_s
                 call = Call(calls.principal_of(self._claimed), self._task.id, deadline, connection=self._connection)
@@ -236,7 +241,7 @@ class BatchRun:
                 died = died or again
                 is_late = time.monotonic() > until
                 if known.target is not None and error.code in _NOT_SERVED and not is_late:
-                    self._room.deployed.again(known.target, error, time.monotonic() + calls.WAKE_S)
+                    self._target = self._room.deployed.again(known.target, error, time.monotonic() + calls.WAKE_S)
                 elif not again and (error.code not in _PATIENT or is_late):
                     raise
             if self._stop.wait(pause_s):

@@ -1,11 +1,15 @@
 """Scripts of a deployment come, change and go under its calls: none fails, and each is of one script as a whole."""
 
 # ruff: noqa: F811 - fixtures are arguments
+import io
+import json
 import threading
 from typing import Any
 
 import pytest
 
+from gateway.worker import work
+from gateway.worker.process import Worker
 from inference_server.executors import sandbox
 from tests.eventually import eventually
 from tests.gateway.deployed_host import deployed, users_host  # noqa: F401
@@ -49,7 +53,7 @@ def test_no_call_fails_and_none_is_of_two_scripts(plain: Stage) -> None:
     for thread in threads:
         thread.start()
     try:
-        for name in ("both", "after", None, "before", "both"):
+        for name in ("both", "after", None, "before"):
             script = None if name is None else {"name": name}
             assert plain.ann("PATCH", "/v1/deployments/d", {"script": script}).status_code == 200
             plain.until("d")
@@ -65,3 +69,29 @@ def test_no_call_fails_and_none_is_of_two_scripts(plain: Stage) -> None:
     record = plain.over.storage.deployments.of_owner(plain.ann.principal.user_id, "d")
     assert record is not None and record.serving_script_id == record.script_version_id
     eventually(lambda: plain.over.ready("ann.d.script") == {str(record.script_version_id): "READY"}, "nothing of those before is left", 20)
+
+
+def test_a_batch_goes_on_with_the_script_that_serves(plain: Stage) -> None:
+    put(plain, "both", BOTH)
+    put(plain, "after", AFTER)
+    plain.deploy(script={"name": "both"})
+    services = plain.over.services
+    worker = Worker(services, 2, work.parts)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        rows = b"".join(b'{"x": [%d, 0]}\n' % number for number in range(300))
+        form = {"deployment": "d", "file": (io.BytesIO(rows), "rows.jsonl")}
+        made = plain.ann.http.post("/v1/batches", data=form, headers=plain.ann.headers)
+        assert made.status_code == 202, made.get_data(as_text=True)
+        path = f"/v1/batches/{made.get_json()['id']}"
+        eventually(lambda: plain.ann("GET", path).get_json()["rows_done"] > 0, "it is under way", 30)
+        assert plain.ann("PATCH", "/v1/deployments/d", {"script": {"name": "after"}}).status_code == 200
+        eventually(lambda: plain.ann("GET", path).get_json()["state"] == "succeeded", "it ends", 60)
+        lines = [json.loads(line) for line in plain.ann("GET", f"{path}/result").get_data(as_text=True).splitlines()]
+    finally:
+        worker.stop()
+        thread.join(30)
+    assert len(lines) == 300 and not [line for line in lines if "error" in line]
+    kinds = [next(iter(line["outputs"])) for line in lines]
+    assert set(kinds) == {"both", "after"} and (kinds[0], kinds[-1]) == ("both", "after")

@@ -77,14 +77,24 @@ class Pair:
         self.over.turn()
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
+    """Of all tests here, each of which leaves both running, and nothing of users."""
+    made: list[Host] = []
     with ExitStack() as stack:
-        hosts = []
         for name in ("one", "two"):
-            times(tmp_path / name / "models" / "triple" / "1" / "model.onnx", 3)
-            process = start_host(tmp_path / name)
-            hosts.append(Host(tmp_path / name, process, stack.enter_context(Client(f"thrift://{process['thrift']}"))))
+            folder = tmp_path_factory.mktemp(name)
+            times(folder / "models" / "triple" / "1" / "model.onnx", 3)
+            process = start_host(folder)
+            made.append(Host(folder, process, stack.enter_context(Client(f"thrift://{process['thrift']}"))))
+        yield made
+    for host in made:
+        host.process.stop()
+
+
+@pytest.fixture
+def pair(hosts: list[Host], tmp_path: Path) -> Iterator[Pair]:
+    with ExitStack() as stack:
         addresses = tuple(f"thrift://{host.process['thrift']}" for host in hosts)
         settings = Settings(data_dir=tmp_path / "data", model_hosts=addresses)
         services = build_services(settings, Models(addresses, partial(Client, timeout_s=20.0)))
@@ -94,7 +104,8 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         yield made
         assert made.over.reconciler.wait(60)
         for host in hosts:
-            host.process.stop()
+            for name in {entry.name for entry in host.client.repository_index()} - {"triple"}:
+                host.client.remove_model(name)
 
 
 def deployed(pair: Pair, tmp_path: Path, *names: str) -> tuple[list[DeploymentRecord], list[int]]:
@@ -214,10 +225,11 @@ def test_uploads_tests_and_scripts(pair: Pair, there: Place, triple: Path, fivef
     assert {host.client.capacity().models[-1].name for host in (pair.one, pair.two)} == {"ann.m.test"}
     for number, host in enumerate((pair.one, pair.two)):
         host.kill()
-        for name in (f"a{number}", f"b{number}"):
-            assert there.ann.upload(fivefold, name=name)[0] == 201, "whichever it is whose turn would be next"
-            if not sandbox.unusable():
-                assert there.ann("POST", f"/v1/scripts?name={name}", data=SCRIPT, content_type="text/x-python")[0] == 201
+        pair.over.services.models._turn = number - 1
+        assert there.ann.upload(fivefold, name=f"a{number}")[0] == 201, "it is the turn of the one that is away"
+        if not sandbox.unusable():
+            pair.over.services.models._turn = number - 1
+            assert there.ann("POST", f"/v1/scripts?name=s{number}", data=SCRIPT, content_type="text/x-python")[0] == 201
         host.begin()
     status, refused = there.ann.upload(Path(__file__), name="c")
     assert status == 422 and refused["code"] == "invalid_model", "a host that says so is believed"
