@@ -37,8 +37,8 @@ class Caller:
         assert found == status, (method, path, found, answer)
         return answer
 
-    def asked(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        headers = dict(self.headers)
+    def asked(self, method: str, path: str, body: Any = None, **more: str) -> tuple[int, Any]:
+        headers = self.headers | more
         data = body if isinstance(body, bytes) else None
         if body is not None and data is None:
             data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
@@ -69,10 +69,18 @@ class Caller:
 BOUNDARY = "b0undary"
 
 
+def upload_rows(rows: str, **fields: str) -> bytes:
+    return upload_content(rows.encode(), "file", "rows.csv", fields)
+
+
 def upload(file: Path, **fields: str) -> bytes:
-    parts = [f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="model"; filename="m.onnx"\r\n\r\n'.encode()
-    return b"".join([*parts, head, file.read_bytes(), f"\r\n--{BOUNDARY}--\r\n".encode()])
+    return upload_content(file.read_bytes(), "model", "m.onnx", fields)
+
+
+def upload_content(content: bytes, field: str, name: str, fields: dict[str, str]) -> bytes:
+    parts = [f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode() for key, value in fields.items()]
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode()
+    return b"".join([*parts, head, content, f"\r\n--{BOUNDARY}--\r\n".encode()])
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +141,28 @@ def test_over_every_way(stack: Process, ann: Caller) -> None:
     assert stats["errors"] == {} and stats["latency_ms"]["p99"] > 0
     ann("PATCH", "/v1/deployments/d", {"sleep_after_s": None})
     assert bob.infer(name="triple") == (200, 6.0), "and the operators' models are everybody's who is signed in"
+
+
+def test_tasks_and_a_batch_of_one_that_sleeps(stack: Process, ann: Caller) -> None:
+    """Whoever does not wait for the answer does not wait for the waking either."""
+    ann.settled()
+    ann("PATCH", "/v1/deployments/d", {"sleep_after_s": 1})
+    body = {"inputs": {"x": [[2, 0]]}}
+
+    def ended(path: str) -> Any:
+        return within(40, lambda: (found := ann("GET", f"{path}?wait=5"))["state"] not in ("queued", "running") and found)
+
+    ann.settled("sleeping")
+    status, task = ann.asked("POST", "/v1/deployments/d/predictions", body, Prefer="respond-async")
+    assert status == 202 and task["deployment"] == f"{ann.name}.d" and task["state"] == "queued"
+    task = ended(f"/v1/tasks/{task['id']}")
+    assert (task["state"], task["attempts"]) == ("succeeded", 1) and ann("GET", task["result_url"])["outputs"] == {"y": [[4, 0]]}
+    assert ann.asked("POST", "/v1/deployments/d/predictions", body, Prefer="wait=20")[1]["deployment"] == f"{ann.name}.d"
+    ann.settled("sleeping")
+    batch = ann("POST", "/v1/batches", upload_rows("a,b\n" + "2,0\n" * 50, deployment="d"), 202)
+    batch = ended(f"/v1/batches/{batch['id']}")
+    assert (batch["state"], batch["rows_done"], batch["rows_failed"]) == ("succeeded", 50, 0)
+    ann("PATCH", "/v1/deployments/d", {"sleep_after_s": None})
 
 
 def test_a_worker_that_is_killed_all_the_time(stack: Process, ann: Caller) -> None:
