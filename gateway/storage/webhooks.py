@@ -271,7 +271,7 @@ def _chosen(db: SqliteDatabase, hooks: Sequence[Any], now: float, limit: int, he
             break
         row = min(left, key=lambda row: (users[row["user_id"]], webhooks[row["id"]]))
         if row["id"] not in waiting:
-            sql = "select id from deliveries where webhook_id = ? and state = 'pending' and next_at <= ? order by next_at, id limit ?"
+            sql = "select id from deliveries where webhook_id = ? and state = 'pending' and next_at <= ? order by next_at limit ?"
             waiting[row["id"]] = [found["id"] for found in db.execute(sql, [row["id"], now, MOST_OF_WEBHOOK]).fetchall()]
         if not waiting[row["id"]]:
             left.remove(row)

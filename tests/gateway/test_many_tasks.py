@@ -1,0 +1,78 @@
+"""What lists of somebody with very many tasks, and notices of a receiver that is away, cost: SQLite's own steps, as in `test_many_rows`."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from gateway.clock import to_text
+from gateway.operations import task_notices
+from gateway.storage import Storage
+from gateway.types import Role
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+ROWS = 20_000
+MOST = 6_000
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    made = Storage(tmp_path_factory.mktemp("many") / "state")
+    for name in ("ann", "bob"):
+        made.users.create(name, None, "x", Role.USER, NOW)
+    at = to_text(NOW - timedelta(hours=1))
+    tasks = "id, user_id, model, kind, state, turn, created_at, queued_at, started_at, finished_at"
+    with made.database.write() as db:
+        db.conn.executemany(
+            f"insert into tasks ({tasks}) values (?, 1, 'm', ?, ?, 0.0, ?, ?, ?, ?)",
+            [(f"{n:032x}", "batch" if n < 3 else "prediction", "failed" if n < 5 else "succeeded", at, at, at, at) for n in range(ROWS)],
+        )
+        for user_id in (1, 2):
+            db.execute(
+                "insert into webhooks (id, user_id, url, secret, created_at, updated_at) values (?, ?, 'http://x', 'whsec_', ?, ?)",
+                [f"wh_{user_id}", user_id, at, at],
+            )
+        db.conn.executemany(
+            "insert into deliveries (id, webhook_id, task_id, event, payload, state, next_at, created_at) values (?, ?, ?, 'task.failed', '{}', ?, 0, ?)",
+            [(f"msg_{n:032x}", f"wh_{1 + n % 2}", str(n), "pending" if n % 2 else "delivered", at) for n in range(ROWS)],
+        )
+    yield made
+    made.close()
+
+
+CALLS: dict[str, Callable[[Storage], Any]] = {
+    "one's tasks": lambda s: s.tasks.page({"user_id": 1}, None, 50),
+    "one's batches": lambda s: s.tasks.page({"user_id": 1, "kind": "batch"}, None, 50),
+    "one's tasks that failed": lambda s: s.tasks.page({"user_id": 1, "state": "failed"}, None, 50),
+    "one's tasks that run": lambda s: s.tasks.page({"user_id": 1, "state": "running"}, None, 50),
+    "one's tasks of a model": lambda s: s.tasks.page({"user_id": 1, "model": "other"}, None, 50),
+    "everybody's batches": lambda s: s.tasks.page({"kind": "batch"}, None, 50),
+    "everybody's tasks that expired": lambda s: s.tasks.page({"state": "expired"}, None, 50),
+    "what waited too long": lambda s: s.tasks.expire(NOW, 3600.0, 60.0, task_notices.notice),
+    "what nobody holds": lambda s: s.task_queue.reap(NOW, 3, lambda _: 1.0, 60.0, task_notices.notice),
+    "the next tasks": lambda s: s.task_queue.settle((), (), NOW, 60.0, task_notices.notice, {"prediction": 16, "batch": 2}, 1, 60.0),
+    "notices that are due": lambda s: s.webhooks.claim(NOW, 60.0, 32),
+    "notices that failed": lambda s: s.webhooks.deliveries("wh_1", "failed", None, 50),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_nothing_is_looked_through(storage: Storage, what: str) -> None:
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 100
+        return 0
+
+    with storage.database.read() as db:
+        connection = db.conn
+        connection.set_progress_handler(count, 100)
+    try:
+        CALLS[what](storage)
+        with storage.database.read() as db:
+            assert db.conn is connection, "the call was made over the connection that is counted"
+    finally:
+        connection.set_progress_handler(None, 0)
+    assert steps < MOST, f"{what}: {steps} steps"
