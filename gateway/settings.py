@@ -129,6 +129,7 @@ class Settings:
     quota_models: int = _setting(1_000, "models of one user; 0: no limit", low=0)
     quota_bytes: int = _setting(100 << 30, "bytes of one user's models; 0: no limit", low=0)
     quota_deployments: int = _setting(100, "deployments of one user; 0: no limit", low=0)
+    quota_instances: int = _setting(64, "processes on each model host of one user's deployments, at their most; 0: no limit", low=0)
     quota_tasks: int = _setting(100_000, "unfinished tasks of one user; 0: no limit", low=0)
     trace_endpoint: str = _setting("", "where traces are sent over OTLP/HTTP, such as http://127.0.0.1:4318; empty: nowhere")
     trace_rate: float = _setting(1.0, "share of the requests without a traceparent that begin a trace", low=0.0, high=1)

@@ -84,7 +84,8 @@ class Deployments:
         if desired == RUNNING:
             admission.require(self._models, full_name, columns.get("cpus"), columns.get("memory"), columns["instances"])
         columns |= {"owner_id": principal.user_id, "name": values["name"], "model_id": model.id}
-        made = self._rows.create(columns, doer, self._now(), self._storage.quotas.limit(principal.user_id, "deployments"))
+        most, instances = (self._storage.quotas.limit(principal.user_id, kind) for kind in ("deployments", "instances"))
+        made = self._rows.create(columns, doer, self._now(), most, instances)
         self._nudge()
         return made
 
@@ -177,7 +178,10 @@ class Deployments:
         if revision not in (None, found.revision):
             raise ChangedMeanwhile
         # whatever was looked at must still be so: two changes at once are one after the other, and the second sees the first
-        made = self._rows.change(found.id, columns, doer, self._now(), revision=found.revision, action=action, detail=detail)
+        most = self._storage.quotas.limit(found.owner_id, "instances")
+        made = self._rows.change(
+            found.id, columns, doer, self._now(), revision=found.revision, action=action, detail=detail, most_instances=most
+        )
         if made is None:
             raise ChangedMeanwhile
         self._nudge()

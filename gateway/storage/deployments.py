@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlite_utils import Database as SqliteDatabase
+
 from gateway.clock import to_text
 from gateway.storage import audit
 from gateway.storage.audit import Doer
 from gateway.storage.database import Database
 from gateway.storage.marks import Mark
+from gateway.storage.quotas import used
 from idl.codes import Code, ServingError
 
 RUNNING, PAUSED, DELETED = "running", "paused", "deleted"
@@ -108,8 +111,9 @@ class Deployments:
 
     # what owners do --------------------------------------------------------------------------------------------------------------
 
-    def create(self, values: Mapping[str, Any], doer: Doer, now: datetime, most: int = 0) -> DeploymentRecord:
-        """`values` by column. Raises already_exists for a name that the owner has, overloaded beyond `most` of one owner (0: any number).
+    def create(self, values: Mapping[str, Any], doer: Doer, now: datetime, most: int = 0, most_instances: int = 0) -> DeploymentRecord:
+        """`values` by column. Raises already_exists for a name that the owner has, insufficient_capacity beyond `most` of one owner, or beyond
+        `most_instances` of all of them (0: any number).
 
         One of that name that is on its way out makes room; its files go before the new one's come.
         """
@@ -132,6 +136,7 @@ class Deployments:
                 f"insert into deployments ({columns}) values ({', '.join('?' * len(given))}) returning id", list(given.values())
             ).fetchone()
             made = _record(db.execute(f"{_SELECT} where d.id = ?", [row["id"]]).fetchone())
+            _refuse_instances(db, owner_id, 0, most_instances)
             audit.write(db, doer, "deployment.create", made.rpc_name, now, {"model": made.model, "version": made.version})
         self._sharing.change()
         return made
@@ -188,11 +193,15 @@ class Deployments:
         revision: int | None = None,
         action: str = "deployment.change",
         detail: Mapping[str, Any] | None = None,
+        most_instances: int = 0,
     ) -> DeploymentRecord | None:
-        """Sets columns, counts revision and generation, and forgives failures. None where it is gone, or is another revision than asked."""
+        """Sets columns, counts revision and generation, and forgives failures. None where it is gone, or is another revision than asked. Raises
+        insufficient_capacity for more than `most_instances` of its owner (0: any number), where there were fewer before."""
         sets = ", ".join(f"{column} = ?" for column in changes)
         asked = "" if revision is None else "and revision = ?"
         with self._database.write() as db:
+            owner = db.execute("select owner_id from deployments where id = ?", [deployment_id]).fetchone()
+            before = used(db, owner["owner_id"], "instances") if owner is not None else 0
             row = db.execute(
                 f"update deployments set {sets}{', ' if sets else ''}revision = revision + 1, generation = generation + 1, retry_at = 0,"
                 f" failures = 0, notice = '', updated_at = ? where id = ? and deleted_at is null and state <> 'deleting' {asked} returning id",
@@ -201,6 +210,7 @@ class Deployments:
             if row is None:
                 return None
             made = _record(db.execute(f"{_SELECT} where d.id = ?", [deployment_id]).fetchone())
+            _refuse_instances(db, made.owner_id, before, most_instances)
             audit.write(db, doer, action, made.rpc_name, now, detail if detail is not None else dict(changes))
         self._sharing.change()
         return made
@@ -273,6 +283,15 @@ class Deployments:
     def _many(self, where: str, arguments: Sequence[Any]) -> list[DeploymentRecord]:
         with self._database.read() as db:
             return [_record(row) for row in db.execute(f"{_SELECT} {where}", arguments).fetchall()]
+
+
+def _refuse_instances(db: SqliteDatabase, owner_id: int, before: int, most: int) -> None:
+    """The write lock is held, and the row is as it is to be."""
+    count = used(db, owner_id, "instances")
+    if most and count > most and count > before:
+        raise ServingError(
+            Code.INSUFFICIENT_CAPACITY, f"your deployments that are to run would have {count} instances, {most} are allowed for each user"
+        )
 
 
 def _record(row: Any) -> DeploymentRecord:

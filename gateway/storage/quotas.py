@@ -7,14 +7,16 @@ from sqlite_utils import Database as SqliteDatabase
 
 from gateway.storage.database import Database
 
-KINDS = ("models", "bytes", "deployments", "tasks")
-"""Models, bytes of their files, deployments that are not deleted, and tasks that have not ended."""
+KINDS = ("models", "bytes", "deployments", "instances", "tasks")
+"""Models, bytes of their files, deployments that are not deleted, processes that those which are to run may have, and tasks that have not ended."""
 _BYTES = "coalesce(sum(v.size + (select coalesce(sum(f.size), 0) from version_files f where f.version_id = v.id)), 0)"
 _USED = {
     "models": "select count(*) from models where owner_id = ? and deleted_at is null",
     "bytes": f"select {_BYTES} from model_versions v join models m on m.id = v.model_id"
     " where m.owner_id = ? and m.deleted_at is null and v.deleted_at is null",
     "deployments": "select count(*) from deployments where owner_id = ? and deleted_at is null",
+    "instances": "select coalesce(sum(max(instances, coalesce(max_instances, 0))), 0) from deployments"
+    " where owner_id = ? and deleted_at is null and desired_state = 'running'",
     "tasks": "select coalesce((select queued + running + paused from queues where user_id = ?), 0)",
 }
 

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from inference_server import load_order, version_labels, warmup_samples
 from tests.eventually import eventually
 from tests.gateway.deployed_host import Deployed, deployed, users_host  # noqa: F401
 from tests.gateway.deployed_rows import DOER, NOW, deployment, model, user
-from tests.gateway.deployed_stage import Stage, plain, predict  # noqa: F401
+from tests.gateway.deployed_stage import Person, Stage, plain, predict  # noqa: F401
 from tests.gateway.owners import Place, fivefold, place, principal, triple  # noqa: F401
 from tests.onnx_models import times
 
@@ -194,3 +195,33 @@ def test_an_upload_whose_file_is_a_models_already_is_gone(place: Place, triple: 
     assert place.ann("GET", f"/v1/uploads/{upload}")[0] == place.ann("POST", "/v1/models", json={"name": "m", "upload": upload})[0] == 404
     assert place.ann("PATCH", f"/v1/uploads/{upload}", data=content, headers=sent)[0] == 404
     assert place.ann.upload(triple, name="m")[0] == 201
+
+
+def test_nobody_has_more_instances_than_his_quota(plain: Stage) -> None:
+    """They are processes of the host, whatever they reserve, and also those that a range allows."""
+    ann = plain.ann
+
+    def asked(name: str, method: str = "POST", **more: Any) -> int:
+        body = {"name": name, "model": "m", **more} if method == "POST" else more
+        return ann(method, "/v1/deployments" + ("" if method == "POST" else f"/{name}"), body).status_code
+
+    plain.over.storage.quotas.defaults = {"instances": 6}
+    assert (
+        asked("a", instances=1024) == asked("a", max_instances=7) == 507
+        and "6 are allowed" in ann("POST", "/v1/deployments", {"name": "a", "model": "m", "instances": 7}).get_json()["detail"]
+    )
+    assert asked("a", instances=1, max_instances=4) == 201 and asked("b", instances=3) == 507 and asked("b", instances=2) == 201
+    assert asked("a", "PATCH", max_instances=5) == 507 and asked("a", "PATCH", golden_tolerance=0.5) == 200
+    assert asked("c", instances=6, desired_state="paused") == 201 and asked("c", "PATCH", desired_state="running") == 507
+    plain.over.storage.quotas.defaults = {"instances": 3}
+    assert asked("a", "PATCH", golden_tolerance=0.1) == asked("a", "PATCH", max_instances=3) == 200, "what is there may become less"
+    assert asked("b", "PATCH", desired_state="paused") == 200 and asked("b", "PATCH", desired_state="running") == 507
+    assert ann("GET", "/v1/me/quota").get_json()["instances"] == {"used": 3, "limit": 3}
+
+    plain.over.storage.quotas.defaults = {"instances": 6}
+    people = [Person(ann.http.application.test_client(), ann.headers, ann.principal) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(
+            pool.map(lambda each: each[1]("POST", "/v1/deployments", {"name": f"x{each[0]}", "model": "m"}).status_code, enumerate(people))
+        )
+    assert sorted(made) == [201] * 3 + [507] * 5, "also at once"
