@@ -54,7 +54,7 @@ def data(answer: tuple[int, dict[str, str], bytes]) -> object:
 
 def processes(up: Process, event: str) -> list[int]:
     """Of the gateway, by what its log says of their start; those that replaced others last."""
-    lines = (Path(up["data"]) / "logs" / "gateway.log").read_text().splitlines()
+    lines = (Path(up["data"]) / "logs" / "gateway.log").read_text().rpartition("\n")[0].splitlines()  # the last may be half there
     return [json.loads(line)["pid"] for line in lines if f'"{event}"' in line]
 
 

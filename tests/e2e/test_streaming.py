@@ -323,7 +323,11 @@ def test_a_stream_that_is_cut_off_does_not_look_as_if_it_had_ended(up: Process) 
 
 
 def gateway_log(up: Process) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(up["data"]) / "logs" / "gateway.log").read_text().splitlines() if line.startswith("{")]
+    return [
+        json.loads(line)
+        for line in (Path(up["data"]) / "logs" / "gateway.log").read_text().rpartition("\n")[0].splitlines()
+        if line.startswith("{")
+    ]
 
 
 @needs("nginx")
