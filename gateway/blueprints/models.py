@@ -234,6 +234,18 @@ def delete_version(asked: Asked, name: str, version: str) -> Reply:
     return Reply()
 
 
+@_routes.route(
+    "POST",
+    "/v1/models/<name>/versions/<version>/restore",
+    "takes the deletion of a version back, until it is purged",
+    {200: Answer("the version", MODEL_VERSION)},
+    scope=Scope.WRITE,
+    errors=(Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND),
+)
+def restore_version(asked: Asked, name: str, version: str) -> Reply:
+    return Reply(model_bodies.model_version(services().library.restore_version(asked.me, name, number_of(version), asked.doer)))
+
+
 def number_of(version: str) -> int:
     """Of a path. Raises version_not_found for what no version is called."""
     if not (version.isascii() and version.isdigit() and len(version) < 10):

@@ -166,6 +166,11 @@ class Library:
         found = self.find(principal, name, Can.CHANGE)
         self._rows.delete_version(found.model.id, number, doer, self._now())
 
+    def restore_version(self, principal: Principal, name: str, number: int, doer: Doer) -> VersionRecord:
+        """Until it is purged. Raises version_not_found."""
+        found = self.find(principal, name, Can.CHANGE)
+        return self._rows.restore_version(found.model.id, number, doer, self._now())
+
     # housekeeping --------------------------------------------------------------------------------------------------------------------
 
     def tidy(self, *, dry_run: bool = False) -> Mapping[str, int]:

@@ -193,6 +193,20 @@ class Models:
             _touch(db, model_id, None, now)
             audit.write(db, doer, "model.version.delete", model.full_name, now, {"version": number})
 
+    def restore_version(self, model_id: int, number: int, doer: Doer, now: datetime) -> VersionRecord:
+        """Raises version_not_found for one that was purged, or is there."""
+        with self._database.write() as db:
+            model = _within(db, model_id)
+            row = db.execute(
+                "update model_versions set deleted_at = null where model_id = ? and number = ? and deleted_at is not null returning id",
+                [model_id, number],
+            ).fetchone()
+            if row is None:
+                raise ServingError(Code.VERSION_NOT_FOUND, f"model {model.name!r} has no deleted version {number}")
+            _touch(db, model_id, None, now)
+            audit.write(db, doer, "model.version.restore", model.full_name, now, {"version": number})
+            return _version(db.execute(f"select {_VERSION} from model_versions where id = ?", [row["id"]]).fetchone())
+
     def purge(self, before: datetime, doer: Doer, now: datetime, *, dry_run: bool = False) -> int:
         """Forgets the models that were deleted before then, and versions likewise, with the deployments of theirs that are gone; how many
         models. Their blobs are swept afterwards. What a deployment still has on a model host stays."""

@@ -136,9 +136,11 @@ def _post(world: World, path: str, body: Any) -> Any:
 
 
 def _fill_models(world: World, person: Principal) -> int:
-    """A model with two versions, its deployment, a script, and a model that is deleted afterwards: the number of that one."""
+    """A model with two versions and one that is deleted, its deployment, a script, and a model that is deleted afterwards: the number of that one."""
     storage, path = world.services.storage, times(world.folder / "model.onnx", 3)
-    model_id, (first, second) = deployed_rows.model(storage, person, "m", path, times(world.folder / "other.onnx", 5))
+    others = (times(world.folder / f"{factor}.onnx", factor) for factor in (5, 7))
+    model_id, (first, second, _) = deployed_rows.model(storage, person, "m", path, *others)
+    storage.models.delete_version(model_id, 3, deployed_rows.doer(person), world.services.now())
     gone_id, _ = deployed_rows.model(storage, person, "gone", path)
     deployed_rows.deployment(
         storage,

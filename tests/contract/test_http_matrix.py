@@ -97,6 +97,7 @@ ROWS: dict[str, Row] = {
     "GET /v1/models/<name>/versions": Row("UNAAAAA", "/v1/models/{model}/versions"),
     "GET /v1/models/<name>/versions/<version>": Row("UNAAAAA", "/v1/models/{model}/versions/1"),
     "DELETE /v1/models/<name>/versions/<version>": Row("UNFAAFA", "/v1/models/{model}/versions/1"),
+    "POST /v1/models/<name>/versions/<version>/restore": Row("UNFAAFA", "/v1/models/{model}/versions/3/restore"),
     "POST /v1/models/<name>/test": Row("UNFAAFA", "/v1/models/{model}/test", {"inputs": {"x": [[1, 2]]}}),
     # deployments
     "POST /v1/deployments/<name>/golden": Row("UNFAAFA", "/v1/deployments/{deployment}/golden?name=new", {"inputs": {"x": [[1, 2]]}}),

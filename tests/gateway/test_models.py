@@ -189,6 +189,25 @@ def test_an_operators_model_is_read(place: Place) -> None:
     assert place.ann("GET", "/v1/models/nothing")[0] == 404 and place.nobody("GET", "/v1/models/nothing")[0] == 401
 
 
+def test_a_deleted_version_comes_back(place: Place, triple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = place.ann.upload(triple, name="m")[1]
+    with place.services.storage.database.write() as db:  # another version of the same file: it need not be tried again
+        columns = [row["name"] for row in db.execute("pragma table_info(model_versions)").fetchall() if row["name"] not in ("id", "number")]
+        names = ", ".join(columns)
+        db.execute(f"insert into model_versions (number, {names}) select 2, {names} from model_versions")
+    path = "/v1/models/m/versions/2"
+    assert place.ann("POST", f"{path}/restore")[1]["code"] == "version_not_found", "it is there"
+    assert place.ann("DELETE", path)[0] == 204 and place.ann("GET", path)[0] == 404
+    assert place.bob("POST", "/v1/models/ann.m/versions/2/restore")[0] == 404
+    assert place.ann("POST", f"{path}/restore")[1]["sha256"] == first["sha256"]
+    assert place.ann("GET", "/v1/models/m")[1]["version"] == 2 and place.ann("GET", path)[0] == 200
+    assert place.ann("DELETE", path)[0] == 204
+    library, later = place.services.library, place.services.now() + timedelta(days=31)
+    monkeypatch.setattr(library, "_now", lambda: later)
+    library.tidy()
+    assert place.ann("POST", f"{path}/restore")[0] == 404 and place.ann("GET", "/v1/models/m")[1]["version"] == 1
+
+
 def test_deleted_restored_and_purged(place: Place, triple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = place.ann.upload(triple, name="m", tags="a")[1]["sha256"]
     assert place.ann("DELETE", "/v1/models/m", headers={"If-Match": '"9"'})[0] == 412
