@@ -51,6 +51,8 @@ from gateway.operations.deployed import Deployed
 from gateway.operations.deployment_statistics import Collector
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
+from gateway.pages import accounts as account_pages
+from gateway.pages import assets, choices, components, home, languages, templating, welcome
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.waiters import Waiters
@@ -90,6 +92,7 @@ _BLUEPRINTS = (
     v2_run_time,
     webhooks,
 )
+_PAGES = (account_pages, assets, choices, components, home, welcome)
 _LEAST_MESSAGE_BYTES = 64 << 20
 """What a picture becomes, and what a model answers, may be larger than the body that it came in."""
 
@@ -158,7 +161,9 @@ def create_app(settings: Settings, *, services: Services | None = None, hot: boo
     app.extensions[EXTENSION] = services = services or default_services(settings)
     requests.watch(app)
     errors.handle(app)
-    for module in _BLUEPRINTS:
+    languages.prepare(app)
+    templating.prepare(app)
+    for module in (*_BLUEPRINTS, *_PAGES):
         app.register_blueprint(module.blueprint)
     if hot:
         app.wsgi_app = HotRoutes(app.wsgi_app, services)  # type: ignore[method-assign]

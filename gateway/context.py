@@ -12,6 +12,7 @@ from gateway.bells import Bell
 from gateway.metrics import Metrics
 from gateway.models_rpc import Models
 from gateway.operations.access import Access
+from gateway.operations.browsers import SESSION, Browsers
 from gateway.operations.credentials import Credentials
 from gateway.operations.deployed import Deployed
 from gateway.operations.deployment_changes import Deployments
@@ -48,6 +49,7 @@ EXTENSION = "outboard"
 RECONCILER = "deployments"
 """What the task worker calls the part that makes model hosts agree with what is wanted."""
 REQUEST_ID_HEADER = "X-Request-Id"
+FORM_TOKEN = "X-Form-Token"
 
 
 def _no_connection() -> int:
@@ -79,6 +81,11 @@ class Services:
     def access(self) -> Access:
         """The rule of who may do what."""
         return Access(self.storage)
+
+    @property
+    def browsers(self) -> Browsers:
+        """Sessions of browsers."""
+        return Browsers(self.storage, self.users, self.settings, self.now)
 
     @property
     def mail(self) -> Mail:
@@ -150,9 +157,18 @@ def client_address() -> str:
 
 
 def principal() -> Principal | None:
-    """Who asks, None for a request without a token. Raises unauthenticated for a token that is not valid (any more)."""
+    """Who asks, None for a request without a token. Raises unauthenticated for a token that is not valid (any more).
+
+    A page's script asks with the cookie of its browser; for what changes something it shows its form token as well, or it is forbidden.
+    """
     if "principal" not in g:
-        g.principal = wsgi_request.principal(request.environ, services().tokens)
+        owned = services()
+        found = wsgi_request.principal(request.environ, owned.tokens)
+        if found is None and (cookie := request.cookies.get(SESSION)):
+            found = owned.browsers.principal(cookie)
+            if found is not None and request.method not in ("GET", "HEAD"):
+                owned.browsers.check_form(found.session, request.headers.get(FORM_TOKEN, ""))
+        g.principal = found
     return cast("Principal | None", g.principal)
 
 

@@ -23,6 +23,7 @@ SIGNUP_TTL = timedelta(hours=24)
 SELF = Doer(None, "")
 """Whoever the account is of, from an address that is not known."""
 _WRONG = "the username or the password is wrong"
+UNCONFIRMED = "the e-mail address has to be confirmed first, by the code that was sent to it"
 
 
 class Users:
@@ -113,7 +114,7 @@ class Users:
         if user.disabled_at is not None:
             raise ServingError(Code.FORBIDDEN, "the account is disabled: ask an administrator")
         if self._needs_verified and user.email is not None and user.email_verified_at is None:
-            raise ServingError(Code.FORBIDDEN, "the e-mail address has to be confirmed first, by the code that was sent to it")
+            raise ServingError(Code.FORBIDDEN, UNCONFIRMED)
 
     def read(self, principal: Principal) -> UserRecord:
         """Raises unauthenticated where the account was deleted meanwhile."""

@@ -1,0 +1,111 @@
+"""What templates may call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from flask import Flask, request
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as later
+
+from gateway.clock import to_text
+from gateway.error_texts import TEXTS
+from gateway.pages import frame, languages, sentences
+from gateway.pages.assets import asset
+from gateway.types import Role
+from idl.codes import Code
+
+_STATES: Mapping[str, Any] = {
+    "running": later("running"),
+    "succeeded": later("succeeded"),
+    "ready": later("ready"),
+    "starting": later("starting"),
+    "queued": later("queued"),
+    "waking": later("waking up"),
+    "draining": later("draining"),
+    "pausing": later("pausing"),
+    "deleting": later("being deleted"),
+    "paused": later("paused"),
+    "sleeping": later("sleeping"),
+    "failed": later("failed"),
+    "expired": later("expired"),
+    "cancelled": later("cancelled"),
+}
+_KINDS: Mapping[str, Any] = {
+    "models": later("Models"),
+    "bytes": later("Storage"),
+    "deployments": later("Deployments"),
+    "tasks": later("Unfinished tasks"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of the site. `here`: the reader is in it."""
+
+    name: str
+    where: str
+    picture: str
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CodeText:
+    """What an error code means, in the reader's language."""
+
+    title: str
+    hint: str
+
+
+def prepare(app: Flask) -> None:
+    """Gives the templates of `app` what they need."""
+    app.context_processor(frame.context)
+    app.jinja_env.globals.update(
+        asset=asset,
+        places=places,
+        here=lambda: request.path,
+        said=sentences.said,
+        code_text=code_text,
+        state_name=lambda name: _STATES.get(name, name),
+        kind_name=lambda name: _KINDS.get(name, name),
+        amount=amount,
+        iso=iso,
+    )
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+
+
+def places() -> list[Place]:
+    """Where the reader may go."""
+    visitor = frame.visitor()
+    if visitor is None:
+        return []
+    known: list[tuple[str, str, str]] = [(_("Home"), "/ui", "home")]
+    if visitor.role is Role.ADMINISTRATOR:
+        known.append((_("Components"), "/ui/components", "components"))
+    path = request.path
+    return [Place(name, where, picture, path == where or (where != "/ui" and path.startswith(where))) for name, where, picture in known]
+
+
+def code_text(code: Code) -> CodeText:
+    text = TEXTS[code]
+    if languages.current() == "zh":
+        return CodeText(text.title_zh, text.hint_zh)
+    return CodeText(text.title, text.hint)
+
+
+def amount(kind: str, number: int) -> str:
+    """Bytes with a unit, anything else as it is."""
+    if kind != "bytes":
+        return f"{number:,}"
+    size, unit = float(number), "B"
+    for bigger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, bigger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+def iso(at: datetime | str | None) -> str:
+    """A moment as HTML wants it, "" for none."""
+    return to_text(at) if isinstance(at, datetime) else at or ""

@@ -1,0 +1,24 @@
+// What the scripts of several pages use.
+export function notice(text, kind = "info") {
+  const box = document.createElement("div");
+  box.className = `alert alert-${kind}`;
+  box.textContent = text;
+  document.getElementById("notices").append(box);
+  setTimeout(() => box.remove(), 6000);
+}
+
+export const formToken = () => document.querySelector("meta[name=form-token]").content;
+
+/** A request to the REST interface, as whoever is signed in. Resolves to [status, body]. */
+export async function ask(method, path, body) {
+  const headers = { "X-Form-Token": formToken() };
+  if (body && !(body instanceof FormData)) {
+    headers["Content-Type"] = "application/json";
+    body = JSON.stringify(body);
+  }
+  const answer = await fetch(path, { method, headers, body, credentials: "same-origin" });
+  const text = await answer.text();
+  let content = null;
+  try { content = text ? JSON.parse(text) : null; } catch { content = { detail: text }; }
+  return [answer.status, content];
+}
