@@ -9,6 +9,7 @@ from inference_server.executors import sandbox
 
 IN_CI = os.environ.get("CI") == "true"
 PACKAGES = {
+    "chromium": "chromium",
     "curl": "curl",
     "h2load": "nghttp2-client",
     "java": "default-jre-headless",

@@ -34,6 +34,7 @@ ROOMS = {
         ["__main__", "wsgi", "preloaded"],
         ["launch", "front", "worker"],
         ["application"],
+        ["pages"],
         ["blueprints", "hot_routes"],
         ["context"],
         ["wsgi_request", "observation"],

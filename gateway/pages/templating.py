@@ -64,7 +64,7 @@ def prepare(app: Flask) -> None:
     app.jinja_env.globals.update(
         asset=asset,
         places=places,
-        here=lambda: request.path,
+        here=lambda: request.full_path.rstrip("?"),
         said=sentences.said,
         code_text=code_text,
         state_name=lambda name: _STATES.get(name, name),

@@ -1,0 +1,83 @@
+"""The system's Chromium, driven by Playwright, and everything that a page must not do while it is looked at."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+PROGRAM = "chromium"
+_OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+
+@contextmanager
+def chromium(program: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=list(_OPTIONS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Watched:
+    """A page, and what was wrong with it: messages of scripts and of the policy, requests to other hosts, answers that are errors."""
+
+    page: Page
+    context: BrowserContext
+    home: str
+    wrong: list[str] = field(default_factory=list)
+    expected: tuple[int, ...] = ()
+
+    def go(self, path: str) -> Page:
+        self.page.goto(self.home + path)
+        return self.page
+
+    def axe(self) -> list[str]:
+        """What axe-core finds against WCAG 2.2 AA."""
+        # not as a script of the page, which the policy would refuse
+        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found: list[dict[str, Any]] = self.page.evaluate(
+            "rules => axe.run(document, {runOnly: rules}).then(found => found.violations)", _RULES
+        )
+        return [f"{each['id']}: {node['html'][:160]}" for each in found for node in each["nodes"]]
+
+    def too_wide(self) -> int:
+        """By how many pixels the page is wider than its window."""
+        wide: int = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        return wide
+
+
+@contextmanager
+def watched(browser: Browser, home: str, **options: Any) -> Iterator[Watched]:
+    context = browser.new_context(**options)
+    page = context.new_page()
+    made = Watched(page, context, home)
+    host = urlsplit(home).netloc
+    page.on("console", lambda message: made.wrong.append(f"console: {message.text}") if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: made.wrong.append(f"script: {error}"))
+
+    def asked(request: Any) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme in ("http", "https") and parts.netloc != host:
+            made.wrong.append(f"another host: {request.url}")
+
+    page.on("request", asked)
+    try:
+        yield made
+    finally:
+        context.close()

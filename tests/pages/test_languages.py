@@ -1,0 +1,86 @@
+"""Every sentence of the pages is there in every language, and what operations say is found again."""
+
+import re
+from pathlib import Path
+
+import pytest
+from babel.messages.extract import extract_from_dir
+from babel.messages.mofile import read_mo
+from babel.messages.pofile import read_po
+from flask import Flask
+
+from gateway.pages import languages, sentences
+
+ROOT = Path(__file__).resolve().parents[2]
+CATALOGS = sorted((ROOT / "gateway" / "translations").glob("*/LC_MESSAGES/messages.po"))
+_PLACES = re.compile(r"%\(\w+\)s|\{\}")
+
+
+def said() -> set[str]:
+    methods = [("gateway/pages/**.py", "python"), ("gateway/templates/**.html", "jinja2")]
+    found = extract_from_dir(str(ROOT), methods, keywords={"_": None, "gettext": None, "later": None})
+    return {str(message) for _, _, message, _, _ in found}
+
+
+def test_there_is_one_for_each_language_but_english() -> None:
+    assert {path.parts[-3] for path in CATALOGS} == set(languages.NAMES) - {"en"}
+
+
+@pytest.mark.parametrize("path", CATALOGS, ids=lambda path: path.parts[-3])
+def test_nothing_is_missing_and_nothing_left_over(path: Path) -> None:
+    with path.open("rb") as file:
+        catalog = {str(message.id): str(message.string) for message in read_po(file) if message.id}
+    assert set(catalog) == said(), "run scripts/translations"
+    assert not [key for key, text in catalog.items() if not text], "these have no translation"
+    wrong = {key: text for key, text in catalog.items() if sorted(_PLACES.findall(key)) != sorted(_PLACES.findall(text))}
+    assert not wrong, "other places for values"
+    with path.with_suffix(".mo").open("rb") as file:
+        compiled = {str(message.id): str(message.string) for message in read_mo(file) if message.id}
+    assert compiled == catalog, "run scripts/translations"
+
+
+def test_templates_say_nothing_that_is_not_marked() -> None:
+    """Words between tags that no translation can reach."""
+    found = []
+    for path in (ROOT / "gateway" / "templates").rglob("*.html"):
+        text = re.sub(
+            r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}|<script.*?</script>|<code>.*?</code>", " ", path.read_text(encoding="utf-8"), flags=re.S
+        )
+        for words in re.findall(r">([^<>]*[A-Za-z]{3,}[^<>]*)<", text):
+            if words.strip() not in ("Outboard", "OpenAPI", "· Outboard"):
+                found.append((path.name, words.strip()))
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("text", "chinese"),
+    [
+        ("the username or the password is wrong", "用户名或密码错误"),
+        ("must have 8 to 256 characters, not 3", "须有 8 到 256 个字符，现在是 3 个"),
+        ("'ann' is taken", "'ann' 已被占用"),
+        ("what nobody has translated: 'x' {0} {}", "what nobody has translated: 'x' {0} {}"),
+        ("", ""),
+    ],
+)
+def test_what_operations_say(app: Flask, text: str, chinese: str) -> None:
+    with app.test_request_context(headers={"Accept-Language": "zh-CN,zh;q=0.9"}):
+        assert sentences.said(text) == chinese
+    with app.test_request_context(headers={"Accept-Language": "fr"}):
+        assert sentences.said(text) == text
+
+
+@pytest.mark.parametrize(
+    ("header", "cookie", "wanted"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "", "zh"),
+        ("zh-TW", "", "zh"),
+        ("en-GB", "", "en"),
+        ("", "", "en"),
+        ("en", "zh", "zh"),
+        ("zh", "en", "en"),
+        ("zh", "../x", "zh"),
+    ],
+)
+def test_which_language(app: Flask, header: str, cookie: str, wanted: str) -> None:
+    with app.test_request_context(headers={"Accept-Language": header, "Cookie": f"{languages.COOKIE}={cookie}"}):
+        assert languages.current() == wanted
