@@ -131,9 +131,14 @@ class TaskQueue:
         with self._database.read() as db:
             return db.execute(sql, [kind, *users]).fetchone() is not None
 
-    def take_over(self, worker: int) -> int:
-        """A worker begins whose predecessor is dead: what that one held is nobody's. Returns how many tasks."""
+    def take_over(self, worker: int, has_begun: Callable[[str], bool] = lambda _: True) -> int:
+        """A worker begins whose predecessor is dead: what that one held is nobody's. `has_begun` says of which id a run may have begun; the
+        others had none. Returns how many tasks."""
         with self._database.write() as db:
+            held = db.execute(f"select id from tasks where worker = ? and state = '{RUNNING}'", [worker]).fetchall()
+            db.conn.executemany(
+                "update tasks set attempts = max(0, attempts - 1) where id = ?", [(row["id"],) for row in held if not has_begun(row["id"])]
+            )
             return int(db.execute(f"update tasks set lease_until = 0 where worker = ? and state = '{RUNNING}'", [worker]).rowcount)
 
     def reap(self, now: datetime, most_attempts: int, delay_s: Callable[[int], float], keep_s: float, notice: Notice) -> tuple[int, int]:

@@ -58,9 +58,18 @@ Count = Callable[[str, str, int], None]
 
 class BatchRun:
     """`stop` is set where it is to end after what is written; `connection` then hangs up. `count(format, result, rows)` is told of rows that
-    are written."""
+    are written, `asks(is_asking)` where the first of some requests begins and the last one has ended."""
 
-    def __init__(self, room: Room, now: clock.Clock, claimed: Claimed, connection: int, stop: threading.Event, count: Count) -> None:
+    def __init__(
+        self,
+        room: Room,
+        now: clock.Clock,
+        claimed: Claimed,
+        connection: int,
+        stop: threading.Event,
+        count: Count,
+        asks: Callable[[bool], None] = lambda _: None,
+    ) -> None:
         self._room = room
         self._now = now
         self._claimed = claimed
@@ -68,6 +77,9 @@ class BatchRun:
         self._connection = connection
         self._stop = stop
         self._count = count
+        self._asks = asks
+        self._asking = 0
+        self._lock = threading.Lock()
         self._told = claimed.task.progress
         self._noted: BatchRecord | None = None
         self._target: Target | None = None
@@ -235,7 +247,8 @@ class BatchRun:
             try:
                 deadline = time.monotonic() + self._room.settings.task_run_s
                 call = Call(calls.principal_of(self._claimed), self._task.id, deadline, connection=self._connection)
-                return batch_answers.answer(self._room.models, self._room.settings, call, known, group)
+                with self._while_asking():
+                    return batch_answers.answer(self._room.models, self._room.settings, call, known, group)
             except ServingError as error:
                 again = error.code is Code.MODEL_FAILED and last_words.is_death(error.message) and not died
                 died = died or again
@@ -247,6 +260,20 @@ class BatchRun:
             if self._stop.wait(pause_s):
                 raise ServingError(Code.CANCELLED, "it was asked to end")
             pause_s = min(1.0, pause_s * 2)
+
+    @contextlib.contextmanager
+    def _while_asking(self) -> Iterator[None]:
+        with self._lock:
+            self._asking += 1
+            if self._asking == 1:
+                self._asks(True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking -= 1
+                if self._asking == 0:
+                    self._asks(False)
 
 
 def _groups(rows: Iterator[Row], together: int) -> Iterator[Group]:

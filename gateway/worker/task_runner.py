@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from gateway.context import Services
 from gateway.operations import calls, task_notices, task_outcomes, tasks
@@ -19,6 +20,7 @@ from gateway.operations.calls import Room
 from gateway.storage.task_queue import Claimed, Finished, GivenBack
 from gateway.storage.task_records import BATCH, PREDICTION, SUCCEEDED
 from gateway.worker.batch_run import BatchRun
+from gateway.worker.begun import Begun, mark_of
 from idl.codes import Code, ServingError
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,11 @@ BATCH_TURN_S = 30.0
 """How long a batch may go on while somebody else's waits for a place."""
 YIELD = "yield"
 JSON = "application/json"
+
+
+def begun_path(folder: Path, number: int) -> Path:
+    """Where worker `number` says what it runs."""
+    return folder / f"worker-{number}.begun"
 
 
 def reap_delay(attempts: int) -> float:
@@ -81,7 +88,9 @@ class TaskRunner:
         self._work: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
         self._done = threading.Event()
         count = services.settings.task_threads
-        self._threads = [threading.Thread(target=self._predict, name=f"task-{place}", daemon=True) for place in range(count)]
+        self._begun: Begun | None = None
+        self._batch_places = [count + place for place in range(services.settings.batches_at_once)]
+        self._threads = [threading.Thread(target=self._predict, args=[place], name=f"task-{place}", daemon=True) for place in range(count)]
         self._books = threading.Thread(target=self._keep_books, name="tasks", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="tasks-heartbeat", daemon=True)
 
@@ -132,7 +141,7 @@ class TaskRunner:
                 rung, self._rung = self._rung, False
             try:
                 if not taken_over:
-                    self._services.storage.task_queue.take_over(self._number)
+                    self._take_over()
                     taken_over = True
                 if time.monotonic() >= reap_at:
                     self._reap()
@@ -149,6 +158,13 @@ class TaskRunner:
                     pause_s = _DATABASE_PAUSE_S
                     self._changed.wait_for(lambda: False, pause_s)  # a ring does not mend it
         self._done.set()
+
+    def _take_over(self) -> None:
+        settings = self._services.settings
+        self._begun = begun = Begun(begun_path(settings.run_dir, self._number), settings.task_threads + settings.batches_at_once)
+        left = begun.left
+        self._services.storage.task_queue.take_over(self._number, lambda task_id: left is None or mark_of(task_id) in left)
+        begun.forget()
 
     def _settle(self, over: list[Held]) -> float:
         """Returns the seconds to wait for a ring."""
@@ -263,10 +279,13 @@ class TaskRunner:
 
     # predictions -------------------------------------------------------------------------------------------------------------------------
 
-    def _predict(self) -> None:
+    def _predict(self, place: int) -> None:
         while (held := self._work.get()) is not None:
             started = time.monotonic()
+            assert self._begun is not None, "nothing is claimed before"
+            self._begun.begin(place, held.claimed.task.id)
             self._run(held, self._prediction)
+            self._begun.end(place)
             self._seconds += (time.monotonic() - started - self._seconds) * 0.1
 
     def _run(self, held: Held, make: Callable[[Held], Finished | GivenBack]) -> None:
@@ -306,11 +325,25 @@ class TaskRunner:
 
     def _batch(self, held: Held) -> Finished | GivenBack:
         count = partial(self._services.metrics.count, "row")
-        held.batch = run = BatchRun(self._room, self._services.now, held.claimed, held.theirs.fileno(), held.stop, count)
+        begun, task_id = self._begun, held.claimed.task.id
+        assert begun is not None, "nothing is claimed before"
+        with self._changed:
+            place = self._batch_places.pop()
+
+        def asks(is_asking: bool) -> None:
+            if is_asking:
+                begun.begin(place, task_id)
+            else:
+                begun.end(place)
+
+        held.batch = run = BatchRun(self._room, self._services.now, held.claimed, held.theirs.fileno(), held.stop, count, asks)
         try:
             return run.run()
         finally:
             held.claimed = replace(held.claimed, task=run.task)
+            begun.end(place)
+            with self._changed:
+                self._batch_places.append(place)
 
     def _count(self, finished: Finished) -> None:
         self._services.metrics.count("task", finished.task.kind, finished.state)

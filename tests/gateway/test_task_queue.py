@@ -21,6 +21,7 @@ from gateway.storage.task_queue import Claimed, Finished, GivenBack
 from gateway.storage.task_records import PREDICTION, SUCCEEDED
 from gateway.types import Principal, Role
 from gateway.waiters import Waiters
+from gateway.worker.begun import Begun, mark_of
 from idl import last_words
 from idl.codes import Code, ServingError
 from tests.eventually import eventually
@@ -119,6 +120,34 @@ def test_what_dies_three_times_has_failed_and_a_successor_takes_over_at_once(ser
         time_of_day.advance(1.5)
     task = services.tasks.get(ANN, task_id)
     assert (task.state, task.error_code) == ("failed", "unavailable") and "3 times" in str(task.error_message)
+
+
+def test_what_a_dead_worker_had_not_begun_has_had_no_run(services: Services, tmp_path: Path, time_of_day: SetClock) -> None:
+    """Claimed ahead, with one that kills its worker: that one alone has failed at the third time."""
+    poison, *others = [submit(services) for _ in range(10)]
+    path = tmp_path / "run" / "worker-1.begun"
+    for attempt in (1, 2, 3):
+        worker = Begun(path, 4)
+        left = worker.left
+        assert left == (None if attempt == 1 else {mark_of(poison), mark_of(others[0])} if attempt == 2 else {mark_of(poison)})
+        services.storage.task_queue.take_over(1, lambda task_id, left=left: left is None or mark_of(task_id) in left)  # type: ignore[misc]
+        worker.forget()
+        reap(services)
+        time_of_day.advance(1.5)
+        assert len(claim(services, 10)[1]) == 10
+        worker.begin(0, poison)
+        worker.begin(1, others[0])
+        worker.begin(2, others[1])
+        worker.end(2)
+        if attempt > 1:
+            worker.end(1)
+    left = Begun(path, 2).left or set()
+    assert Begun(path / "no folder", 2).left is None, "then every run counts"
+    assert left == {mark_of(poison)}, "a place less is no reason to forget"
+    services.storage.task_queue.take_over(1, lambda task_id: mark_of(task_id) in left)
+    reap(services)
+    tasks = [services.tasks.get(ANN, each) for each in (poison, *others)]
+    assert [(task.state, task.attempts) for task in tasks] == [("failed", 3), ("queued", 1), *[("queued", 0)] * 8]
 
 
 def test_cancelled_while_its_worker_is_dead(services: Services, time_of_day: SetClock) -> None:
