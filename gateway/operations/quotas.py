@@ -10,7 +10,13 @@ from gateway.storage import Storage, quotas
 from gateway.storage.quotas import KINDS
 from idl.codes import Code, ServingError
 
-_WORDS = {"models": "models", "bytes": "bytes of models", "deployments": "deployments", "instances": "instances", "tasks": "unfinished tasks"}
+_WORDS = {
+    "models": "models",
+    "bytes": "bytes of models",
+    "deployments": "deployments",
+    "instances": "instances",
+    "tasks": "unfinished tasks",
+}
 
 
 @dataclass(frozen=True, slots=True)

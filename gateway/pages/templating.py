@@ -16,7 +16,7 @@ from gateway.pages.assets import asset
 from gateway.types import Role
 from idl.codes import Code
 
-_STATES: Mapping[str, Any] = {
+STATES: Mapping[str, Any] = {
     "running": later("running"),
     "succeeded": later("succeeded"),
     "ready": later("ready"),
@@ -36,6 +36,7 @@ _KINDS: Mapping[str, Any] = {
     "models": later("Models"),
     "bytes": later("Storage"),
     "deployments": later("Deployments"),
+    "instances": later("Instances"),
     "tasks": later("Unfinished tasks"),
 }
 
@@ -67,7 +68,7 @@ def prepare(app: Flask) -> None:
         here=lambda: request.full_path.rstrip("?"),
         said=sentences.said,
         code_text=code_text,
-        state_name=lambda name: _STATES.get(name, name),
+        state_name=lambda name: STATES.get(name, name),
         kind_name=lambda name: _KINDS.get(name, name),
         amount=amount,
         iso=iso,

@@ -11,7 +11,10 @@ from werkzeug.test import TestResponse
 
 from gateway.context import Services
 from gateway.operations.browsers import SESSION
-from gateway.pages import assets
+from gateway.pages import assets, templating
+from gateway.storage.deployments import DELETING, FAILED, PAUSED, PAUSING, RUNNING, SLEEPING, STARTING
+from gateway.storage.quotas import KINDS
+from gateway.storage.task_records import TERMINAL
 from gateway.types import Role
 from tests.gateway.conftest import PASSWORD, SetClock
 
@@ -228,3 +231,12 @@ def test_a_first_visit_weighs_less_than_300_kb(client: FlaskClient) -> None:
     names = set(re.findall(r'/ui/static/([^"?#]+)', page)) | {"lib.js"}
     weight = len(gzip.compress(page.encode(), 1)) + sum(len(gzip.compress((assets.FOLDER / name).read_bytes(), 1)) for name in names)
     assert weight < 300_000, weight
+
+
+def test_every_state_and_every_quota_has_a_name(client: FlaskClient, services: Services) -> None:
+    register(services)
+    sign_in(client)
+    page = client.get("/ui", headers={"Accept-Language": "zh"}).text
+    assert not [kind for kind in KINDS if f">{kind}<" in page]
+    states = {RUNNING, PAUSED, STARTING, PAUSING, SLEEPING, FAILED, DELETING, *TERMINAL, "queued"}
+    assert states <= set(templating.STATES)
