@@ -88,7 +88,7 @@ def test_an_account_from_its_first_day_to_its_last(nobody: Person, admin: Person
     seen = admin("GET", "/v1/users/life/avatar")
     assert seen.headers["Content-Type"] == "image/jpeg" and Image.open(io.BytesIO(seen.content)).size == (256, 256)
     assert me("DELETE", "/v1/me/avatar").status_code == 204 and me("GET", "/v1/me/avatar").status_code == 404
-    assert set(me.ok("GET", "/v1/me/quota")) == {"models", "bytes", "deployments", "tasks"}
+    assert set(me.ok("GET", "/v1/me/quota")) == {"models", "bytes", "deployments", "instances", "tasks"}
 
     assert nobody("POST", "/v1/password-resets", {"email": "later@example.org"}).status_code == 202
     body = {"email": "later@example.org", "code": code(admin, "later@example.org"), "password": OTHER}
@@ -187,7 +187,7 @@ def test_an_answer_that_nginx_compresses_can_be_changed_by_its_tag(nobody: Perso
     ann = registered(nobody, name, email=address)
     assert nobody("POST", "/v1/users/verify", {"email": address, "code": code(admin, address)}).status_code == 204
     assert ann("PATCH", "/v1/me", {"current_password": PASSWORD, "email": f"{'d' * 64}@{'e' * 180}.org"}).status_code == 200
-    many = dict.fromkeys(("models", "bytes", "deployments", "tasks"), 1 << 50)
+    many = dict.fromkeys(("models", "bytes", "deployments", "instances", "tasks"), 1 << 50)
     assert admin("PATCH", f"/v1/admin/users/{name}", {"quota": many}).status_code == 200
     read = admin("GET", f"/v1/admin/users/{name}")
     tag = read.headers["ETag"]
