@@ -1,5 +1,6 @@
 """Options of the whole suite, and the figures that the proofs measure."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ Record = Callable[[str], None]
 
 ALONE = (
     "containers/",
+    "proofs/test_batcher.py",
     "proofs/test_crashes.py",
     "proofs/test_load_unload.py",
     "proofs/test_many_models.py",
@@ -34,6 +36,9 @@ ALONE = (
 )
 """Below tests/: what measures times or memory, counts what is left on the machine, or takes all of it."""
 
+FIRST = ("e2e/", "proofs/", "test_docs.py", "gateway/test_uwsgi")
+"""Below tests/: what takes long, so that it does not come last, when the others have nothing left to do."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     proofs = parser.getgroup("proofs")
@@ -53,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(tests).as_posix().startswith(ALONE):
             item.add_marker("alone")
+    items.sort(key=lambda item: not item.path.relative_to(tests).as_posix().startswith(FIRST))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # thousands of tests need not be walked through at every collection
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import argon2
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -20,6 +21,7 @@ from flask.testing import FlaskClient
 from gateway import build_services, create_app
 from gateway.context import Services
 from gateway.models_rpc import Models
+from gateway.operations import passwords
 from gateway.settings import Settings
 from inference_client import Client
 from tests.gateway.model_host import host, served, web  # noqa: F401
@@ -41,6 +43,29 @@ class SetClock:
 
     def advance(self, seconds: float) -> None:
         self.moment += timedelta(seconds=seconds)
+
+
+REAL_COST = passwords._hasher, passwords._TIME_COST, passwords._MEMORY_KIB
+
+
+def set_cost(hasher: argon2.PasswordHasher, time_cost: int, memory_kib: int) -> None:
+    passwords._hasher, passwords._TIME_COST, passwords._MEMORY_KIB = hasher, time_cost, memory_kib
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_passwords() -> Iterator[None]:
+    """A password costs 60 ms and 32 MiB, by intention; thousands of tests register somebody in this process."""
+    set_cost(argon2.PasswordHasher(1, 64, 1), 1, 64)
+    yield
+    set_cost(*REAL_COST)
+
+
+@pytest.fixture
+def real_passwords() -> Iterator[None]:
+    """What they really cost."""
+    set_cost(*REAL_COST)
+    yield
+    set_cost(argon2.PasswordHasher(1, 64, 1), 1, 64)
 
 
 @pytest.fixture

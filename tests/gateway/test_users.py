@@ -220,6 +220,7 @@ def test_a_sign_up_token_survives_a_refused_registration_but_not_a_day(
     assert client.post("/v1/users", json=body | {"username": "late"}).status_code == 403
 
 
+@pytest.mark.usefixtures("real_passwords")
 def test_passwords_are_kept_as_argon2id_and_brought_up_to_date(client: FlaskClient, services: Services, settings: Settings) -> None:
     register(client)
     with sqlite3.connect(settings.state_dir / "outboard.db") as db:
@@ -234,6 +235,7 @@ def test_passwords_are_kept_as_argon2id_and_brought_up_to_date(client: FlaskClie
     signed_in(client)
 
 
+@pytest.mark.usefixtures("real_passwords")
 def test_the_hash_that_nothing_fits_costs_what_a_real_one_does() -> None:
     made = passwords.impossible_hash()
     assert not passwords.is_outdated(made)

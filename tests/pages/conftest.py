@@ -1,3 +1,3 @@
 """Pages over an application inside the test."""
 
-from tests.gateway.conftest import app, client, services, settings, time_of_day  # noqa: F401
+from tests.gateway.conftest import app, cheap_passwords, client, services, settings, time_of_day  # noqa: F401
