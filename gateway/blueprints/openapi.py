@@ -24,6 +24,8 @@ blueprint = Blueprint("openapi", __name__)
 PROBLEM = "Problem"
 _JSON, _PROBLEM_JSON = "application/json", "application/problem+json"
 _SECURITY: dict[str, list[dict[str, list[str]]]] = {WHOEVER: [], ANYBODY: [{}, {"token": []}]}
+_LINE = 16_000
+"""Bytes of a request line, less than nginx takes (nginx/gateway.conf.in)."""
 _ALWAYS = (Code.INTERNAL, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INSUFFICIENT_CAPACITY, Code.OVERLOADED)
 """What any route can answer."""
 ABOUT = """Outboard serves machine learning models over HTTP, gRPC and Thrift.
@@ -180,6 +182,8 @@ def _responses(operation: Operation, kept: dict[str, Any]) -> dict[str, Any]:
             by_status.setdefault(STATUS[code], []).append(code.value)
     if operation.matches:
         by_status[412] = [Code.CONFLICT.value]
+    if any(_may_be_long(known.shape.schema()) for known in operation.query.fields.values()):
+        by_status[414] = [Code.TOO_LARGE.value]
     if operation.path.startswith("/v2"):
         content = {_JSON: {"schema": _named(openapi_v2_shapes.ERROR.schema(), kept)}}
     else:
@@ -188,6 +192,13 @@ def _responses(operation: Operation, kept: dict[str, Any]) -> dict[str, Any]:
         known = found.setdefault(str(status), {"description": ", ".join(codes_of)})
         known["content"] = _either(known.get("content", {}), content)
     return found
+
+
+def _may_be_long(schema: dict[str, Any]) -> bool:
+    """Whether what it takes, each character spelled as %XX up to four times, may be longer than a request line."""
+    return (
+        schema.get("type") == "string" and not {"enum", "pattern", "format"} & schema.keys() and schema.get("maxLength", _LINE) * 12 > _LINE
+    )
 
 
 def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

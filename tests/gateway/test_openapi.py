@@ -128,3 +128,9 @@ def test_the_page(client: FlaskClient, document: dict[str, Any]) -> None:
     assert "url(" not in text and "@import" not in text
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe-inline" not in policy
+
+
+def test_a_long_query_is_a_long_request_line(document: dict[str, Any]) -> None:
+    """nginx answers 414; what is short, or has a pattern, cannot come so far."""
+    told = {(method, path) for method, path, operation in operations(document) if "414" in operation["responses"]}
+    assert ("POST", "/v1/scripts") in told and ("GET", "/v1/deployments") not in told
