@@ -10,6 +10,7 @@ from gateway.clock import to_text
 from gateway.operations import task_notices
 from gateway.storage import Storage
 from gateway.types import Role
+from tests.gateway.sqlite_steps import steps_of
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 ROWS = 20_000
@@ -59,20 +60,5 @@ CALLS: dict[str, Callable[[Storage], Any]] = {
 
 @pytest.mark.parametrize("what", CALLS)
 def test_nothing_is_looked_through(storage: Storage, what: str) -> None:
-    steps = 0
-
-    def count() -> int:
-        nonlocal steps
-        steps += 100
-        return 0
-
-    with storage.database.read() as db:
-        connection = db.conn
-        connection.set_progress_handler(count, 100)
-    try:
-        CALLS[what](storage)
-        with storage.database.read() as db:
-            assert db.conn is connection, "the call was made over the connection that is counted"
-    finally:
-        connection.set_progress_handler(None, 0)
+    steps = steps_of(storage, CALLS[what])
     assert steps < MOST, f"{what}: {steps} steps"

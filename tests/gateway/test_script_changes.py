@@ -6,16 +6,14 @@ import json
 import threading
 from typing import Any
 
-import pytest
-
 from gateway.worker import work
 from gateway.worker.process import Worker
-from inference_server.executors import sandbox
 from tests.eventually import eventually
 from tests.gateway.deployed_host import deployed, users_host  # noqa: F401
 from tests.gateway.deployed_stage import Person, Stage, plain, predict  # noqa: F401
+from tests.needs import boxed
 
-pytestmark = pytest.mark.skipif(bool(sandbox.unusable()), reason="no box for scripts here")
+pytestmark = boxed
 BOTH = """
 def preprocess(inputs):
     return {"x": inputs["x"] * 10}
