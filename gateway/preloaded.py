@@ -14,3 +14,6 @@ for _name in ("gateway.application", "gateway.front.server", "gateway.worker.pro
     import_module(_name)
 gc.collect()
 gc.freeze()  # a collection in a child would write to every object, and so copy what is shared
+# Until the master and each of its processes have their own handlers. A child has its parent's first: it would take the signal for its
+# own, do the master's work with it, and go on.
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))

@@ -4,6 +4,7 @@
 import signal
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())  # gateway/preloaded.py
 
 import logging
 import os

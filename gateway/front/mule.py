@@ -33,6 +33,7 @@ def main() -> None:
     front = Front(services, settings.hot_sockets[number - 1], settings.lanes, message_limit(settings))
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, lambda *_: front.leave(settings.drain_timeout_s))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # gateway/preloaded.py
     logging.getLogger("gateway.front").info("gateway_front_ready", extra={"front": number, "pid": os.getpid()})
     gc.collect()
     gc.freeze()

@@ -36,6 +36,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # uWSGI sees to its workers only
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, _end)  # until there is something to finish
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # gateway/preloaded.py
     settings = Settings.from_env(os.environ)
     log.configure(settings.log_level, int(sys.argv[1]))
     mule = uwsgi.mule_id()
