@@ -3,8 +3,10 @@
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 FIGURES = pytest.StashKey[list[str]]()
 
@@ -59,6 +61,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.relative_to(tests).as_posix().startswith(ALONE):
             item.add_marker("alone")
     items.sort(key=lambda item: not item.path.relative_to(tests).as_posix().startswith(FIRST))
+
+
+TOGETHER = ("tests/e2e/pages/",)
+"""Folders whose files share what takes long to start: one process runs all of them."""
+
+
+class _Together(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _Together(config, log)
 
 
 def pytest_collection_finish() -> None:

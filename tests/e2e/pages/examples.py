@@ -1,0 +1,41 @@
+"""An address of every page: the rules of the pages themselves, and what stands here for those with a value in them.
+
+test_every_page.py looks at all of them, and refuses a rule that has no example.
+"""
+
+from gateway.application import create_app
+from gateway.settings import Settings
+from tests.e2e.pages.conftest import Site
+
+ADMINISTRATORS = ("/ui/components",)
+"""Pages that only an administrator sees; the others are looked at as the owner of what `seed` made."""
+ANYONES = ("/", "/ui/sign-in", "/ui/register", "/ui/verify", "/ui/reset", "/ui/<path:anything>")
+"""Pages that need no sign-in."""
+PIECES = ("/ui/home/now", "/ui/form-token", "/ui/static/<path:name>")
+"""What is no page of its own: fetched by pages, by their scripts, or a file."""
+
+
+def examples(site: Site) -> dict[str, str]:
+    """An address for every rule with a value in it, or that means more with a query."""
+    return {
+        "/ui/verify": "/ui/verify?email=a@example.org",
+        "/ui/<path:anything>": "/ui/nowhere",
+    }
+
+
+def rules(settings: Settings) -> list[str]:
+    """Of every page."""
+    app = create_app(settings)
+    try:
+        found = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("pages_") and "GET" in (rule.methods or ())}
+    finally:
+        app.extensions["outboard"].close()
+    return sorted(found - set(PIECES))
+
+
+def addresses(site: Site, found: list[str]) -> dict[str, str]:
+    """By rule. Fails for one without an example."""
+    known = examples(site)
+    missing = [rule for rule in found if "<" in rule and rule not in known]
+    assert not missing, f"no example in tests/e2e/pages/examples.py for {missing}"
+    return {rule: known.get(rule, rule) for rule in found}

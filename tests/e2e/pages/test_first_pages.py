@@ -1,0 +1,85 @@
+"""What everybody meets first: registering, signing in, the example on the first page, choices, a session that ends."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+from skimage import data as pictures
+
+from tests.e2e.pages.conftest import Site
+from tests.e2e.pages.people import PASSWORD, sign_in
+from tests.pages.browser import watched
+
+
+@pytest.mark.parametrize(("language", "locale", "words"), [("en", "en-GB", "Welcome, ann"), ("zh", "zh-CN", "欢迎，bob")])
+def test_a_new_person(site: Site, browser: Browser, language: str, locale: str, words: str) -> None:
+    """Registers with a code from a letter, signs in, resets the password with another one, and signs out; with the keyboard alone."""
+    name = words.split()[-1] if language == "en" else "bob"
+    address = f"{name}@example.org"
+    with watched(browser, site.home, locale=locale) as on:
+        page = on.go("/ui/register")
+        page.focus("#field-username")
+        for text in (name, address, PASSWORD, PASSWORD):
+            page.keyboard.type(text)
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/ui/verify?*")
+        again = page.locator("[data-wait]")
+        expect(again).to_be_disabled()
+        page.fill("#field-code", "000000")
+        page.keyboard.press("Enter")
+        expect(page.locator("#error-code")).to_be_visible()
+        page.fill("#field-code", site.letters.code(address))
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/ui/sign-in?*")
+        expect(page.locator("#field-login")).to_have_value(address)
+        page.fill("#field-password", PASSWORD)
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{site.home}/ui")
+        expect(page.locator("h1")).to_have_text(words)
+        page.click("form[action='/ui/sign-out'] button")
+        page.wait_for_url(f"{site.home}/")
+        page = on.go("/ui/reset")
+        page.fill("#field-email", address)
+        page.keyboard.press("Enter")
+        page.fill("#field-code", site.letters.code(address))
+        page.fill("#field-password", "another horse battery")
+        page.click("#reset button[type=submit]")
+        page.wait_for_url("**/ui/sign-in?*")
+        sign_in(on, name, "another horse battery")
+        on.wrong = [each for each in on.wrong if "400" not in each]  # the wrong code
+        assert not on.wrong
+
+
+def test_a_picture_on_the_first_page(site: Site, browser: Browser) -> None:
+    picture = Path(pictures.__file__).parent / "coffee.png"
+    with watched(browser, site.home) as on:
+        page = on.go("/")
+        page.set_input_files("#picture", picture)
+        expect(page.locator("#answer dt").first).to_have_text("espresso", timeout=20_000)
+        assert page.locator("#answer meter").count() == 5
+        page.set_input_files("#picture", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
+        expect(page.locator("#notices .alert")).to_be_visible()
+        assert [each for each in on.wrong if "400" not in each and "ERR_" not in each] == []
+
+
+def test_choices_are_kept_without_losing_the_place(site: Site, browser: Browser) -> None:
+    with watched(browser, site.home, locale="en-GB") as on:
+        page = on.go("/ui/verify?email=a@example.org")
+        page.select_option("#choice-language", "zh")
+        expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
+        expect(page.locator("#field-email")).to_have_value("a@example.org")
+        page.select_option("#choice-theme", "dark")
+        expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
+        page.reload()
+        expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
+        assert not on.wrong
+
+
+def test_a_session_that_ends_while_one_types(site: Site, browser: Browser) -> None:
+    """What changes by itself says that nobody is signed in any more; the page stays as it is."""
+    with watched(browser, site.home, locale="en-GB") as on:
+        sign_in(on)
+        on.context.clear_cookies()
+        expect(on.page.get_by_text("You are not signed in any more")).to_be_visible(timeout=10_000)
+        expect(on.page.locator("h1")).to_have_text("Welcome, admin")
