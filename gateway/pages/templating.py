@@ -13,6 +13,7 @@ from gateway.clock import to_text
 from gateway.error_texts import TEXTS
 from gateway.pages import frame, languages, sentences
 from gateway.pages.assets import asset
+from gateway.pages.deployment_places import deployment_at, new_deployment_at
 from gateway.types import Role
 from idl.codes import Code
 
@@ -72,6 +73,8 @@ def prepare(app: Flask) -> None:
         kind_name=lambda name: _KINDS.get(name, name),
         amount=amount,
         iso=iso,
+        deployment_at=deployment_at,
+        new_deployment_at=new_deployment_at,
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 

@@ -1,5 +1,6 @@
 // What every page does in the browser: times in the reader's zone, dialogs, copies, forms that are sent once and keep what was typed.
 import { notice } from "./lib.js";
+import { renew } from "./live.js";
 
 const words = document.getElementById("words").dataset;
 const language = document.documentElement.lang;
@@ -133,7 +134,10 @@ function countDown(button) {
 document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-Form-Token"] = formToken(); });
 document.addEventListener("htmx:sendError", () => { document.getElementById("offline").hidden = false; });
 document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) document.getElementById("offline").hidden = true; });
-document.addEventListener("htmx:beforeSwap", (event) => { if (event.detail.xhr.status === 401) event.detail.shouldSwap = true; });
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.xhr.status === 401) event.detail.shouldSwap = true;
+  else if (renew(event.detail, prepare)) event.detail.shouldSwap = false;
+});
 addEventListener("online", () => { document.getElementById("offline").hidden = true; });
 addEventListener("offline", () => { document.getElementById("offline").hidden = false; });
 

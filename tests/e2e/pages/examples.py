@@ -11,7 +11,12 @@ ADMINISTRATORS = ("/ui/components",)
 """Pages that only an administrator sees; the others are looked at as the owner of what `seed` made."""
 ANYONES = ("/", "/ui/sign-in", "/ui/register", "/ui/verify", "/ui/reset", "/ui/<path:anything>")
 """Pages that need no sign-in."""
-PIECES = ("/ui/home/now", "/ui/form-token", "/ui/static/<path:name>")
+PIECES = (
+    "/ui/home/now",
+    "/ui/form-token",
+    "/ui/static/<path:name>",
+    "/ui/deployments/<name>/now",
+)
 """What is no page of its own: fetched by pages, by their scripts, or a file."""
 
 
