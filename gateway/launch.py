@@ -1,4 +1,7 @@
-"""Starts uWSGI: everything that is done once, before there is a worker."""
+"""uWSGI's master before it is uWSGI: everything that is done once, before there is a worker.
+
+It imports in the process that becomes the master, and what it imported stays.
+"""
 
 import fcntl
 import logging
@@ -8,12 +11,17 @@ import re
 import resource
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from gateway import log
 from gateway.operations.users import FIRST_ADMINISTRATOR, SIGNUP_TTL, Users
 from gateway.settings import MAX_SOCKET_PATH, PREFIX, Settings, SettingsError
 from gateway.storage import Storage
+from idl.codes import ServingError
 from inference_client import Client
 
 _log = logging.getLogger(__name__)
@@ -41,12 +49,41 @@ hook-as-gateway = unix_signal:2 uwsgi_opt_noop"""
 own time-outs bound it. The master sends its workers SIGHUP, which ends one at once that does not accept yet (gateway/wsgi.py). Ctrl-C reaches the whole process group; only the master may act on it, and uwsgi_opt_noop does nothing."""
 
 
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-"""glibc keeps up to 64 MiB free in each thread once large bodies have come and gone. With both fixed it gives what is large back at once."""
+PRELOADED = ("gateway.application", "gateway.front.server", "gateway.worker.process", "inference_client.thrift_channel")
+"""What workers and event loops use; its memory is shared by all of them."""
 
 
 class AlreadyRunning(RuntimeError):
     """Another gateway uses the same data folder."""
+
+
+def main() -> int:
+    """`sys.argv`: --ini, uWSGI's configuration, and the descriptor from which the first administrator's password is read. Returns a status as
+    `python -m gateway` does, where uWSGI cannot be started.
+    """
+    with os.fdopen(int(sys.argv.pop())) as file:
+        password = file.read()
+    settings = Settings.from_env(os.environ)
+    log.configure(settings.log_level)
+    return _status(settings, password, run)
+
+
+def check(settings: Settings) -> int:
+    """Everything but uWSGI itself: the status with which `--check` ends."""
+    return _status(settings, settings.admin_password, lambda _: None)
+
+
+def _status(settings: Settings, password: str, then: Callable[[Settings], None]) -> int:
+    try:
+        prepare(replace(settings, admin_password=password))
+        then(settings)
+    except SettingsError as error:
+        print(f"outboard: {error}", file=sys.stderr)
+        return 2
+    except (ServingError, AlreadyRunning, OSError) as error:
+        print(f"outboard: the gateway cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def prepare(settings: Settings) -> None:
@@ -79,18 +116,15 @@ def run(settings: Settings) -> NoReturn:
     log_descriptor = os.dup(sys.stderr.fileno())
     for descriptor in (lock, log_descriptor):
         os.set_inheritable(descriptor, True)
-    configuration = settings.run_dir / "uwsgi.ini"
-    configuration.write_text(render(settings, log_descriptor), encoding="utf-8")
+    settings.uwsgi_ini.write_text(render(settings, log_descriptor), encoding="utf-8")
     _allow_many_files()
-    environ = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    environ |= settings.to_env()
-    for name, value in _ALLOCATOR.items():
-        environ.setdefault(name, value)
-    # used by now; no worker needs it
-    environ.pop(f"{PREFIX}ADMIN_PASSWORD", None)
     _log.info("gateway_starting", extra={"listen": settings.socket or f"{settings.http_host}:{settings.http_port}"})
+    for name in PRELOADED:
+        import_module(name)
+    pyuwsgi = import_module("pyuwsgi")  # only here: it takes this process over
     _redirect_output(settings)
-    os.execve(sys.executable, [sys.executable, "-P", "-c", "import pyuwsgi; pyuwsgi.run()", "--ini", str(configuration)], environ)
+    pyuwsgi.run()
+    raise SystemExit(0)
 
 
 def render(settings: Settings, log_descriptor: int) -> str:

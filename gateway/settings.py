@@ -195,6 +195,11 @@ class Settings:
         return self.data_dir.absolute() / "run"
 
     @property
+    def uwsgi_ini(self) -> Path:
+        """uWSGI's configuration."""
+        return self.run_dir / "uwsgi.ini"
+
+    @property
     def metrics_dir(self) -> Path:
         """Where the workers' counters meet."""
         return self.run_dir / "gateway-metrics"
