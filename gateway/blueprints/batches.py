@@ -9,11 +9,12 @@ from werkzeug.wrappers import Response
 from gateway.blueprints import forms, json_body, multipart, rest
 from gateway.blueprints.multipart import FORM_BYTES
 from gateway.blueprints.rest import Answer, Asked, Reply, Rest, page_of
-from gateway.blueprints.task_shapes import BATCH_SHAPE, TASK_QUERY, WAIT
-from gateway.blueprints.tasks import before_of, result_answer, waited, wanted_of
+from gateway.blueprints.task_shapes import BATCH_FAILURE, BATCH_SHAPE, BATCH_SUMMARY, TASK_QUERY, WAIT
+from gateway.blueprints.tasks import attachment, before_of, result_answer, waited, wanted_of
 from gateway.context import Services, services
 from gateway.errors import InvalidFields
-from gateway.operations import batch_results, batch_rows, batches, task_notices
+from gateway.operations import batch_results, batch_rows, batch_views, batches, task_notices
+from gateway.operations.batch_views import Answers
 from gateway.operations.batches import NewBatch, SentBatch
 from gateway.operations.tasks import Target
 from gateway.shapes import BYTES, Items, Object, Reasons, Text, Whole, optional, required, texts_of
@@ -25,8 +26,9 @@ from idl.codes import Code
 blueprint = Blueprint("batches", __name__)
 routes = Rest(blueprint, "Batches")
 _MISSING = (Code.NOT_FOUND,)
-_CHANGE: dict[str, Any] = {"scope": Scope.CALL, "errors": (*_MISSING, Code.CONFLICT)}
+_CHANGE: dict[str, Any] = {"scope": Scope.CALL, "errors": (*_MISSING, Code.FORBIDDEN, Code.CONFLICT)}
 _NAME = Text(1, 200)
+RESULT_TYPES = ("text/csv", "application/x-ndjson")
 _FIELDS = {
     "model": optional(_NAME, "an operator's model; this or deployment"),
     "deployment": optional(_NAME, "a deployment"),
@@ -146,7 +148,7 @@ def list_batches(asked: Asked) -> Reply:
 )
 def read_batch(asked: Asked, batch_id: str) -> Response | Reply:
     owned = services()
-    task = owned.tasks.get(asked.me, batch_id, BATCH)
+    task = owned.tasks.read(asked.me, batch_id, BATCH)
     return waited(asked, task, lambda found: spelled(found, owned.storage.batches.get(found.id)))
 
 
@@ -154,15 +156,79 @@ def read_batch(asked: Asked, batch_id: str) -> Response | Reply:
     "GET",
     "/v1/batches/<batch_id>/result",
     "The answers, row by row",
-    {200: Answer("csv, or a JSON value in each line", None, ("text/csv", "application/x-ndjson"))},
+    {200: Answer("csv, or a JSON value in each line", None, RESULT_TYPES)},
     errors=(*_MISSING, Code.CONFLICT, Code.GONE),
 )
 def read_batch_result(asked: Asked, batch_id: str) -> Response:
     owned = services()
-    task = owned.tasks.get(asked.me, batch_id, BATCH)
+    task = owned.tasks.read(asked.me, batch_id, BATCH)
     batch = owned.storage.batches.get(task.id)
     name = f"{batch.file_name.rpartition('.')[0] or task.id}-result.{batch.result_format}" if batch else task.id
     return result_answer(owned.tasks.result_of(task), name)
+
+
+@routes.route(
+    "GET",
+    "/v1/batches/<batch_id>/input",
+    "The file that was sent",
+    {200: Answer("the file", None, ("text/csv", "application/x-ndjson", "application/zip"))},
+    errors=(*_MISSING, Code.GONE),
+)
+def read_batch_input(asked: Asked, batch_id: str) -> Response:
+    owned = services()
+    result = owned.tasks.input(asked.me, batch_id, BATCH)
+    batch = owned.storage.batches.get(batch_id)
+    return result_answer(result, batch.file_name if batch and batch.file_name else batch_id)
+
+
+_LOOK: dict[str, Any] = {"errors": (*_MISSING, Code.CONFLICT, Code.GONE)}
+
+
+def _answers(asked: Asked, batch_id: str) -> Answers:
+    owned = services()
+    return batch_views.answers(owned.storage, owned.tasks, asked.me, batch_id)
+
+
+@routes.route(
+    "GET",
+    "/v1/batches/<batch_id>/failures",
+    "The rows that failed and why, in their order, also while it runs; a page may have fewer than its limit, and is the last where `next` is null",
+    {200: Answer("a page", page_of("BatchFailures", BATCH_FAILURE))},
+    query=rest.PAGE,
+    **_LOOK,
+)
+def list_batch_failures(asked: Asked, batch_id: str) -> Reply:
+    (after,) = asked.key(int) or (0,)
+    found = batch_views.failures(_answers(asked, batch_id), after, asked.limit)
+    items = [{"row": row.number, "file": row.file or None, "error": {"code": row.code, "message": row.message}} for row in found.rows]
+    return Reply({"items": items, "next": None if found.following is None else rest.write_cursor([found.following])})
+
+
+@routes.route(
+    "GET",
+    "/v1/batches/<batch_id>/failures/file",
+    f"The input's rows that failed, each with why, {batch_views.MOST_IN_FILE} at most",
+    {200: Answer("csv with the columns row and error before those of the input, or a JSON value in each line", None, RESULT_TYPES)},
+    **_LOOK,
+)
+def read_batch_failures(asked: Asked, batch_id: str) -> Response:
+    found = _answers(asked, batch_id)
+    kind, pieces = batch_views.failed_file(services().storage, found)
+    name = f"{found.batch.file_name.rpartition('.')[0] or found.task.id}-failed.{kind}"
+    return Response(pieces, 200, attachment(name), content_type=batch_results.TYPES[kind])
+
+
+@routes.route(
+    "GET",
+    "/v1/batches/<batch_id>/summary",
+    f"How the values of each output are spread, of the first {batch_views.SUMMARY_ROWS} rows at most",
+    {200: Answer("the summary", BATCH_SUMMARY)},
+    **_LOOK,
+)
+def read_batch_summary(asked: Asked, batch_id: str) -> Reply:
+    made = batch_views.summary(_answers(asked, batch_id))
+    outputs = [{"name": each.name, "bins": each.bins, "classes": each.classes, "others": each.others} for each in made.spreads]
+    return Reply({"rows": made.rows, "whole": made.whole, "outputs": outputs})
 
 
 def _changed(task: TaskRecord) -> Reply:

@@ -133,4 +133,4 @@ def _check(owned: Services, target: DeployedTarget, form: FormInput) -> None:
 
 
 def _found(asked: FormAsked) -> TaskRecord:
-    return services().tasks.get(asked.me, asked["taskid"].strip())
+    return services().tasks.read(asked.me, asked["taskid"].strip())

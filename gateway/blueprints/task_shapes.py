@@ -37,11 +37,34 @@ BATCH_SHAPE = answer(
         "rows_failed": (Whole(), "rows with an error"),
     },
 )
+BATCH_FAILURE = answer(
+    "BatchFailure",
+    {"row": (Whole(1), "counted from 1"), "file": (OrNull(Text()), "its name in an archive"), "error": (_ERROR, "why it failed")},
+)
+_SPREAD = answer(
+    "BatchOutputSummary",
+    {
+        "name": (Text(), "the output, or label"),
+        "bins": (Items(Items(Number(), 3), 100), "of numbers: from, to, and how many; none where classes are told"),
+        "classes": (Items(Free({"type": "array"}), 100), "a value and how many, the most frequent first"),
+        "others": (Whole(), "values that are in none of the classes"),
+    },
+)
+BATCH_SUMMARY = answer(
+    "BatchSummary",
+    {
+        "rows": (Whole(), "that were looked at"),
+        "whole": (Flag(), "whether these are all"),
+        "outputs": (Items(_SPREAD, 1000), "those with something to tell"),
+    },
+)
 TASK_QUERY = {
     "state": optional(Text(choices=STATES), "only tasks in this state"),
     "kind": optional(Text(choices=(PREDICTION, BATCH)), "only tasks of this kind"),
     "model": optional(Text(1, 200), "only tasks of this operator's model"),
     "deployment": optional(Text(1, 200), "only tasks of this deployment"),
+    "since": optional(Text(1, 40), "only tasks that were submitted at this moment (ISO 8601) or later"),
+    "until": optional(Text(1, 40), "only tasks that were submitted before this moment"),
     "all": optional(Flag(), "those of all users; for administrators"),
 }
 WAIT = {"wait": optional(Number(0, 3600), "seconds to wait for its end, at most; never longer than a request may take")}

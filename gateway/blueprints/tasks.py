@@ -2,12 +2,14 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, request
 from werkzeug.wrappers import Response
 from werkzeug.wsgi import wrap_file
 
+from gateway import clock
 from gateway.blueprints import rest, task_waits
 from gateway.blueprints.rest import Answer, Asked, Reply, Rest, page, page_of
 from gateway.blueprints.task_shapes import PREDICTION_ANSWER, TASK, TASK_QUERY, WAIT
@@ -15,7 +17,7 @@ from gateway.context import services
 from gateway.errors import InvalidFields
 from gateway.operations import task_notices
 from gateway.operations.tasks import Result, Wanted
-from gateway.shapes import Whole, optional
+from gateway.shapes import Reasons, Whole, optional
 from gateway.storage.task_records import TaskRecord
 from gateway.types import Scope
 from idl.codes import Code
@@ -23,6 +25,7 @@ from idl.codes import Code
 blueprint = Blueprint("tasks", __name__)
 routes = Rest(blueprint, "Tasks")
 RESULT_TYPES = ("application/json", "text/csv", "application/x-ndjson")
+INPUT_TYPES = (*RESULT_TYPES, "application/zip")
 _MISSING = (Code.NOT_FOUND,)
 
 
@@ -46,7 +49,22 @@ def wanted_of(asked: Asked, kind: str | None = None) -> Wanted:
     owned, query, deployment_id = services(), asked.query, None
     if "deployment" in query:
         deployment_id = owned.deployed.target(asked.me, query["deployment"]).id
-    return Wanted(query.get("state"), kind or query.get("kind"), query.get("model"), deployment_id, bool(query.get("all")))
+    reasons: Reasons = {}
+    since, until = (_moment(name, query.get(name), reasons) for name in ("since", "until"))
+    if reasons:
+        raise InvalidFields(reasons)
+    return Wanted(query.get("state"), kind or query.get("kind"), query.get("model"), deployment_id, bool(query.get("all")), since, until)
+
+
+def _moment(name: str, text: str | None, reasons: Reasons) -> datetime | None:
+    """A moment of the query; one without a zone is of UTC."""
+    if text is None:
+        return None
+    try:
+        return max(clock.utc_from_text(text), datetime(1970, 1, 1, tzinfo=UTC))
+    except (ValueError, OverflowError):
+        reasons[name] = "is no moment in ISO 8601, such as 2026-11-21T08:30:00Z"
+        return None
 
 
 def before_of(asked: Asked) -> str | None:
@@ -68,7 +86,7 @@ def before_of(asked: Asked) -> str | None:
     errors=_MISSING,
 )
 def read_task(asked: Asked, task_id: str) -> Response | Reply:
-    task = services().tasks.get(asked.me, task_id)
+    task = services().tasks.read(asked.me, task_id)
     return waited(asked, task)
 
 
@@ -98,11 +116,14 @@ def read_result(asked: Asked, task_id: str) -> Response:
     return result_answer(services().tasks.result(asked.me, task_id))
 
 
+def attachment(name: str) -> dict[str, str]:
+    """Headers of an answer that a browser saves as a file."""
+    return {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{re.sub(r"[^A-Za-z0-9._-]", "_", name)}"'}
+
+
 def result_answer(result: Result, file_name: str = "") -> Response:
     """The result's content, a large one from its file."""
-    headers = {"Cache-Control": "no-store"}
-    if file_name:
-        headers["Content-Disposition"] = f'attachment; filename="{re.sub(r"[^A-Za-z0-9._-]", "_", file_name)}"'
+    headers = attachment(file_name) if file_name else {"Cache-Control": "no-store"}
     if result.content is not None:
         return Response(result.content, 200, headers, content_type=result.content_type)
     assert result.sha256 is not None
@@ -110,6 +131,17 @@ def result_answer(result: Result, file_name: str = "") -> Response:
     file = blobs.open(result.sha256)
     headers["Content-Length"] = str(blobs.path(result.sha256).stat().st_size)
     return Response(wrap_file(request.environ, file, 1 << 16), 200, headers, content_type=result.content_type, direct_passthrough=True)
+
+
+@routes.route(
+    "GET",
+    "/v1/tasks/<task_id>/input",
+    "What a task was asked with: a prediction's body as JSON, files as base64; of a batch its file",
+    {200: Answer("the input", None, INPUT_TYPES)},
+    errors=(*_MISSING, Code.GONE),
+)
+def read_input(asked: Asked, task_id: str) -> Response:
+    return result_answer(services().tasks.input(asked.me, task_id))
 
 
 @routes.route(
@@ -125,7 +157,7 @@ def result_answer(result: Result, file_name: str = "") -> Response:
 )
 def read_events(asked: Asked, task_id: str) -> Response | Reply:
     owned = services()
-    task = owned.tasks.get(asked.me, task_id)
+    task = owned.tasks.read(asked.me, task_id)
     after = max(int(asked.query.get("after", 0)), _last_event_id())
     if task.is_over and after and not owned.tasks.events(task.id, after):
         return Reply(None, 204)  # a browser does not come back then (HTML, "Server-sent events")
@@ -147,7 +179,7 @@ def _last_event_id() -> int:
     "Ends a task that has not ended",
     {200: Answer("the task; one that runs ends a moment later", TASK)},
     scope=Scope.CALL,
-    errors=(*_MISSING, Code.CONFLICT),
+    errors=(*_MISSING, Code.FORBIDDEN, Code.CONFLICT),
 )
 def cancel_task(asked: Asked, task_id: str) -> Reply:
     return Reply(task_notices.spelled(services().tasks.cancel(asked.me, task_id)))
@@ -173,7 +205,7 @@ def retry_task(asked: Asked, task_id: str) -> Reply:
     "Removes a task that has ended, with its result",
     {204: Answer("it is gone")},
     scope=Scope.CALL,
-    errors=(*_MISSING, Code.CONFLICT),
+    errors=(*_MISSING, Code.FORBIDDEN, Code.CONFLICT),
 )
 def delete_task(asked: Asked, task_id: str) -> Reply:
     services().tasks.delete(asked.me, task_id)

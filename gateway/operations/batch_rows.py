@@ -42,7 +42,7 @@ class Row:
 def of_csv(file: IO[bytes], offset: int) -> tuple[tuple[str, ...], Iterator[Row]]:
     """(columns, rows), the rows from `offset` on, 0: from the first. Raises invalid_input for a file without a usable first line."""
     file.seek(0)
-    head = _record(file)
+    head = read_record(file)
     if head is None:
         raise invalid("the file is empty: its first line must name the columns")
     if len(head) > MOST_ROW_BYTES:
@@ -55,7 +55,7 @@ def of_csv(file: IO[bytes], offset: int) -> tuple[tuple[str, ...], Iterator[Row]
 
 
 def _csv_rows(file: IO[bytes], width: int) -> Iterator[Row]:
-    while (record := _record(file)) is not None:
+    while (record := read_record(file)) is not None:
         if record.strip():
             yield _csv_row(record, width, file.tell())
 
@@ -81,14 +81,14 @@ def _cells(record: bytes) -> list[str]:
         raise invalid(f"the row is not csv: {error}") from None
 
 
-def _record(file: IO[bytes]) -> bytes | None:
+def read_record(file: IO[bytes]) -> bytes | None:
     """One row with its line ends inside quotes; None at the end of the file. A quote that is not closed within a row's size counts as
     what it is in its first line: that row alone is lost."""
-    line = _line(file)
+    line = read_line(file)
     if line is None or line.count(b'"') % 2 == 0:
         return line
     begin, lines, size = file.tell(), [line], len(line)
-    while size <= MOST_ROW_BYTES and (more := _line(file)) is not None:
+    while size <= MOST_ROW_BYTES and (more := read_line(file)) is not None:
         lines.append(more)
         size += len(more)
         if more.count(b'"') % 2:
@@ -97,7 +97,7 @@ def _record(file: IO[bytes]) -> bytes | None:
     return line
 
 
-def _line(file: IO[bytes]) -> bytes | None:
+def read_line(file: IO[bytes]) -> bytes | None:
     """None at the end of the file. What is too long for a row is read to its end and comes as its beginning."""
     line = file.readline(MOST_ROW_BYTES + 1)
     if not line:
@@ -111,7 +111,7 @@ def _line(file: IO[bytes]) -> bytes | None:
 def of_jsonl(file: IO[bytes], offset: int) -> Iterator[Row]:
     """A JSON value in each line; empty lines are none."""
     file.seek(offset)
-    while (line := _line(file)) is not None:
+    while (line := read_line(file)) is not None:
         text = line.removeprefix(_BOM).strip()
         if not text:
             continue

@@ -42,6 +42,35 @@ def decode(content_type: str, content: bytes) -> PredictionBody:
     )
 
 
+def as_json(content_type: str, content: bytes) -> bytes:
+    """The content of either type as JSON that a caller could send; files are `{"b64": ...}`."""
+    if content_type == JSON:
+        return content
+    body = decode(content_type, content)
+    made: dict[str, Any] = {}
+    if body.form is not None:
+        made |= {"filetype": body.form.filetype, **body.form.fields}
+        made |= {name: _file(file) for name, file in body.form.files.items()}
+    elif body.table is not None:
+        made |= {"columns": body.table.columns, "data": body.table.rows}
+    else:
+        made["inputs"] = {name: _sent(given) for name, given in body.inputs.items()}
+    made |= {"outputs": body.outputs} if body.outputs is not None else {}
+    made |= {"top_k": body.top_k} if body.top_k is not None else {}
+    return json.dumps(made, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+
+
+def _sent(given: Given) -> Any:
+    if isinstance(given, Nested):
+        return given.value
+    several = [_file(file) for file in given.contents] if isinstance(given, Files) else list(given.values)
+    return several[0] if len(several) == 1 else several
+
+
+def _file(content: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(content).decode("ascii")}
+
+
 def _spelled(given: Given) -> tuple[str, Any]:
     if isinstance(given, Files):
         return "files", [base64.b64encode(content).decode("ascii") for content in given.contents]

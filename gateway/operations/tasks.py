@@ -7,10 +7,10 @@ from typing import Any
 
 from gateway import clock
 from gateway.bells import Bell
-from gateway.operations import task_notices
+from gateway.operations import kept_bodies, task_notices
 from gateway.settings import Settings
 from gateway.storage import Storage
-from gateway.storage.task_records import BATCH, CANCELLED, FAILED, INPUT, RESULT, SUCCEEDED, TaskEvent, TaskRecord
+from gateway.storage.task_records import BATCH, CANCELLED, FAILED, INPUT, RESULT, SUCCEEDED, TaskEvent, TaskRecord, first_task_id
 from gateway.storage.tasks import NewTask
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
@@ -20,6 +20,8 @@ JOB = "tasks"
 INLINE_BYTES = 16 * 1024
 """An input or result up to this size is kept in the database, a larger one as a file: a file costs three times what a row does to make
 durable (docs/decisions/026-tasks-in-sqlite.md)."""
+_NO_INPUT = "the task's input is not kept any more"
+_FILE_TYPES = {"csv": "text/csv", "jsonl": "application/x-ndjson", "zip": "application/zip"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,15 @@ class NotOver(ServingError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which tasks are listed."""
+    """Which tasks are listed. `since`, `until`: submitted at that moment or later, and before that moment."""
 
     state: str | None = None
     kind: str | None = None
     model: str | None = None
     deployment_id: int | None = None
     everybodys: bool = False
+    since: datetime | None = None
+    until: datetime | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -109,12 +113,26 @@ class Tasks:
         self._bell.ring(JOB)
         return task
 
-    def get(self, principal: Principal, task_id: str, kind: str | None = None) -> TaskRecord:
-        """Raises not_found, also for somebody else's."""
+    def read(self, principal: Principal, task_id: str, kind: str | None = None) -> TaskRecord:
+        """To look at it: one's own, or by its id one of a deployment that is shared with a team of one's. Raises not_found, also for what is
+        somebody else's."""
         task = self._storage.tasks.get(task_id) if task_id.isascii() and len(task_id) <= 64 else None
-        if task is None or (kind is not None and task.kind != kind) or not _may_see(principal, task):
+        if task is None or (kind is not None and task.kind != kind) or not (is_own(principal, task) or self._is_of_team(principal, task)):
             raise ServingError(Code.NOT_FOUND, f"there is no {kind if kind == BATCH else 'task'} {task_id[:64]!r}")
         return task
+
+    def get(self, principal: Principal, task_id: str, kind: str | None = None) -> TaskRecord:
+        """To change it. Raises not_found, forbidden for one that the caller may only look at."""
+        task = self.read(principal, task_id, kind)
+        if not is_own(principal, task):
+            raise ServingError(Code.FORBIDDEN, f"{kind if kind == BATCH else 'task'} {task.id!r}: you may see it, and not do this")
+        return task
+
+    def _is_of_team(self, principal: Principal, task: TaskRecord) -> bool:
+        deployment = self._storage.deployments.by_id(task.deployment_id) if task.deployment_id is not None else None
+        if deployment is None or deployment.deleted_at is not None or deployment.team_id is None or deployment.visibility == "private":
+            return False
+        return bool(self._storage.teams.role(deployment.team_id, principal.user_id))
 
     def page(self, principal: Principal, wanted: Wanted, before: str | None, limit: int) -> list[TaskRecord]:
         """The newest first."""
@@ -124,11 +142,29 @@ class Tasks:
         conditions = {column: value for column, value in given.items() if value is not None} | dict(wanted.more)
         if not wanted.everybodys:
             conditions = {"user_id": principal.user_id} | conditions
-        return self._storage.tasks.page(conditions, before, limit)
+        until = None if wanted.until is None else first_task_id(wanted.until)
+        before = min((each for each in (before, until) if each is not None), default=None)
+        return self._storage.tasks.page(conditions, before, limit, None if wanted.since is None else first_task_id(wanted.since))
 
     def result(self, principal: Principal, task_id: str, kind: str | None = None) -> Result:
         """Raises not_found; NotOver for a task that has not succeeded; gone after its time."""
-        return self.result_of(self.get(principal, task_id, kind))
+        return self.result_of(self.read(principal, task_id, kind))
+
+    def input(self, principal: Principal, task_id: str, kind: str | None = None) -> Result:
+        """What it was asked with: a prediction's body as JSON, or a batch's file. Raises not_found, gone after its time."""
+        task = self.read(principal, task_id, kind)
+        if task.kind == BATCH:
+            batch = self._storage.batches.get(task.id)
+            if batch is None or task.input_sha256 is None:
+                raise ServingError(Code.GONE, _NO_INPUT)
+            return Result(_FILE_TYPES.get(batch.format, "application/octet-stream"), None, task.input_sha256)
+        if task.input_sha256 is not None:
+            content: bytes | None = self._storage.blobs.read(task.input_sha256)
+        else:
+            content = self._storage.tasks.body(task.id, INPUT)
+        if content is None:
+            raise ServingError(Code.GONE, _NO_INPUT)
+        return Result(kept_bodies.JSON, kept_bodies.as_json(task.content_type, content), None)
 
     def result_of(self, task: TaskRecord) -> Result:
         if task.state != SUCCEEDED:
@@ -179,7 +215,7 @@ class Tasks:
             )
         body = None if task.input_sha256 else self._storage.tasks.body(task.id, INPUT)
         if body is None and task.input_sha256 is None:
-            raise ServingError(Code.GONE, "the task's input is not kept any more")
+            raise ServingError(Code.GONE, _NO_INPUT)
         batch = self._storage.batches.get(task.id) if task.kind == BATCH else None
         again = None
         if batch is not None:
@@ -222,5 +258,6 @@ class Tasks:
         return bool(expired or forgotten)
 
 
-def _may_see(principal: Principal, task: TaskRecord) -> bool:
+def is_own(principal: Principal, task: TaskRecord) -> bool:
+    """Whether the caller may change it: whose it is, and administrators."""
     return task.user_id == principal.user_id or principal.role is Role.ADMINISTRATOR

@@ -14,6 +14,7 @@ from gateway.operations import task_notices, webhook_targets
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.storage.audit import Doer
+from gateway.storage.task_records import TaskRecord
 from gateway.storage.webhooks import DeliveryRecord, WebhookRecord
 from gateway.types import Principal
 from idl.codes import Code, ServingError
@@ -92,6 +93,10 @@ class Webhooks:
         """The newest first."""
         self.get(principal, webhook_id)
         return self._hooks.deliveries(webhook_id, state, before, limit)
+
+    def of_task(self, principal: Principal, task: TaskRecord) -> list[tuple[str, DeliveryRecord]]:
+        """(where to, delivery) of the notices of a task that is the caller's own; none of another's."""
+        return self._hooks.of_task(task.user_id, task.id) if task.user_id == principal.user_id else []
 
     def again(self, principal: Principal, webhook_id: str, delivery_id: str) -> DeliveryRecord:
         """Sends a notice once more."""

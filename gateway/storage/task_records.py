@@ -116,5 +116,10 @@ def new_task_id(now: datetime) -> str:
     return f"{int(now.timestamp() * 1e6):014x}{secrets.token_hex(9)}"
 
 
+def first_task_id(at: datetime) -> str:
+    """Ids of tasks that were submitted at `at` or later are not below this one, the others are."""
+    return f"{int(at.timestamp() * 1e6):014x}"
+
+
 def new_delivery_id(now: datetime) -> str:
     return f"msg_{new_task_id(now)}"

@@ -77,8 +77,9 @@ class Tasks:
             row = db.execute(f"select {COLUMNS} from tasks where id = ?", [task_id]).fetchone()
         return None if row is None else record(row)
 
-    def page(self, wanted: Mapping[str, Any], before: str | None, limit: int) -> list[TaskRecord]:
-        """The newest tasks that agree with `wanted` (user_id, state, kind, model, deployment_id), of those before the id `before`."""
+    def page(self, wanted: Mapping[str, Any], before: str | None, limit: int, least: str | None = None) -> list[TaskRecord]:
+        """The newest tasks that agree with `wanted` (user_id, state, kind, model, deployment_id), of those before the id `before` and not
+        below `least`."""
         given = dict(wanted)
         conditions = []
         # what the indexes of the rarer ones ask for, word by word
@@ -87,8 +88,9 @@ class Tasks:
         if given.get("kind") == BATCH:
             del given["kind"]
             conditions.append(f"kind = '{BATCH}'")
-        conditions += [f"{column} = ?" for column in given] + (["id < ?"] if before is not None else [])
-        values = [*given.values(), *([before] if before is not None else [])]
+        bounds = {condition: bound for condition, bound in (("id < ?", before), ("id >= ?", least)) if bound is not None}
+        conditions += [*(f"{column} = ?" for column in given), *bounds]
+        values = [*given.values(), *bounds.values()]
         where = f"where {' and '.join(conditions)}" if conditions else ""
         with self._database.read() as db:
             return records(db.execute(f"select {COLUMNS} from tasks {where} order by id desc limit ?", [*values, limit]).fetchall())

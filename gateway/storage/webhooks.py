@@ -192,6 +192,17 @@ class Webhooks:
             sql = f"select {_DELIVERY} from deliveries where {' and '.join(conditions)} order by id desc limit ?"
             return [_delivery(row) for row in db.execute(sql, [*values, limit]).fetchall()]
 
+    def of_task(self, user_id: int, task_id: str) -> list[tuple[str, DeliveryRecord]]:
+        """(where to, delivery) of the notices of a task to webhooks of a user that are still there."""
+        columns = ", ".join(f"d.{column}" for column in _DELIVERY.split(", "))
+        with self._database.read() as db:
+            rows = db.execute(
+                f"select w.url, {columns} from webhooks w join deliveries d on d.webhook_id = w.id and d.task_id = ?"
+                " where w.user_id = ? and w.deleted_at is null order by d.id",
+                [task_id, user_id],
+            ).fetchall()
+        return [(row["url"], _delivery({name: row[name] for name in row.keys() if name != "url"})) for row in rows]  # noqa: SIM118
+
     def again(self, webhook_id: str, delivery_id: str, now: datetime) -> DeliveryRecord | None:
         """Sends a notice once more, from the first attempt on."""
         with self._database.write() as db:

@@ -50,6 +50,8 @@ CALLS: dict[str, Callable[[Storage], Any]] = {
     "one's tasks of a model": lambda s: s.tasks.page({"user_id": 1, "model": "other"}, None, 50),
     "everybody's batches": lambda s: s.tasks.page({"kind": "batch"}, None, 50),
     "everybody's tasks that expired": lambda s: s.tasks.page({"state": "expired"}, None, 50),
+    "one's tasks of a day": lambda s: s.tasks.page({"user_id": 1}, f"{ROWS // 2:032x}", 50, f"{ROWS // 2 - 100:032x}"),
+    "notices of a task": lambda s: s.webhooks.of_task(1, "2"),
     "what waited too long": lambda s: s.tasks.expire(NOW, 3600.0, 60.0, task_notices.notice),
     "what nobody holds": lambda s: s.task_queue.reap(NOW, 3, lambda _: 1.0, 60.0, task_notices.notice),
     "the next tasks": lambda s: s.task_queue.settle((), (), NOW, 60.0, task_notices.notice, {"prediction": 16, "batch": 2}, 1, 60.0),
