@@ -13,8 +13,13 @@ from gateway.settings import PREFIX, Settings, SettingsError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MASTER = "import sys; sys.path.insert(0, {root!r}); from gateway import launch; sys.exit(launch.main())"
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-"""glibc keeps up to 64 MiB free in each thread once large bodies have come and gone. With both fixed it gives what is large back at once."""
+_SURROUNDINGS = {
+    # glibc keeps up to 64 MiB free in each thread once large bodies have come and gone. With both fixed it gives what is large back at once.
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+    # numpy's threads, which would be started and never used: 0.1 s of processor time
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _become_master(settings: Settings) -> NoReturn:
     """What a process takes from its environment at its start, and what others could read of it there, needs a new one."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)} | settings.to_env()
-    for name, value in _ALLOCATOR.items():
+    for name, value in _SURROUNDINGS.items():
         environ.setdefault(name, value)
     password = environ.pop(f"{PREFIX}ADMIN_PASSWORD", "")
     reader, writer = os.pipe()
