@@ -1,0 +1,58 @@
+"""What a page costs where very much is there: processor time of the request, which is what a server that is alone needs."""
+
+import io
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from tests.e2e.pages.examples import ADMINISTRATORS, PIECES, examples, rules
+from tests.gateway.owners import Place
+from tests.onnx_models import times
+from tests.pages.many import fill
+from tests.pages.test_frame import sign_in
+
+ROUNDS = 7
+MOST_MS = 50.0
+
+
+@pytest.fixture
+def full(place: Place, tmp_path: Path) -> Iterator[tuple[FlaskClient, Any]]:
+    """The browser of ann, who has very much, and what examples are made of."""
+    ann = place.ann
+    assert ann.upload(times(tmp_path / "2.onnx", 2), name="m")[0] == 201
+    assert ann("POST", "/v1/deployments", json={"name": "d", "model": "m", "version": 1})[0] == 201
+    body = {"inputs": {"x": [[3, 0]]}}
+    status, task = ann("POST", "/v1/deployments/d/predictions", json=body, headers={"Prefer": "respond-async"})
+    assert status == 202, task
+    status, batch = ann("POST", "/v1/batches", data={"deployment": "d", "file": (io.BytesIO(b"a,b\n1,2\n"), "rows.csv")})
+    assert status == 202, batch
+    fill(place.services.storage, "ann")
+    browser = place.ann.client
+    assert sign_in(browser, "ann").status_code == 303
+    yield browser, SimpleNamespace(owner=SimpleNamespace(name="ann"), task=task["id"], batch=batch["id"])
+
+
+def test_every_page_is_quick_where_very_much_is_there(full: tuple[FlaskClient, Any], place: Place) -> None:
+    browser, things = full
+    known = examples(things)
+    values = {"name": "d", "owner": "ann", "id": things.task}
+    slow: dict[str, float] = {}
+    for rule in [*rules(place.services.settings), *PIECES]:
+        if rule in ADMINISTRATORS or rule.startswith("/ui/static"):
+            continue
+        path = known.get(rule) or re.sub(r"<(?:\w+:)?(\w+)>", lambda match: values.get(match[1], "d"), rule)
+        took = []
+        for _ in range(ROUNDS):
+            began = time.thread_time()
+            answer = browser.get(path)
+            took.append(1000 * (time.thread_time() - began))
+            assert answer.status_code < 400 or rule == "/ui/<path:anything>", (path, answer.status)
+        if (typical := sorted(took)[ROUNDS // 2]) > MOST_MS:
+            slow[path] = typical
+    assert not slow
