@@ -106,7 +106,8 @@ def check_form() -> None:
 
 def is_part() -> bool:
     """Whether a piece of a page is asked for, by htmx, and not a whole one."""
-    return request.headers.get("HX-Request") == "true" and request.headers.get("HX-Boosted") != "true"
+    headers = request.headers
+    return headers.get("HX-Request") == "true" and "true" not in (headers.get("HX-Boosted"), headers.get("HX-History-Restore-Request"))
 
 
 def render(template: str, status: int = 200, **values: Any) -> Response:

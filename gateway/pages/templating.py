@@ -14,6 +14,7 @@ from gateway.error_texts import TEXTS
 from gateway.pages import frame, languages, sentences
 from gateway.pages.assets import asset
 from gateway.pages.deployment_places import deployment_at, new_deployment_at
+from gateway.pages.model_places import place as model_place
 from gateway.types import Role
 from idl.codes import Code
 
@@ -75,6 +76,7 @@ def prepare(app: Flask) -> None:
         iso=iso,
         deployment_at=deployment_at,
         new_deployment_at=new_deployment_at,
+        model_place=model_place,
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
@@ -84,7 +86,7 @@ def places() -> list[Place]:
     visitor = frame.visitor()
     if visitor is None:
         return []
-    known: list[tuple[str, str, str]] = [(_("Home"), "/ui", "home")]
+    known: list[tuple[str, str, str]] = [(_("Home"), "/ui", "home"), (_("Deployments"), "/ui/deployments", "rocket")]
     if visitor.role is Role.ADMINISTRATOR:
         known.append((_("Components"), "/ui/components", "components"))
     path = request.path

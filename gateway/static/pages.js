@@ -1,5 +1,5 @@
 // What every page does in the browser: times in the reader's zone, dialogs, copies, forms that are sent once and keep what was typed.
-import { notice } from "./lib.js";
+import { formToken, notice } from "./lib.js";
 import { renew } from "./live.js";
 
 const words = document.getElementById("words").dataset;
@@ -138,6 +138,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.xhr.status === 401) event.detail.shouldSwap = true;
   else if (renew(event.detail, prepare)) event.detail.shouldSwap = false;
 });
+document.addEventListener("changed", () => document.getElementById("refused")?.replaceChildren());
 addEventListener("online", () => { document.getElementById("offline").hidden = true; });
 addEventListener("offline", () => { document.getElementById("offline").hidden = false; });
 

@@ -113,6 +113,19 @@ class DeploymentStatistics:
             ).fetchall()
         return [Point(row["begin"], _of_row(row)) for row in rows]
 
+    def since(self, deployment_ids: Collection[int], begin: int) -> dict[int, Counts]:
+        """What each did in the minutes from `begin` on; those that did nothing are left out."""
+        marks = ", ".join("?" * len(deployment_ids))
+        with self._database.read() as db:
+            rows = db.execute(
+                f"select * from deployment_statistics where deployment_id in ({marks}) and span = ? and begin >= ? and requests > 0",
+                [*deployment_ids, MINUTE, begin],
+            ).fetchall()
+        made: dict[int, Counts] = {}
+        for row in rows:
+            made[row["deployment_id"]] = added(made.get(row["deployment_id"], Counts()), _of_row(row))
+        return made
+
     def forget(self, now: datetime) -> int:
         """Removes what is older than is kept; how many rows."""
         moment, count = now.timestamp(), 0

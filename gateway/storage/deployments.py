@@ -11,6 +11,7 @@ from gateway.clock import to_text
 from gateway.storage import audit
 from gateway.storage.audit import Doer
 from gateway.storage.database import Database
+from gateway.storage.deployment_lists import Browsed, Key, clauses
 from gateway.storage.marks import Mark
 from gateway.storage.quotas import used
 from idl.codes import Code, ServingError
@@ -27,8 +28,8 @@ _SELECT = """select d.id, d.owner_id, d.name, d.model_id, d.version_id, d.servin
     u.name as owner, u.deleted_at is null and u.disabled_at is null as owner_active, m.name as model, v.number as version,
     serving.number as serving_version, previous.number as previous_version, canary.number as canary_version,
     sv.number as script_version, sv.sha256 as script_sha256, sv.functions as script_functions, s.name as script,
-    ss.functions as serving_functions, t.name as team
-    from deployments d join users u on u.id = d.owner_id join models m on m.id = d.model_id join model_versions v on v.id = d.version_id
+    ss.functions as serving_functions, t.name as team, mu.name as model_owner, m.deleted_at is null as model_kept
+    from deployments d join users u on u.id = d.owner_id join models m on m.id = d.model_id join users mu on mu.id = m.owner_id join model_versions v on v.id = d.version_id
     left join model_versions serving on serving.id = d.serving_version_id
     left join model_versions previous on previous.id = d.previous_version_id
     left join model_versions canary on canary.id = d.canary_version_id
@@ -40,7 +41,7 @@ _SELECT = """select d.id, d.owner_id, d.name, d.model_id, d.version_id, d.servin
 @dataclass(frozen=True, slots=True)
 class DeploymentRecord:
     """A deployment. Versions are numbers of its model; `script_functions` and `serving_functions` are JSON text, None without a script. `memory` in
-    bytes."""
+    bytes. `model_kept` 0: the model was deleted."""
 
     id: int
     owner_id: int
@@ -90,6 +91,8 @@ class DeploymentRecord:
     script: str | None
     serving_functions: str | None
     team: str | None
+    model_owner: str
+    model_kept: int
 
     @property
     def rpc_name(self) -> str:
@@ -182,6 +185,12 @@ class Deployments:
             where.append("d.state = ?")
             arguments.append(state)  # type: ignore[arg-type]
         return self._many(f"where {' and '.join(where)} order by d.id limit ?", [*arguments, limit])
+
+    def page(self, wanted: Browsed, key: Key | None, limit: int, *, backwards: bool = False) -> list[DeploymentRecord]:
+        """In the order that is wanted, those after `key`; with `backwards` the last before it."""
+        where, arguments = clauses(wanted, key, limit, backwards=backwards)
+        found = self._many(where, arguments)
+        return found[::-1] if backwards else found
 
     def change(
         self,
