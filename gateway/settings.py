@@ -46,6 +46,8 @@ class Settings:
     secret_key: str = _setting("", "signs access tokens; 32 characters or more; empty: made once, kept in the data folder", secret=True)
     admin_password: str = _setting("", "first password of the user `admin`, used once, while there is no administrator", secret=True)
     public_url: str = _setting("", "the address that people use, for links; empty: the address that the gateway listens on")
+    public_grpc: str = _setting("", "where people reach the model host over gRPC, such as grpc://host:8001, for the snippets on pages")
+    public_thrift: str = _setting("", "the same over Thrift, such as thrift://host:9090")
     socket: str = _setting("", "unix socket for the uwsgi protocol, with nginx in front; empty: HTTP on http_host and http_port")
     http_host: str = _setting("127.0.0.1", "address for HTTP without nginx")
     http_port: int = _setting(8080, "port for HTTP without nginx", low=1, high=65_535)

@@ -208,6 +208,10 @@ class Up(Foreground):
         options = self._options
         # the gateway is told where it is before the server has said so
         self._metrics_port = options.metrics_port or _claim_port(options.host, 0, "metrics")
+        self._rpc_ports = {
+            "grpc": options.grpc_port or _claim_port(options.host, 0, "gRPC"),
+            "thrift": options.thrift_port or _claim_port(options.host, 0, "Thrift"),
+        }
         roots = [options.models, options.pushed_models, None if options.no_demo else options.demo_models]
         ours = {
             "MODELS": os.pathsep.join(str(root) for root in roots if root),
@@ -215,8 +219,8 @@ class Up(Foreground):
             "USER_MODELS": str(options.data / "user-models"),
             "RUN_DIR": str(options.run_dir),
             "HOST": options.host,
-            "GRPC_PORT": str(options.grpc_port),
-            "THRIFT_PORT": str(options.thrift_port),
+            "GRPC_PORT": str(self._rpc_ports["grpc"]),
+            "THRIFT_PORT": str(self._rpc_ports["thrift"]),
             "METRICS_PORT": str(self._metrics_port),
             "GRPC_SOCKET": str(options.run_dir / "grpc.sock"),
             "THRIFT_SOCKET": str(options.run_dir / "thrift.sock"),
@@ -247,6 +251,7 @@ class Up(Foreground):
             "MODEL_HOST_TOKEN": _token(),
             "ADMIN_PASSWORD": os.environ.get("OUTBOARD_ADMIN_PASSWORD", ""),
             **({} if "OUTBOARD_GATEWAY_PUBLIC_URL" in os.environ else {"PUBLIC_URL": url}),
+            **self._public_rpc(),
             "HTTP_HOST": options.host,
             "HTTP_PORT": str(port),
             **({"SOCKET": str(options.run_dir / "gateway.sock")} if binary else {}),
@@ -257,6 +262,14 @@ class Up(Foreground):
             self._start_nginx(binary)
         where = "nginx" if binary else f"uWSGI's own HTTP port (nginx is {'off' if options.nginx == 'off' else 'not installed'})"
         print(f"outboard up: HTTP is served by {where}; logs are in {options.data / 'logs'}", file=sys.stderr)
+
+    def _public_rpc(self) -> dict[str, str]:
+        """Where people reach the model host, for the snippets on pages; what is set for it goes before."""
+        secure = "s" if os.environ.get("OUTBOARD_SERVER_TLS_CERTIFICATE") else ""
+        found = {
+            f"PUBLIC_{name.upper()}": f"{name}{secure}://{_bracketed(self._options.host)}:{port}" for name, port in self._rpc_ports.items()
+        }
+        return {name: value for name, value in found.items() if f"OUTBOARD_GATEWAY_{name}" not in os.environ}
 
     def _start_nginx(self, binary: str) -> None:
         host, port = self._http

@@ -70,6 +70,7 @@ def prepare(app: Flask) -> None:
         here=lambda: request.full_path.rstrip("?"),
         said=sentences.said,
         code_text=code_text,
+        code_titles=lambda: {code.value: code_text(code).title for code in TEXTS},
         state_name=lambda name: STATES.get(name, name),
         kind_name=lambda name: _KINDS.get(name, name),
         amount=amount,

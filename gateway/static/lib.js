@@ -14,7 +14,7 @@ export async function ask(method, path, body) {
   const headers = { "X-Form-Token": formToken() };
   if (body && !(body instanceof FormData)) {
     headers["Content-Type"] = "application/json";
-    body = JSON.stringify(body);
+    if (typeof body !== "string") body = JSON.stringify(body); // a text is JSON already
   }
   const answer = await fetch(path, { method, headers, body, credentials: "same-origin" });
   const text = await answer.text();

@@ -15,6 +15,7 @@ PIECES = (
     "/ui/home/now",
     "/ui/form-token",
     "/ui/static/<path:name>",
+    "/ui/idl/<name>",
     "/ui/deployments/<name>/now",
 )
 """What is no page of its own: fetched by pages, by their scripts, or a file."""
@@ -25,6 +26,9 @@ def examples(site: Site) -> dict[str, str]:
     return {
         "/ui/verify": "/ui/verify?email=a@example.org",
         "/ui/<path:anything>": "/ui/nowhere",
+        "/ui/models/<owner>/<name>": "/ui/models/owner/m",
+        "/ui/models/<owner>/<name>/test": "/ui/models/owner/m/test",
+        "/ui/models/<owner>/<name>/use": "/ui/models/owner/m/use",
     }
 
 
