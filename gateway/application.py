@@ -54,6 +54,7 @@ from gateway.operations.users import Users
 from gateway.pages import accounts as account_pages
 from gateway.pages import assets, choices, components, home, languages, model_calls, model_overview, templating, welcome
 from gateway.pages import deployments as deployment_pages
+from gateway.pages import talk as talk_pages
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.waiters import Waiters
@@ -93,7 +94,18 @@ _BLUEPRINTS = (
     v2_run_time,
     webhooks,
 )
-_PAGES = (account_pages, assets, choices, components, deployment_pages, home, model_calls, model_overview, welcome)
+_PAGES = (
+    account_pages,
+    assets,
+    choices,
+    components,
+    deployment_pages,
+    home,
+    model_calls,
+    model_overview,
+    talk_pages,
+    welcome,
+)
 _LEAST_MESSAGE_BYTES = 64 << 20
 """What a picture becomes, and what a model answers, may be larger than the body that it came in."""
 

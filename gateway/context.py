@@ -17,6 +17,7 @@ from gateway.operations.credentials import Credentials
 from gateway.operations.deployed import Deployed
 from gateway.operations.deployment_changes import Deployments
 from gateway.operations.deployment_statistics import Collector
+from gateway.operations.dialogues import Dialogues
 from gateway.operations.host_models import HostModels
 from gateway.operations.mail import Mail
 from gateway.operations.model_tests import ModelTests
@@ -106,6 +107,11 @@ class Services:
     def host_models(self) -> HostModels:
         """The operators' models."""
         return HostModels(self.models, self.storage)
+
+    @property
+    def dialogues(self) -> Dialogues:
+        """Whom one can talk to."""
+        return Dialogues(self.storage, self.deployments, self.deployed, self.host_models)
 
     @property
     def deployments(self) -> Deployments:

@@ -88,6 +88,7 @@ def places() -> list[Place]:
     if visitor is None:
         return []
     known: list[tuple[str, str, str]] = [(_("Home"), "/ui", "home"), (_("Deployments"), "/ui/deployments", "rocket")]
+    known.append((_("Dialogue"), "/ui/dialogue", "messages"))
     if visitor.role is Role.ADMINISTRATOR:
         known.append((_("Components"), "/ui/components", "components"))
     path = request.path

@@ -71,6 +71,13 @@ class Models:
         """Also one that is deleted."""
         return self._version("id = ?", version_id)
 
+    def versions_by_id(self, version_ids: Collection[int]) -> dict[int, VersionRecord]:
+        """Also those that are deleted."""
+        marks = ", ".join("?" * len(version_ids))
+        with self._database.read() as db:
+            rows = db.execute(f"select {_VERSION} from model_versions where id in ({marks})", list(version_ids)).fetchall()
+        return {row["id"]: _version(row) for row in rows}
+
     def latest(self, model_ids: Collection[int]) -> dict[int, VersionRecord]:
         """Model -> its newest version."""
         marks = ", ".join("?" * len(model_ids))

@@ -25,6 +25,7 @@ def examples(site: Site) -> dict[str, str]:
     """An address for every rule with a value in it, or that means more with a query."""
     return {
         "/ui/verify": "/ui/verify?email=a@example.org",
+        "/ui/dialogue": "/ui/dialogue?with=dialogue",
         "/ui/<path:anything>": "/ui/nowhere",
         "/ui/models/<owner>/<name>": "/ui/models/owner/m",
         "/ui/models/<owner>/<name>/test": "/ui/models/owner/m/test",
