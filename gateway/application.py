@@ -51,10 +51,24 @@ from gateway.operations.deployed import Deployed
 from gateway.operations.deployment_statistics import Collector
 from gateway.operations.tokens import Tokens
 from gateway.operations.users import Users
+from gateway.pages import (
+    account,
+    account_access,
+    account_webhooks,
+    assets,
+    choices,
+    components,
+    home,
+    languages,
+    model_calls,
+    model_overview,
+    templating,
+    welcome,
+)
 from gateway.pages import accounts as account_pages
-from gateway.pages import assets, choices, components, home, languages, model_calls, model_overview, templating, welcome
 from gateway.pages import deployments as deployment_pages
 from gateway.pages import talk as talk_pages
+from gateway.pages import teams as team_pages
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.waiters import Waiters
@@ -95,7 +109,10 @@ _BLUEPRINTS = (
     webhooks,
 )
 _PAGES = (
+    account,
+    account_access,
     account_pages,
+    account_webhooks,
     assets,
     choices,
     components,
@@ -104,6 +121,7 @@ _PAGES = (
     model_calls,
     model_overview,
     talk_pages,
+    team_pages,
     welcome,
 )
 _LEAST_MESSAGE_BYTES = 64 << 20

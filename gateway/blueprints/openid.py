@@ -40,7 +40,7 @@ def end_openid() -> Response:
     openid, browser = _openid(), request.cookies.get(COOKIE, "")
     origin = Doer(None, "", client_address(), request_id())
     user = openid.end(given.get("state", ""), given.get("code", ""), browser, given.get("iss", ""), origin)
-    answer = tokens.spelled(services().tokens.begin(user))
+    answer = tokens.spelled(services().tokens.begin(user, client_address()))
     answer.delete_cookie(COOKIE, path=_PATH)
     return answer
 

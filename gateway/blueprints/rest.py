@@ -180,7 +180,7 @@ def _answer(
 ) -> Response:
     caller = _caller(operation)
     if rate is not None:
-        _take(rate, caller)
+        take(rate, caller)
     reasons: Reasons = {}
     query = texts_of(operation.query, list(request.args.items(multi=True)), "", reasons)
     body: Mapping[str, Any] = {}
@@ -210,7 +210,8 @@ def _caller(operation: Operation) -> Principal | None:
     return caller
 
 
-def _take(rate: tuple[str, int, float], caller: Principal | None) -> None:
+def take(rate: tuple[str, int, float], caller: Principal | None) -> None:
+    """Counts one, as `Rest.route` has rates. Raises overloaded."""
     name, burst, interval_s = rate
     whose = f"user {caller.user_id}" if caller else f"address {client_address()}"
     owned = services()

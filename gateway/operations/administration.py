@@ -1,11 +1,12 @@
 """What administrators do: accounts of others, invitations, and the disk."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 from gateway import clock
+from gateway.operations.confirmations import MAIL_JOB
 from gateway.operations.passwords import token_hash
 from gateway.storage import Storage
 from gateway.storage.audit import Doer
@@ -32,8 +33,10 @@ class Cleaned:
 class Administration:
     """The verbs of administrators; whoever calls has seen to it that one asks."""
 
-    def __init__(self, storage: Storage, now: clock.Clock = clock.now) -> None:
+    def __init__(self, storage: Storage, now: clock.Clock = clock.now, ring: Callable[[str], None] = lambda job: None) -> None:
+        """`ring` wakes a job of the task worker."""
         self._storage = storage
+        self._ring = ring
         self._users = storage.users
         self._now = now
 
@@ -79,11 +82,21 @@ class Administration:
         self._users.restore(self.user(name).id, self._now(), doer=doer)
         return self.user(name)
 
+    def sign_out(self, name: str, doer: Doer) -> None:
+        """Ends every session of somebody's; their API keys go on. Raises not_found."""
+        self._users.end_sessions(self.user(name).id, self._now(), doer=doer)
+
     def invite(self, role: Role, doer: Doer) -> tuple[str, str]:
         """A one-time token that makes an account with the role, and when it ends."""
         token, now = secrets.token_urlsafe(32), self._now()
         self._storage.signups.add(token_hash(token), role, now, now + INVITATION_TTL, doer)
         return token, clock.to_text(now + INVITATION_TTL)
+
+    def send_again(self, letter: int) -> None:
+        """A letter that waits, or has failed, is tried at once. Raises conflict where it would be of no use any more."""
+        if not self._storage.outbox.again(letter, self._now()):
+            raise ServingError(Code.CONFLICT, "the letter was sent, or is too old to be of use: have another one made")
+        self._ring(MAIL_JOB)
 
     def clean(self, *, dry_run: bool, doer: Doer) -> list[Cleaned]:
         """Takes away what nothing names, or with `dry_run` says what that would be."""

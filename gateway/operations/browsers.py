@@ -17,6 +17,7 @@ from gateway import clock
 from gateway.operations.users import Users, token_hash
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.storage.sessions import MOST_AGENT
 from gateway.types import Principal
 from idl.codes import Code, ServingError
 
@@ -48,13 +49,13 @@ class Browsers:
         self._key = hmac.digest(key.encode() if isinstance(key, str) else key, b"browsers", "sha256")
         self._long = timedelta(seconds=settings.refresh_token_ttl_s)
 
-    def sign_in(self, login: str, password: str, address: str, *, remember: bool) -> Visit:
-        """A session for whoever knows the password. Raises what `Users.verify` raises."""
+    def sign_in(self, login: str, password: str, address: str, *, remember: bool, agent: str = "") -> Visit:
+        """A session for whoever knows the password; `agent`: what the browser calls itself. Raises what `Users.verify` raises."""
         user = self._users.verify(login, password, address)
         number, now = secrets.token_hex(16), self._now()
         ends = now + (self._long if remember else min(SHORT, self._long))
         # the refresh token of this session is given to nobody
-        self._sessions.begin(number, user.id, token_hash(secrets.token_urlsafe(32)), now, ends)
+        self._sessions.begin(number, user.id, token_hash(secrets.token_urlsafe(32)), now, ends, address, agent[:MOST_AGENT])
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,

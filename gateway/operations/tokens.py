@@ -64,13 +64,13 @@ class Tokens:
 
     def sign_in(self, login: str, password: str, address: str) -> Issued:
         """A new session for whoever knows the password. Raises what `Users.verify` raises."""
-        return self.begin(self._users.verify(login, password, address))
+        return self.begin(self._users.verify(login, password, address), address)
 
-    def begin(self, user: UserRecord) -> Issued:
+    def begin(self, user: UserRecord, address: str = "") -> Issued:
         """A new session for an account whose owner has shown that it is theirs in some way."""
         principal = Principal(user.id, user.name, user.role, secrets.token_hex(16))
         refresh_token, now = secrets.token_urlsafe(32), self._now()
-        self._sessions.begin(principal.session, user.id, token_hash(refresh_token), now, now + self._refresh_ttl)
+        self._sessions.begin(principal.session, user.id, token_hash(refresh_token), now, now + self._refresh_ttl, address)
         return self._issued(principal, refresh_token)
 
     def refresh(self, refresh_token: str) -> Issued:

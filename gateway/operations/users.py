@@ -14,6 +14,7 @@ from gateway.settings import Settings, SettingsError
 from gateway.storage import Storage
 from gateway.storage.account_rows import is_mailbox
 from gateway.storage.audit import Doer
+from gateway.storage.sessions import SessionRecord
 from gateway.storage.users import KEPT, UserRecord
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
@@ -35,6 +36,7 @@ class Users:
         """`ring` wakes a job of the task worker."""
         self.confirmations = Confirmations(storage, settings, now, ring)
         self._users = storage.users
+        self._sessions = storage.sessions
         self._signups = storage.signups
         self._throttle = Throttle(storage, settings)
         self._registrations = Rate(storage, "registrations", settings.registrations, settings.registration_interval_s)
@@ -144,7 +146,7 @@ class Users:
         if self._needs_email and "email" in changes and email is None:
             reasons["email"] = "must be there: no account is without one here"
         _refuse_invalid(reasons)
-        self._confirm(principal, current_password, address)
+        self.confirm(principal, current_password, address)
         user = self.read(principal)
         if revision is not None and revision != user.revision:  # before a code is counted; the store looks again
             raise ChangedMeanwhile
@@ -164,7 +166,8 @@ class Users:
             self.confirmations.send_address(changed)
         return changed
 
-    def _confirm(self, principal: Principal, current_password: str, address: str) -> None:
+    def confirm(self, principal: Principal, current_password: str, address: str) -> None:
+        """Whoever is at the keyboard knows the password. Raises forbidden, and overloaded after too many tries."""
         try:
             self.verify(principal.name, current_password, address)
         except ServingError as error:
@@ -179,6 +182,19 @@ class Users:
     def sign_out_everywhere(self, principal: Principal, doer: Doer = SELF) -> None:
         """Ends every session of the caller's, this one included; API keys go on."""
         self._users.end_sessions(principal.user_id, self._now(), doer=doer)
+
+    def sessions(self, principal: Principal, count: int) -> list[SessionRecord]:
+        """The caller's sign-ins that have not ended, newest first."""
+        return self._sessions.page(principal.user_id, self._now(), count)
+
+    def end_session(self, principal: Principal, session_id: str) -> None:
+        """Ends one of the caller's. Raises not_found for one that is somebody else's, or has ended."""
+        if not self._sessions.revoke_of(principal.user_id, session_id, self._now()):
+            raise ServingError(Code.NOT_FOUND, "this sign-in has ended already")
+
+    def end_other_sessions(self, principal: Principal, doer: Doer = SELF) -> None:
+        """Every one of the caller's but this one."""
+        self._users.end_sessions(principal.user_id, self._now(), keep=principal.session, doer=doer)
 
 
 def _refuse_invalid(reasons: Mapping[str, str]) -> None:

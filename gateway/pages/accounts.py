@@ -6,36 +6,15 @@ from flask import request
 from werkzeug.wrappers import Response
 
 from gateway.context import client_address, services
-from gateway.errors import STATUS, InvalidFields
+from gateway.errors import InvalidFields
 from gateway.operations.users import UNCONFIRMED
+from gateway.pages.forms import again, field, given
 from gateway.pages.frame import Pages, browsers, doer, go, ours, render, sign_in_with, sign_out_of, visitor
 from idl.codes import ServingError
 
 _pages = Pages("accounts")
 blueprint = _pages.blueprint
 RESEND_S = 60
-
-
-def _field(name: str) -> str:
-    return request.form.get(name, "")[:4096]
-
-
-def _typed(*names: str) -> dict[str, str]:
-    """What was typed, to be shown again; never a password or a code."""
-    return {name: _field(name) for name in names}
-
-
-def _reasons(error: ServingError) -> dict[str, str]:
-    """By field; "" for what is none's."""
-    if isinstance(error, InvalidFields):
-        return error.reasons
-    name, _, reason = error.message.partition(": ")
-    return {name: reason} if reason and name in request.form else {"": error.message}
-
-
-def _again(template: str, error: ServingError, **values: object) -> Response:
-    """The form as it was sent, and what is wrong with it beside its fields."""
-    return render(template, STATUS[error.code], reasons=_reasons(error), **values)
 
 
 @_pages.page("/ui/sign-in", "GET", who="anyone")
@@ -49,13 +28,15 @@ def sign_in_form() -> Response:
 
 @_pages.page("/ui/sign-in", "POST", who="anyone")
 def sign_in() -> Response:
-    where = ours(_field("next"))
+    where = ours(field("next"))
     try:
-        visit = browsers().sign_in(_field("login"), _field("password"), client_address(), remember=bool(_field("remember")))
+        visit = browsers().sign_in(
+            field("login"), field("password"), client_address(), remember=bool(field("remember")), agent=request.user_agent.string
+        )
     except ServingError as error:
         if error.message == UNCONFIRMED:
-            return go(f"/ui/verify?email={_quoted(_field('login')) if '@' in _field('login') else ''}")
-        return _again("accounts/sign-in.html", error, typed={**_typed("login"), "next": where}, said_before="")
+            return go(f"/ui/verify?email={_quoted(field('login')) if '@' in field('login') else ''}")
+        return again("accounts/sign-in.html", error, typed={**given("login"), "next": where}, said_before="")
     return sign_in_with(go(where), visit)
 
 
@@ -66,21 +47,22 @@ def sign_out() -> Response:
 
 @_pages.page("/ui/register", "GET", who="anyone")
 def register_form() -> Response:
-    typed = {"username": "", "email": "", "invitation": request.args.get("invitation", "")[:200]}
+    typed = {"username": "", "email": "", "invitation": ""}
     return render("accounts/register.html", typed=typed, reasons={})
 
 
 @_pages.page("/ui/register", "POST", who="anyone")
 def register() -> Response:
-    typed, reasons = _typed("username", "email", "invitation"), {}
-    if _field("password") != _field("again"):
+    typed, reasons = given("username", "email", "invitation"), {}
+    if field("password") != field("again"):
         reasons["again"] = "is not the same password"
     try:
         if reasons:
             raise InvalidFields(reasons)
-        services().users.register(typed["username"], _field("password"), typed["email"] or None, typed["invitation"], origin=doer())
+        services().users.register(typed["username"], field("password"), typed["email"] or None, typed["invitation"], origin=doer())
     except ServingError as error:
-        return _again("accounts/register.html", error, typed=typed)
+        named = ServingError(error.code, error.message.replace("signup_token:", "invitation:", 1))
+        return again("accounts/register.html", error if isinstance(error, InvalidFields) else named, typed=typed)
     if typed["email"]:
         return go(f"/ui/verify?email={_quoted(typed['email'])}&sent=1")
     return go(f"/ui/sign-in?login={_quoted(typed['username'])}&after=registered")
@@ -94,14 +76,14 @@ def verify_form() -> Response:
 
 @_pages.page("/ui/verify", "POST", who="anyone")
 def verify() -> Response:
-    typed, confirmations = _typed("email"), services().users.confirmations
+    typed, confirmations = given("email"), services().users.confirmations
     try:
-        if _field("verb") == "resend":
+        if field("verb") == "resend":
             confirmations.resend(typed["email"], client_address())
             return render("accounts/verify.html", typed=typed, reasons={}, wait=RESEND_S, sent=True)
-        confirmations.verify(typed["email"], _field("code").strip(), doer())
+        confirmations.verify(typed["email"], field("code").strip(), doer())
     except ServingError as error:
-        return _again("accounts/verify.html", error, typed=typed, wait=0, sent=False)
+        return again("accounts/verify.html", error, typed=typed, wait=0, sent=False)
     return go("/ui" if visitor() else f"/ui/sign-in?login={_quoted(typed['email'])}&after=confirmed")
 
 
@@ -112,15 +94,15 @@ def reset_form() -> Response:
 
 @_pages.page("/ui/reset", "POST", who="anyone")
 def reset() -> Response:
-    typed, confirmations = _typed("email"), services().users.confirmations
-    asked = _field("verb") != "ask"
+    typed, confirmations = given("email"), services().users.confirmations
+    asked = field("verb") != "ask"
     try:
         if not asked:
             confirmations.ask_reset(typed["email"], client_address())
             return render("accounts/reset.html", typed=typed, reasons={}, asked=True, wait=RESEND_S)
-        confirmations.reset(typed["email"], _field("code").strip(), _field("password"), doer())
+        confirmations.reset(typed["email"], field("code").strip(), field("password"), doer())
     except ServingError as error:
-        return _again("accounts/reset.html", error, typed=typed, asked=asked, wait=0)
+        return again("accounts/reset.html", error, typed=typed, asked=asked, wait=0)
     return go(f"/ui/sign-in?login={_quoted(typed['email'])}&after=reset")
 
 

@@ -10,8 +10,9 @@ from flask_babel import gettext as _
 from flask_babel import lazy_gettext as later
 
 from gateway.clock import to_text
+from gateway.context import services
 from gateway.error_texts import TEXTS
-from gateway.pages import frame, languages, sentences
+from gateway.pages import frame, languages, people_names, sentences
 from gateway.pages.assets import asset
 from gateway.pages.deployment_places import deployment_at, new_deployment_at
 from gateway.pages.model_places import place as model_place
@@ -30,6 +31,10 @@ STATES: Mapping[str, Any] = {
     "deleting": later("being deleted"),
     "paused": later("paused"),
     "sleeping": later("sleeping"),
+    "pending": later("waiting"),
+    "waiting": later("waiting"),
+    "delivered": later("delivered"),
+    "sent": later("sent"),
     "failed": later("failed"),
     "expired": later("expired"),
     "cancelled": later("cancelled"),
@@ -78,6 +83,10 @@ def prepare(app: Flask) -> None:
         deployment_at=deployment_at,
         new_deployment_at=new_deployment_at,
         model_place=model_place,
+        my_picture=my_picture,
+        role_name=people_names.role_name,
+        team_role=people_names.team_role,
+        event_name=people_names.event_name,
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
@@ -93,6 +102,13 @@ def places() -> list[Place]:
         known.append((_("Components"), "/ui/components", "components"))
     path = request.path
     return [Place(name, where, picture, path == where or (where != "/ui" and path.startswith(where))) for name, where, picture in known]
+
+
+def my_picture() -> str:
+    """The SHA-256 of the picture of whoever looks, "" for none."""
+    visitor = frame.visitor()
+    user = services().storage.users.by_id(visitor.user_id) if visitor is not None else None
+    return (user.avatar_sha256 or "") if user is not None else ""
 
 
 def code_text(code: Code) -> CodeText:

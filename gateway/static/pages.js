@@ -10,6 +10,7 @@ const language = document.documentElement.lang;
 const steps = [["year", 31536000], ["month", 2592000], ["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
 const ago = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
 const whole = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" });
+const day = new Intl.DateTimeFormat(language, { dateStyle: "medium" });
 
 function since(at) {
   const seconds = (at - Date.now()) / 1000;
@@ -22,7 +23,7 @@ function tellTimes(root = document) {
   for (const element of root.querySelectorAll("time[data-time]")) {
     const at = new Date(element.dateTime);
     if (Number.isNaN(at.getTime())) continue;
-    element.textContent = element.dataset.time === "ago" ? since(at) : whole.format(at);
+    element.textContent = element.dataset.time === "ago" ? since(at) : (element.dataset.time === "day" ? day : whole).format(at);
     element.title = whole.format(at);
   }
 }

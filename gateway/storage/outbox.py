@@ -68,6 +68,15 @@ class Outbox:
             else:
                 db.execute("update outbox set error = ?, next_at = ? where id = ?", [reason, again_at, number])
 
+    def again(self, number: int, now: datetime) -> bool:
+        """Has one that waits or has failed sent at once; False where there is none, or it would be of no use any more."""
+        with self._database.write() as db:
+            row = db.execute(
+                "update outbox set state = 'waiting', next_at = ?, finished_at = null where id = ? and state <> 'sent' and until > ? returning id",
+                [now.timestamp(), number, now.timestamp()],
+            ).fetchone()
+        return row is not None
+
     def page(self, state: str, before: int | None, count: int) -> list[OutboxRecord]:
         """Newest first, before the one with the number `before`; `state` "" for all."""
         with self._database.read() as db:

@@ -101,4 +101,10 @@ def m016_makers(db: SqliteDatabase) -> None:
     db.execute("create index teams_maker on teams (made_by) where made_by is not null and deleted_at is null")
 
 
-STEPS = (m015_accounts, m016_makers)
+def m021_places(db: SqliteDatabase) -> None:
+    """Where somebody signed in: the address, and what the browser calls itself; "" where that was before anybody noted it."""
+    for column in ("address", "agent"):
+        db.execute(f"alter table sessions add column {column} text not null default ''")
+
+
+STEPS = (m015_accounts, m016_makers, m021_places)

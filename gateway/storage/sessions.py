@@ -18,6 +18,8 @@ MOST_TOKENS = 1_000
 """Refresh tokens of one sign-in that are remembered: one that was used long before is as unknown as any other."""
 _SWEEP = 100
 """Most expired sessions that one new sign-in clears away: no request pays for a long backlog."""
+MOST_AGENT = 300
+"""Characters of what a browser calls itself that are kept."""
 
 
 class Rotation(Enum):
@@ -36,6 +38,17 @@ class Rotated:
     principal: Principal | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A sign-in that has not ended. `agent`: what the browser calls itself, "" for a program's; `address` "": not known."""
+
+    id: str
+    created_at: str
+    expires_at: str
+    address: str
+    agent: str
+
+
 class Sessions:
     """`principals` is changed with every change of what `principal` answers."""
 
@@ -43,7 +56,9 @@ class Sessions:
         self._database = database
         self._principals = principals
 
-    def begin(self, session_id: str, user_id: int, token_hash: str, now: datetime, expires_at: datetime) -> None:
+    def begin(
+        self, session_id: str, user_id: int, token_hash: str, now: datetime, expires_at: datetime, address: str = "", agent: str = ""
+    ) -> None:
         """A sign-in, with its first refresh token. Beyond MOST of one user the oldest one ends."""
         with self._database.write() as db:
             _forget_expired(db, now)
@@ -52,8 +67,8 @@ class Sessions:
                 f"delete from sessions where user_id = ? and rowid <= ({oldest}) returning id", [user_id, user_id, MOST - 1]
             ).fetchall()
             db.execute(
-                "insert into sessions (id, user_id, created_at, expires_at) values (?, ?, ?, ?)",
-                [session_id, user_id, to_text(now), to_text(expires_at)],
+                "insert into sessions (id, user_id, created_at, expires_at, address, agent) values (?, ?, ?, ?, ?, ?)",
+                [session_id, user_id, to_text(now), to_text(expires_at), address, agent],
             )
             _add_token(db, session_id, token_hash, now, expires_at)
         if ended:
@@ -91,6 +106,25 @@ class Sessions:
         with self._database.write() as db:
             _revoke(db, session_id, now)
         self._principals.change()
+
+    def revoke_of(self, user_id: int, session_id: str, now: datetime) -> bool:
+        """Ends one of the user's; False where there is no such one, or it has ended."""
+        with self._database.write() as db:
+            row = db.execute("select 1 from sessions where id = ? and user_id = ? and revoked_at is null", [session_id, user_id]).fetchone()
+            if row is not None:
+                _revoke(db, session_id, now)
+        self._principals.change()
+        return row is not None
+
+    def page(self, user_id: int, now: datetime, count: int) -> list[SessionRecord]:
+        """The user's that have not ended, newest first."""
+        with self._database.read() as db:
+            rows = db.execute(
+                "select id, created_at, expires_at, address, agent from sessions where user_id = ? and revoked_at is null and expires_at > ?"
+                " order by rowid desc limit ?",
+                [user_id, to_text(now), count],
+            ).fetchall()
+        return [SessionRecord(**dict(row)) for row in rows]
 
     def principal(self, session_id: str) -> Principal | None:
         """Who is behind a session, with the role of this moment; None where it was revoked, or its user deleted or disabled."""

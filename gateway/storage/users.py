@@ -171,10 +171,10 @@ class Users:
         with self._database.write() as db:
             db.execute("update users set password_hash = ? where id = ? and password_hash = ?", [new_hash, user_id, old_hash])
 
-    def end_sessions(self, user_id: int, now: datetime, *, doer: Doer = GATEWAY) -> None:
-        """Every one of the user's."""
+    def end_sessions(self, user_id: int, now: datetime, *, keep: str = "", doer: Doer = GATEWAY) -> None:
+        """Every one of the user's but `keep`."""
         with self._database.write() as db:
-            account_rows.end_sessions(db, user_id, now, "")
+            account_rows.end_sessions(db, user_id, now, keep)
             account_rows.note(db, doer, "user.sign_out_everywhere", user_id, now)
         self._principals.change()
 

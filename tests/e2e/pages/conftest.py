@@ -58,6 +58,7 @@ class Site:
     owner: Caller
     task: str = ""
     batch: str = ""
+    webhook: str = ""
 
     @property
     def home(self) -> str:
@@ -100,6 +101,8 @@ def seed(site: Site, folder: Path) -> None:
     _, task = owner.asked("POST", "/v1/deployments/d/predictions", {"inputs": {"x": [[3, 0]]}}, Prefer="respond-async")
     site.task = task["id"]
     site.batch = owner("POST", "/v1/batches", upload_rows("a,b\n1,2\n3,x\n5,6\n", deployment="d"), 202)["id"]
+    site.webhook = owner("POST", "/v1/webhooks", {"url": "https://example.com/hook", "events": ["task.expired"]}, 201)["id"]
+    owner("POST", "/v1/teams", {"name": "crew"}, 201)
     for path in (f"/v1/tasks/{site.task}", f"/v1/batches/{site.batch}"):
         within(30, lambda path=path: owner("GET", path)["state"] in ("succeeded", "failed"))
 

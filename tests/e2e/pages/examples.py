@@ -17,6 +17,8 @@ PIECES = (
     "/ui/static/<path:name>",
     "/ui/idl/<name>",
     "/ui/deployments/<name>/now",
+    "/ui/avatars/<name>",
+    "/ui/account/webhooks/<webhook_id>/log",
 )
 """What is no page of its own: fetched by pages, by their scripts, or a file."""
 
@@ -24,6 +26,8 @@ PIECES = (
 def examples(site: Site) -> dict[str, str]:
     """An address for every rule with a value in it, or that means more with a query."""
     return {
+        "/ui/account/webhooks/<webhook_id>": f"/ui/account/webhooks/{site.webhook}",
+        "/ui/teams/<team>": "/ui/teams/crew",
         "/ui/verify": "/ui/verify?email=a@example.org",
         "/ui/dialogue": "/ui/dialogue?with=dialogue",
         "/ui/<path:anything>": "/ui/nowhere",
