@@ -60,13 +60,16 @@ from gateway.pages import (
     components,
     home,
     languages,
+    model_about,
     model_calls,
     model_overview,
+    model_versions,
     templating,
     welcome,
 )
 from gateway.pages import accounts as account_pages
 from gateway.pages import deployments as deployment_pages
+from gateway.pages import models as model_pages
 from gateway.pages import talk as talk_pages
 from gateway.pages import teams as team_pages
 from gateway.settings import Settings
@@ -119,7 +122,10 @@ _PAGES = (
     deployment_pages,
     home,
     model_calls,
+    model_about,
     model_overview,
+    model_pages,
+    model_versions,
     talk_pages,
     team_pages,
     welcome,

@@ -16,7 +16,7 @@ from gateway.operations.uploads import Uploads
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.storage.audit import Doer
-from gateway.storage.model_records import ModelRecord, NewVersion, VersionRecord, Wanted
+from gateway.storage.model_records import ModelRecord, NewVersion, VersionEntry, VersionRecord, Wanted
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
 
@@ -77,8 +77,14 @@ class Library:
         """Newest first."""
         return self._rows.versions(found.model.id, after, limit)
 
-    def listed(self, principal: Principal | None, wanted: Wanted, after: tuple[str, int] | None, limit: int) -> list[Found]:
-        """What the caller may see of what is `wanted`, by name. Of `wanted` only the filters count."""
+    def history(self, found: Found, after: int | None, limit: int) -> list[VersionEntry]:
+        """The same, with who sent each, and for whoever may change the model those that can be restored and the deployments that use each."""
+        may = Can.CHANGE in found.can
+        entries = self._rows.history(found.model.id, after, limit, deleted=may)
+        return entries if may else [replace(entry, used_by=()) for entry in entries]
+
+    def listed(self, principal: Principal | None, wanted: Wanted, after: Sequence[Any] | None, limit: int) -> list[Found]:
+        """What the caller may see of what is `wanted`, in its order. Of `wanted` only the filters count."""
         if wanted.deleted and principal is None:
             return []
         everything = principal is not None and principal.role is not Role.USER
@@ -150,15 +156,19 @@ class Library:
         if not self._rows.delete(found.model.id, doer, self._now(), revision, used=used):
             raise ChangedMeanwhile
 
-    def restore(self, principal: Principal, name: str, doer: Doer) -> Found:
-        """The one of that name that was deleted last. Raises model_not_found, already_exists."""
+    def deleted(self, principal: Principal, name: str) -> Found:
+        """The one of that name that was deleted last. Raises model_not_found."""
         asked = names.addressed(name)
         owner_id: int | None = principal.user_id
         if asked.owner and asked.owner.lower() != principal.name.lower():
             owner = self._storage.users.by_name(asked.owner)
             owner_id = owner.id if owner is not None else None
         record = None if owner_id is None else self._rows.last_deleted(owner_id, asked.name)
-        found = self._found(principal, record, name, Can.OWN)
+        return self._found(principal, record, name, Can.OWN)
+
+    def restore(self, principal: Principal, name: str, doer: Doer) -> Found:
+        """That one is there again. Raises as `deleted`, and already_exists."""
+        found = self.deleted(principal, name)
         return self._again(principal, self._rows.restore(found.model.id, doer, self._now()))
 
     def delete_version(self, principal: Principal, name: str, number: int, doer: Doer) -> None:

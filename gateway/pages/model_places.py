@@ -3,11 +3,14 @@
 A user's model is at /ui/models/OWNER/NAME, one of the operators at /ui/models/-/NAME: no user is called so.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import quote
 
 from flask_babel import gettext as _
 
+from gateway import clock
 from gateway.context import services
 from gateway.operations.access import Can
 from gateway.operations.host_models import HostModel
@@ -16,6 +19,14 @@ from gateway.pages.frame import me
 
 HOST = "-"
 LIST = "/ui/models"
+FORMATS: Mapping[str, str] = {
+    "onnx": "ONNX",
+    "pmml": "PMML",
+    "python": "Python",
+    "torchscript": "TorchScript",
+    "torch_export": "torch.export",
+}
+"""What formats are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,7 @@ class Tab:
     key: str
     name: str
     where: str
+    picture: str
     here: bool
 
 
@@ -62,6 +74,11 @@ def called(owner: str | None, name: str) -> str:
     return f"{owner}.{name}" if owner else name
 
 
+def purged(deleted_at: str) -> str:
+    """When what was deleted then is gone for good."""
+    return clock.to_text(clock.from_text(deleted_at) + timedelta(days=services().settings.purge_after_days))
+
+
 def model_at(owner: str, name: str, wanted: Can = Can.READ) -> Found | HostModel:
     """The model of an address. Raises model_not_found, also for what may not be seen, forbidden, and what the host says of one of its
     own that does not serve."""
@@ -76,11 +93,15 @@ def model_head(found: Found | HostModel, tab: str = "") -> Head:
         owner, name, can = None, found.name, Can.READ | Can.CALL
     else:
         owner, name, can = found.model.owner, found.model.name, found.can
-    known = [("", _("Overview")), ("versions", _("Versions")), ("about", _("About")), ("test", _("Test")), ("use", _("Use"))]
-    if owner is None:
-        known = [(key, text) for key, text in known if key not in ("versions", "about")]
-    elif Can.CHANGE not in can:  # trying a model is for those who may change it
-        known = [(key, text) for key, text in known if key != "test"]
-    tabs = tuple(Tab(key, text, place(owner, name, key), key == tab) for key, text in known)
+    known = (
+        ("", _("Overview"), "schema"),
+        ("versions", _("Versions"), "versions"),
+        ("about", _("About"), "file-text"),
+        ("test", _("Test"), "flask"),
+        ("use", _("Use"), "code"),
+    )
+    # an operators' model has neither history nor card; trying a user's is for those who may change it
+    hidden = ("versions", "about") if owner is None else () if Can.CHANGE in can else ("test",)
+    tabs = tuple(Tab(key, text, place(owner, name, key), picture, key == tab) for key, text, picture in known if key not in hidden)
     of_user, of_host = (None, found) if isinstance(found, HostModel) else (found, None)
     return Head(owner, name, place(owner, name), called(owner, name), tabs, can, of_user, of_host)

@@ -15,6 +15,7 @@ from gateway.error_texts import TEXTS
 from gateway.pages import frame, languages, people_names, sentences
 from gateway.pages.assets import asset
 from gateway.pages.deployment_places import deployment_at, new_deployment_at
+from gateway.pages.model_places import FORMATS, called
 from gateway.pages.model_places import place as model_place
 from gateway.types import Role
 from idl.codes import Code
@@ -87,6 +88,8 @@ def prepare(app: Flask) -> None:
         role_name=people_names.role_name,
         team_role=people_names.team_role,
         event_name=people_names.event_name,
+        model_called=called,
+        format_name=lambda name: FORMATS.get(name, name),
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
@@ -96,7 +99,11 @@ def places() -> list[Place]:
     visitor = frame.visitor()
     if visitor is None:
         return []
-    known: list[tuple[str, str, str]] = [(_("Home"), "/ui", "home"), (_("Deployments"), "/ui/deployments", "rocket")]
+    known: list[tuple[str, str, str]] = [
+        (_("Home"), "/ui", "home"),
+        (_("Models"), "/ui/models", "box"),
+        (_("Deployments"), "/ui/deployments", "rocket"),
+    ]
     known.append((_("Dialogue"), "/ui/dialogue", "messages"))
     if visitor.role is Role.ADMINISTRATOR:
         known.append((_("Components"), "/ui/components", "components"))

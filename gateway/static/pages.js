@@ -147,6 +147,10 @@ function prepare(root) {
   tellTimes(root);
   restoreDrafts(root);
   root.querySelectorAll("[data-wait]").forEach(countDown);
+  for (const dialog of root.querySelectorAll("dialog[data-now]")) { // open without a script; with one, in front of the rest
+    dialog.close();
+    dialog.showModal();
+  }
 }
 
 document.addEventListener("htmx:load", (event) => { if (event.target !== document.body) prepare(event.target); });

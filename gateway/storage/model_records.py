@@ -60,6 +60,16 @@ class VersionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionEntry:
+    """A line of a model's history. `by`: who sent it. `used_by`: deployments, as `owner.name`."""
+
+    version: VersionRecord
+    by: str
+    deleted_at: str | None
+    used_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NewVersion:
     """A version that the model host has accepted, whose blobs are there."""
 
@@ -76,7 +86,8 @@ class NewVersion:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a list is of. `everything`: all of the platform, else what is public, `user_id`'s own and of his `teams`. "" and None: any.
-    `deleted`: those instead, of `user_id` alone."""
+    `deleted`: those instead, of `user_id` alone. `scope`: "mine", "teams" (what others share with them) or "public". `format`: the newest
+    version's. `order`: one of `model_lists.ORDERS`."""
 
     user_id: int | None
     teams: Collection[int] = ()
@@ -87,3 +98,6 @@ class Wanted:
     owner: str = ""
     visibility: str = ""
     deleted: bool = False
+    scope: str = ""
+    format: str = ""
+    order: str = "name"

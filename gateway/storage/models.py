@@ -8,11 +8,11 @@ from typing import Any
 from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
-from gateway.storage import audit
+from gateway.storage import audit, model_lists
 from gateway.storage.audit import Doer
 from gateway.storage.database import Database
 from gateway.storage.marks import Mark
-from gateway.storage.model_records import FileRecord, ModelRecord, NewVersion, VersionRecord, Wanted
+from gateway.storage.model_records import FileRecord, ModelRecord, NewVersion, VersionEntry, VersionRecord, Wanted
 from idl.codes import Code, ServingError
 
 _SELECT = """select m.id, m.owner_id, u.name as owner, m.name, m.type, m.description, m.card, m.visibility, m.team_id, t.name as team,
@@ -45,14 +45,17 @@ class Models:
     def last_deleted(self, owner_id: int, name: str) -> ModelRecord | None:
         return self._one("m.owner_id = ? and m.name = ? and m.deleted_at is not null order by m.deleted_at desc limit 1", owner_id, name)
 
-    def listed(self, wanted: Wanted, after: tuple[str, int] | None, limit: int) -> list[ModelRecord]:
-        """By name and id, those after `after`."""
-        where, given = _conditions(wanted)
+    def listed(self, wanted: Wanted, after: Sequence[Any] | None, limit: int) -> list[ModelRecord]:
+        """In the order of `wanted`, those after `after`: what it is ordered by of the last one before, and its id."""
+        where, given = model_lists.conditions(wanted)
+        column, direction, sign = model_lists.ORDERS[wanted.order]
         if after is not None:
-            where.append("(m.name, m.id) > (?, ?)")
+            where.append(f"({column}, m.id) {sign} (?, ?)")
             given += after
+        order = f"order by {column} {direction}, m.id {direction}"
+        chosen = f"select m.id from models m join users u on u.id = m.owner_id where {' and '.join(where)} {order} limit ?"
         with self._database.read() as db:
-            rows = db.execute(f"{_SELECT} where {' and '.join(where)} order by m.name, m.id limit ?", [*given, limit]).fetchall()
+            rows = db.execute(f"{_SELECT} where m.id in ({chosen}) {order}", [*given, limit]).fetchall()
         return [_record(row) for row in rows]
 
     def versions(self, model_id: int, after: int | None = None, limit: int = 1000) -> list[VersionRecord]:
@@ -63,6 +66,20 @@ class Models:
                 [model_id, 1 << 62 if after is None else after, limit],
             ).fetchall()
         return [_version(row) for row in rows]
+
+    def history(self, model_id: int, after: int | None, limit: int, *, deleted: bool) -> list[VersionEntry]:
+        """Newest first, those below `after`: what each is, who sent it and which deployments use it. `deleted`: those too that can be restored."""
+        used = (
+            "select json_group_array(o.name || '.' || d.name) from deployments d join users o on o.id = d.owner_id"
+            f" where d.deleted_at is null and d.model_id = v.model_id and v.id in {IN_USE}"
+        )
+        with self._database.read() as db:
+            rows = db.execute(
+                f"select {_VERSION}, v.deleted_at, (select u.name from users u where u.id = v.created_by) as by, ({used}) as used"
+                " from model_versions v where model_id = ? and number < ? and (deleted_at is null or ?) order by number desc limit ?",
+                [model_id, 1 << 62 if after is None else after, deleted, limit],
+            ).fetchall()
+        return [VersionEntry(_version(row), row["by"] or "", row["deleted_at"], tuple(sorted(json.loads(row["used"])))) for row in rows]
 
     def version(self, model_id: int, number: int) -> VersionRecord | None:
         return self._version("model_id = ? and number = ? and deleted_at is null", model_id, number)
@@ -244,34 +261,6 @@ class Models:
         with self._database.read() as db:
             row = db.execute(f"select {_VERSION} from model_versions where {where}", list(given)).fetchone()
         return None if row is None else _version(row)
-
-
-def _conditions(wanted: Wanted) -> tuple[list[str], list[Any]]:
-    where, given = ["u.deleted_at is null"], list[Any]()
-    if wanted.deleted:
-        where.append("m.deleted_at is not null and m.owner_id = ?")
-        given.append(wanted.user_id)
-    else:
-        where.append("m.deleted_at is null")
-    if not wanted.everything and not wanted.deleted:
-        teams = ", ".join("?" * len(wanted.teams))
-        where.append(f"(m.visibility = 'public' or m.owner_id = ? or (m.visibility = 'team' and m.team_id in ({teams})))")
-        given += [-1 if wanted.user_id is None else wanted.user_id, *wanted.teams]
-    for column, value in (("m.type", wanted.type), ("u.name", wanted.owner), ("m.visibility", wanted.visibility)):
-        if value:
-            where.append(f"{column} = ? collate nocase")
-            given.append(value)
-    if wanted.tag:
-        where.append("exists (select 1 from model_tags g where g.model_id = m.id and g.tag = ?)")
-        given.append(wanted.tag)
-    if wanted.text:
-        pattern = "%" + wanted.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        where.append(
-            "(m.name like ? escape '\\' or m.description like ? escape '\\' or m.type like ? escape '\\'"
-            " or exists (select 1 from model_tags g where g.model_id = m.id and g.tag like ? escape '\\'))"
-        )
-        given += [pattern] * 4
-    return where, given
 
 
 def _refuse_taken(db: SqliteDatabase, owner_id: int, name: str) -> None:

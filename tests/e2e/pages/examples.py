@@ -13,6 +13,7 @@ ANYONES = ("/", "/ui/sign-in", "/ui/register", "/ui/verify", "/ui/reset", "/ui/<
 """Pages that need no sign-in."""
 PIECES = (
     "/ui/home/now",
+    "/ui/models/<owner>/<name>/result",
     "/ui/form-token",
     "/ui/static/<path:name>",
     "/ui/idl/<name>",
@@ -25,9 +26,14 @@ PIECES = (
 
 def examples(site: Site) -> dict[str, str]:
     """An address for every rule with a value in it, or that means more with a query."""
+    model = f"/ui/models/{site.owner.name}/m"
     return {
         "/ui/account/webhooks/<webhook_id>": f"/ui/account/webhooks/{site.webhook}",
         "/ui/teams/<team>": "/ui/teams/crew",
+        "/ui/models/<owner>/<name>/versions": f"{model}/versions",
+        "/ui/models/<owner>/<name>/versions/new": f"{model}/versions/new",
+        "/ui/models/<owner>/<name>/about": f"{model}/about",
+        "/ui/models/<owner>/<name>/edit": f"{model}/edit",
         "/ui/verify": "/ui/verify?email=a@example.org",
         "/ui/dialogue": "/ui/dialogue?with=dialogue",
         "/ui/<path:anything>": "/ui/nowhere",
