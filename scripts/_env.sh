@@ -41,6 +41,9 @@ ensure_venv() {
   ) 9>"$dir.lock"
 }
 
+# What checks and tests need, in .venv of the folder.
+ensure_test_venv() { ensure_venv "$1/.venv" "$1/scripts/locks/runtime.txt" "$1/scripts/locks/dev.txt" "$1/scripts/locks/dialogue.txt"; }
+
 # Where a virtual environment is active, the Python it was made with: what is active may be the very folder that is made anew.
 _outside() { "$1" -c 'import sys; print(getattr(sys, "_base_executable", "") or sys.executable)'; }
 

@@ -3,20 +3,13 @@
 import json
 import pickle
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
-from sklearn.datasets import load_breast_cancer, load_iris
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 
 from idl import tensors
 from idl.messages import InferRequest, Tensor
@@ -24,11 +17,6 @@ from inference_server.executors.process import Watcher, Zygote
 from outboard import models, models_convert
 from outboard.__main__ import main
 from tests.engines import LIMIT, engine_over
-
-IRIS = load_iris()
-NAMES = IRIS.target_names[IRIS.target]
-TEXTS = ["good film", "bad film", "good good", "awful bad", "a good one", "bad"]
-LIKES = ["yes", "no", "yes", "no", "yes", "no"]
 
 
 def saved(path: Path, model: Any) -> Path:
@@ -40,28 +28,29 @@ def convert(path: Path, *more: str) -> int:
     return main(["models", "convert", str(path), "--out", str(path.parent / "models"), *more])
 
 
-ESTIMATORS = {
-    "logistic": LogisticRegression(max_iter=1000).fit(IRIS.data, NAMES),
-    "scaled": make_pipeline(StandardScaler(), LogisticRegression()).fit(IRIS.data, IRIS.target),
-    "forest": RandomForestClassifier(5, random_state=0).fit(IRIS.data, NAMES),
-    "boosting": HistGradientBoostingClassifier(max_iter=5).fit(*load_breast_cancer(return_X_y=True)),
-    "support": LinearSVC().fit(IRIS.data, IRIS.target),
-    "linear": LinearRegression().fit(IRIS.data, IRIS.target),
-    "clusters": KMeans(3, random_state=0, n_init=1).fit(IRIS.data),
-    "scaler": StandardScaler().fit(IRIS.data),
-}
+NAMES = ("logistic", "scaled", "forest", "boosting", "support", "linear", "clusters", "scaler")
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_what_is_written_answers_as_the_estimator(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert(saved(tmp_path / f"{name}.joblib", ESTIMATORS[name])) == 0, capsys.readouterr().err
+@pytest.fixture(scope="module")
+def made() -> Any:
+    """tests.estimators"""
+    return import_module("tests.estimators")
+
+
+def test_none_is_forgotten(made: Any) -> None:
+    assert tuple(made.ESTIMATORS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_answers_as_the_estimator(made: Any, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(saved(tmp_path / f"{name}.joblib", made.ESTIMATORS[name])) == 0, capsys.readouterr().err
     assert "answers as the estimator does on 256 made samples" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [name]
     assert (tmp_path / "models" / name / "1" / "model.onnx").stat().st_size
 
 
-def test_it_is_served_with_its_labels(tmp_path: Path) -> None:
-    model = ESTIMATORS["logistic"]
+def test_it_is_served_with_its_labels(made: Any, tmp_path: Path) -> None:
+    model = made.ESTIMATORS["logistic"]
     assert convert(saved(tmp_path / "iris.pkl", model)) == 0
     folder = tmp_path / "models" / "iris"
     said = tomllib.loads((folder / "model.toml").read_text())
@@ -73,7 +62,7 @@ def test_it_is_served_with_its_labels(tmp_path: Path) -> None:
     try:
         with engine_over(zygote, watcher, tmp_path / "models") as engine:
             engine.repository_model_load("iris", {})
-            rows = IRIS.data[::7].astype(np.float32)
+            rows = made.IRIS.data[::7].astype(np.float32)
             answer = engine.model_infer(InferRequest("iris", (Tensor("x", "FP32", rows.shape, rows.tobytes()),)))
             outputs = {tensor.name: tensors.decode(tensor.name, tensor.datatype, tensor.shape, tensor.data) for tensor in answer.outputs}
     finally:
@@ -83,21 +72,27 @@ def test_it_is_served_with_its_labels(tmp_path: Path) -> None:
     assert np.abs(outputs["probabilities"] - model.predict_proba(rows)).max() < 1e-4
 
 
-def test_texts_need_samples_and_no_lowercase(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    right = saved(tmp_path / "texts.joblib", make_pipeline(TfidfVectorizer(lowercase=False), LogisticRegression()).fit(TEXTS, LIKES))
+def test_texts_need_samples_and_no_lowercase(made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    right = saved(
+        tmp_path / "texts.joblib",
+        made.of_texts(lowercase=False),
+    )
     assert convert(right) == 1
     assert "does not say how many features it takes: give --samples" in capsys.readouterr().err
     samples = tmp_path / "samples.json"
-    samples.write_text(json.dumps(TEXTS))
+    samples.write_text(json.dumps(made.TEXTS))
     assert convert(right, "--samples", str(samples)) == 0, capsys.readouterr().err
     assert "on 6 given samples" in capsys.readouterr().out
 
 
-def test_texts_are_not_lowered_by_a_locale_that_may_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_are_not_lowered_by_a_locale_that_may_be_missing(made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """skl2onnx makes `lowercase` an operator with the locale en_US: where that is missing the model does not run, and is refused."""
-    path = saved(tmp_path / "texts.joblib", make_pipeline(TfidfVectorizer(lowercase=True), LogisticRegression()).fit(TEXTS, LIKES))
+    path = saved(
+        tmp_path / "texts.joblib",
+        made.of_texts(lowercase=True),
+    )
     samples = tmp_path / "samples.json"
-    samples.write_text(json.dumps(TEXTS))
+    samples.write_text(json.dumps(made.TEXTS))
     status, said = convert(path, "--samples", str(samples)), capsys.readouterr()
     is_written = (tmp_path / "models" / "texts" / "1" / "model.onnx").exists()
     assert (status, is_written) in ((0, True), (1, False))
@@ -115,28 +110,30 @@ def test_texts_are_not_lowered_by_a_locale_that_may_be_missing(tmp_path: Path, c
         ("[[null, 1, 2, 3]]", "object cannot be carried"),
     ],
 )
-def test_samples_that_do_not_fit_are_refused(tmp_path: Path, content: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_do_not_fit_are_refused(
+    made: Any, tmp_path: Path, content: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "samples.json"
     file.write_text(content)
-    assert convert(saved(tmp_path / "iris.joblib", ESTIMATORS["logistic"]), "--samples", str(file)) == 1
+    assert convert(saved(tmp_path / "iris.joblib", made.ESTIMATORS["logistic"]), "--samples", str(file)) == 1
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
 
 
-def test_other_answers_are_refused_with_the_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_answers_are_refused_with_the_difference(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A conversion that goes wrong: another estimator's file stands for it."""
-    path = saved(tmp_path / "iris.joblib", ESTIMATORS["logistic"])
-    real, other = models_convert._converted, LogisticRegression(max_iter=1000, C=0.01).fit(IRIS.data, NAMES)
+    path = saved(tmp_path / "iris.joblib", made.ESTIMATORS["logistic"])
+    real, other = models_convert._converted, made.another()
     monkeypatch.setattr(models_convert, "_converted", lambda model, samples: real(other, samples))
-    rows = IRIS.data.astype(np.float32)
+    rows = made.IRIS.data.astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
-    wrong = int((other.predict(rows) != ESTIMATORS["logistic"].predict(rows)).sum())
+    wrong = int((other.predict(rows) != made.ESTIMATORS["logistic"].predict(rows)).sum())
     assert wrong
     with pytest.raises(models_convert.Refused, match=rf"'label' is another than predict gives for {wrong} of 150 samples; sample \d+: "):
         models_convert.convert(path, tmp_path / "models", samples=tmp_path / "rows.npy")
-    same = np.flatnonzero(other.predict(rows) == ESTIMATORS["logistic"].predict(rows))
+    same = np.flatnonzero(other.predict(rows) == made.ESTIMATORS["logistic"].predict(rows))
     np.save(tmp_path / "rows.npy", rows[same])
-    off = np.abs(other.predict_proba(rows[same]) - ESTIMATORS["logistic"].predict_proba(rows[same])).max()
+    off = np.abs(other.predict_proba(rows[same]) - made.ESTIMATORS["logistic"].predict_proba(rows[same])).max()
     with pytest.raises(
         models_convert.Refused, match=rf"'probabilities' is up to {off:.2g} off what predict_proba gives, in {len(same)} of"
     ):
@@ -167,8 +164,8 @@ def test_push_gives_a_file_the_usual_name_of_its_kind(file: str, name: str) -> N
     assert list(models._files(Path(file), None, 3, is_new=True)) == [(Path(file), 3, name)]
 
 
-def test_a_model_that_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = saved(tmp_path / "iris.joblib", ESTIMATORS["linear"])
+def test_a_model_that_is_there_is_not_overwritten(made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path / "iris.joblib", made.ESTIMATORS["linear"])
     assert convert(path) == 0
     before = (tmp_path / "models" / "iris" / "1" / "model.onnx").read_bytes()
     assert convert(path) == 1
