@@ -1,11 +1,44 @@
 """Whether what a deployment would reserve fits the model hosts, before anything is loaded: the host itself has the last word."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from gateway.models_rpc import Models
 from idl.codes import Code, ServingError
 from idl.messages import Capacity
 
 _TIMEOUT_S = 5.0
 _GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a host has and what of it can still be reserved: cores and bytes."""
+
+    address: str
+    cpus: float
+    cpus_free: float
+    memory: int
+    memory_free: int
+
+    def fits(self, cpus: float, memory: int) -> bool:
+        return cpus <= self.cpus_free + 1e-6 and memory <= self.memory_free
+
+
+def rooms(models: Models, name: str, timeout_s: float = _TIMEOUT_S) -> Sequence[Room]:
+    """Of every host that answers. What a deployment that is called `name` there has reserved itself counts as free."""
+    return [_room(address, said, name) for address, said in models.capacities(timeout_s) if isinstance(said, Capacity)]
+
+
+def _room(address: str, host: Capacity, name: str) -> Room:
+    own = [model for model in host.models if model.name == name]
+    return Room(
+        address,
+        host.cpus,
+        max(0.0, host.cpus_free + sum(model.cpus for model in own)),
+        host.memory_bytes,
+        max(0, host.memory_free_bytes + sum(model.memory_reserved_bytes for model in own)),
+    )
 
 
 def require(models: Models, name: str, cpus: float | None, memory: int | None, instances: int) -> None:
@@ -16,22 +49,14 @@ def require(models: Models, name: str, cpus: float | None, memory: int | None, i
     """
     if cpus is None and memory is None:
         return
-    for address, said in models.capacities(_TIMEOUT_S):
-        if isinstance(said, Capacity):
-            _require(said, name, (cpus or 0.0) * instances, (memory or 0) * instances, address if len(models.hosts) > 1 else "")
-
-
-def _require(host: Capacity, name: str, cpus: float, memory: int, address: str) -> None:
-    own = [model for model in host.models if model.name == name]
-    cpus_free = host.cpus_free + sum(model.cpus for model in own)
-    memory_free = host.memory_free_bytes + sum(model.memory_reserved_bytes for model in own)
-    if cpus <= cpus_free + 1e-6 and memory <= memory_free:
-        return
-    where = "the model host has" if not address else "a model host has"
-    raise ServingError(
-        Code.INSUFFICIENT_CAPACITY,
-        f"it would reserve {_said(cpus, memory)}, and {where} {_said(max(0.0, cpus_free), max(0, memory_free))} free",
-    )
+    cores, size = (cpus or 0.0) * instances, (memory or 0) * instances
+    for room in rooms(models, name):
+        if not room.fits(cores, size):
+            where = "the model host has" if len(models.hosts) == 1 else "a model host has"
+            raise ServingError(
+                Code.INSUFFICIENT_CAPACITY,
+                f"it would reserve {_said(cores, size)}, and {where} {_said(room.cpus_free, room.memory_free)} free",
+            )
 
 
 def _said(cpus: float, memory: int) -> str:

@@ -17,6 +17,7 @@ from gateway.pages.assets import asset
 from gateway.pages.deployment_places import deployment_at, new_deployment_at
 from gateway.pages.model_places import FORMATS, called
 from gateway.pages.model_places import place as model_place
+from gateway.pages.refusals import refusal
 from gateway.types import Role
 from idl.codes import Code
 
@@ -84,6 +85,7 @@ def prepare(app: Flask) -> None:
         deployment_at=deployment_at,
         new_deployment_at=new_deployment_at,
         model_place=model_place,
+        refusal_of=refusal,
         my_picture=my_picture,
         role_name=people_names.role_name,
         team_role=people_names.team_role,

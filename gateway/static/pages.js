@@ -64,6 +64,13 @@ async function renewToken() {
   } catch { /* offline: the next return to this page asks again */ }
 }
 
+// what was sent, and led to another page, was taken
+function forgetDraft() {
+  const name = sessionStorage.getItem("sent");
+  sessionStorage.removeItem("sent");
+  if (name && !name.startsWith(`draft ${location.pathname} `)) sessionStorage.removeItem(name);
+}
+
 document.addEventListener("input", (event) => {
   const form = event.target.form;
   if (form?.matches("[data-draft]")) keepDraft(form);
@@ -81,6 +88,7 @@ document.addEventListener("submit", (event) => {
     return;
   }
   form.dataset.sent = "yes";
+  if (form.matches("[data-draft]")) sessionStorage.setItem("sent", draftName(form));
   setTimeout(() => delete form.dataset.sent, 8000);
 });
 
@@ -143,6 +151,7 @@ document.addEventListener("changed", () => document.getElementById("refused")?.r
 addEventListener("online", () => { document.getElementById("offline").hidden = true; });
 addEventListener("offline", () => { document.getElementById("offline").hidden = false; });
 
+forgetDraft();
 function prepare(root) {
   tellTimes(root);
   restoreDrafts(root);
