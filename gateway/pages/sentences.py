@@ -75,6 +75,9 @@ KNOWN = (
     later("answered {}"),
     later("no answer within {} s"),
     later("the letter was sent, or is too old to be of use: have another one made"),
+    later("is not a day"),
+    later("is not a size such as {} GB"),
+    later("is not a whole number"),
 )
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")
 

@@ -13,6 +13,7 @@ from gateway.clock import to_text
 from gateway.context import services
 from gateway.error_texts import TEXTS
 from gateway.pages import frame, languages, people_names, sentences
+from gateway.pages.admin_people import place as user_place
 from gateway.pages.assets import asset
 from gateway.pages.deployment_places import deployment_at, new_deployment_at
 from gateway.pages.model_places import FORMATS, called
@@ -37,6 +38,10 @@ STATES: Mapping[str, Any] = {
     "waiting": later("waiting"),
     "delivered": later("delivered"),
     "sent": later("sent"),
+    "active": later("active"),
+    "disabled": later("disabled"),
+    "deleted": later("deleted"),
+    "away": later("not reachable"),
     "failed": later("failed"),
     "expired": later("expired"),
     "cancelled": later("cancelled"),
@@ -92,6 +97,12 @@ def prepare(app: Flask) -> None:
         event_name=people_names.event_name,
         model_called=called,
         format_name=lambda name: FORMATS.get(name, name),
+        visibility_name=people_names.visibility_name,
+        cleaned_name=people_names.cleaned_name,
+        host_state=people_names.host_state,
+        states_of=lambda states: people_names.states_of(states, STATES),
+        role_choices=people_names.role_choices,
+        user_place=user_place,
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
@@ -107,6 +118,10 @@ def places() -> list[Place]:
         (_("Deployments"), "/ui/deployments", "rocket"),
     ]
     known.append((_("Dialogue"), "/ui/dialogue", "messages"))
+    if visitor.role is Role.ADMINISTRATOR:
+        known.append((_("Administration"), "/ui/admin", "shield"))
+    elif visitor.may_operate:
+        known.append((_("Hosts"), "/ui/admin/hosts", "server"))
     if visitor.role is Role.ADMINISTRATOR:
         known.append((_("Components"), "/ui/components", "components"))
     path = request.path

@@ -32,10 +32,12 @@ def full(place: Place, tmp_path: Path) -> Iterator[tuple[FlaskClient, Any]]:
     assert status == 202, task
     status, batch = ann("POST", "/v1/batches", data={"deployment": "d", "file": (io.BytesIO(b"a,b\n1,2\n"), "rows.csv")})
     assert status == 202, batch
+    status, hook = ann("POST", "/v1/webhooks", json={"url": "https://example.com/hook", "events": ["task.expired"]})
+    assert status == 201 and ann("POST", "/v1/teams", json={"name": "crew"})[0] == 201, hook
     fill(place.services.storage, "ann")
     browser = place.ann.client
     assert sign_in(browser, "ann").status_code == 303
-    yield browser, SimpleNamespace(owner=SimpleNamespace(name="ann"), task=task["id"], batch=batch["id"])
+    yield browser, SimpleNamespace(owner=SimpleNamespace(name="ann"), task=task["id"], batch=batch["id"], webhook=hook["id"])
 
 
 def test_every_page_is_quick_where_very_much_is_there(full: tuple[FlaskClient, Any], place: Place) -> None:

@@ -7,7 +7,20 @@ from gateway.application import create_app
 from gateway.settings import Settings
 from tests.e2e.pages.conftest import Site
 
-ADMINISTRATORS = ("/ui/components",)
+ADMINISTRATORS = (
+    "/ui/components",
+    "/ui/admin",
+    "/ui/admin/users",
+    "/ui/admin/users/<name>",
+    "/ui/admin/invitations",
+    "/ui/admin/hosts",
+    "/ui/admin/models",
+    "/ui/admin/deployments",
+    "/ui/admin/tasks",
+    "/ui/admin/audit",
+    "/ui/admin/outbox",
+    "/ui/admin/storage",
+)
 """Pages that only an administrator sees; the others are looked at as the owner of what `seed` made."""
 ANYONES = ("/", "/ui/sign-in", "/ui/register", "/ui/verify", "/ui/reset", "/ui/<path:anything>")
 """Pages that need no sign-in."""
@@ -26,6 +39,8 @@ PIECES = (
     "/ui/deployments/<name>/golden",
     "/ui/deployments/<name>/golden/<request_name>",
     "/ui/avatars/<name>",
+    "/ui/admin/now",
+    "/ui/admin/hosts/now",
     "/ui/account/webhooks/<webhook_id>/log",
 )
 """What is no page of its own: fetched by pages, by their scripts, or a file."""
@@ -36,6 +51,7 @@ def examples(site: Site) -> dict[str, str]:
     model = f"/ui/models/{site.owner.name}/m"
     return {
         "/ui/account/webhooks/<webhook_id>": f"/ui/account/webhooks/{site.webhook}",
+        "/ui/admin/users/<name>": "/ui/admin/users/owner",
         "/ui/teams/<team>": "/ui/teams/crew",
         "/ui/models/<owner>/<name>/versions": f"{model}/versions",
         "/ui/models/<owner>/<name>/versions/new": f"{model}/versions/new",
