@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import request
-from flask_babel import gettext as _
+from flask_babel import gettext
 from flask_babel import lazy_gettext as later
 from werkzeug.wrappers import Response
 
@@ -47,6 +47,10 @@ _OPTYPES: Mapping[str, Any] = {"continuous": later("continuous"), "categorical":
 _MOST_VALUES = 12
 
 
+def _(text: str, **values: object) -> str:
+    return str(gettext(text, **values))
+
+
 @_pages.page("/ui/models/<owner>/<name>")
 def overview(owner: str, name: str) -> Response:
     """`?version=` of a user's model; the newest without it."""
@@ -60,7 +64,7 @@ def overview(owner: str, name: str) -> Response:
         version = wanted_version(found)
         body, signature = model_bodies.model_version(version), signatures.of_version(services().storage, version)
     description = found.description if isinstance(found, HostModel) else found.model.description
-    values = {"describe": described, "formats": FORMATS, "engines": ENGINES, "asked": request.args.get("version", "")}
+    values: dict[str, Any] = {"describe": described, "formats": FORMATS, "engines": ENGINES, "asked": request.args.get("version", "")}
     return render("model/overview.html", head=head, body=body, signature=signature, description=description, **values)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from idl.codes import ServingError
+from idl.protobuf_fields import COUNTED, EIGHT, FOUR, VARINT, Malformed, varint
 from inference_server import errors
 
 MOST_BYTES = 2**31 - 1
@@ -25,11 +26,6 @@ _BELOW: dict[str, dict[int, str]] = {
 }
 """Message -> its fields that lead to a tensor."""
 _KEY, _VALUE = 1, 2
-_VARINT, _EIGHT, _COUNTED, _FOUR = 0, 1, 2, 5
-
-
-class Malformed(Exception):
-    """Not protobuf, or not whole."""
 
 
 def check(path: Path, name: str, host_memory: int) -> None:
@@ -110,29 +106,17 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int
     while position < end:
         tag, position = varint(data, position, end)
         kind = tag & 7
-        if kind == _COUNTED:
+        if kind == COUNTED:
             size, position = varint(data, position, end)
             if size > end - position:
                 raise Malformed
             yield tag >> 3, position, position + size
             position += size
-        elif kind == _VARINT:
+        elif kind == VARINT:
             _, position = varint(data, position, end)
-        elif kind in (_EIGHT, _FOUR):
-            position += 8 if kind == _EIGHT else 4
+        elif kind in (EIGHT, FOUR):
+            position += 8 if kind == EIGHT else 4
         else:
             raise Malformed
     if position != end:
         raise Malformed
-
-
-def varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < end and shift < 64:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise Malformed

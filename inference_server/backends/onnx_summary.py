@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inference_server.backends.onnx_files import Malformed, varint
+from idl.protobuf_fields import COUNTED, FOUR, VARINT, Malformed, varint, walk
 
-_VARINT, _EIGHT, _COUNTED, _FOUR = 0, 1, 2, 5
 _DEEPEST = 64
 _ML = "ai.onnx.ml"
 _LEARNT = ("Classifier", "Regressor", "TreeEnsemble")
@@ -25,9 +24,6 @@ _LAYERS = frozenset(
     }
 )
 _MOST = 2**63 - 1
-
-Value = tuple[int, int, int, int]
-"""(field number, wire type, begin or the number itself, end)."""
 
 
 @dataclass(slots=True)
@@ -68,9 +64,9 @@ def looks_like_onnx(data: mmap.mmap, most_fields: int = 10_000) -> str:
             at += 1
             if at > most_fields:
                 return ""
-            if (number, kind) == (1, _VARINT):
+            if (number, kind) == (1, VARINT):
                 version = begin
-            elif number == 7 and kind == _COUNTED:
+            elif number == 7 and kind == COUNTED:
                 graph = True
             elif number not in _OUTERMOST or (number in _OUTERMOST and _OUTERMOST[number] != kind):
                 return ""
@@ -80,41 +76,17 @@ def looks_like_onnx(data: mmap.mmap, most_fields: int = 10_000) -> str:
 
 
 _OUTERMOST = {
-    1: _VARINT,
-    2: _COUNTED,
-    3: _COUNTED,
-    4: _COUNTED,
-    5: _VARINT,
-    6: _COUNTED,
-    7: _COUNTED,
-    8: _COUNTED,
-    14: _COUNTED,
-} | dict.fromkeys((20, 25, 26), _COUNTED)
+    1: VARINT,
+    2: COUNTED,
+    3: COUNTED,
+    4: COUNTED,
+    5: VARINT,
+    6: COUNTED,
+    7: COUNTED,
+    8: COUNTED,
+    14: COUNTED,
+} | dict.fromkeys((20, 25, 26), COUNTED)
 """ModelProto's fields with their wire types."""
-
-
-def walk(data: mmap.mmap, position: int, end: int) -> Iterator[Value]:
-    """Every field of one message. Raises Malformed."""
-    while position < end:
-        tag, position = varint(data, position, end)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, position = varint(data, position, end)
-            yield number, kind, value, position
-        elif kind == _COUNTED:
-            size, position = varint(data, position, end)
-            if size > end - position:
-                raise Malformed
-            yield number, kind, position, position + size
-            position += size
-        elif kind in (_EIGHT, _FOUR):
-            size = 8 if kind == _EIGHT else 4
-            if size > end - position:
-                raise Malformed
-            yield number, kind, position, position + size
-            position += size
-        else:
-            raise Malformed
 
 
 class _Reading:
@@ -125,20 +97,20 @@ class _Reading:
     def model(self, size: int) -> None:
         texts: dict[int, str] = {}
         for number, kind, begin, end in walk(self._data, 0, size):
-            if number in (2, 3) and kind == _COUNTED:
+            if number in (2, 3) and kind == COUNTED:
                 texts[number] = self._text(begin, end)
-            elif number == 7 and kind == _COUNTED:
+            elif number == 7 and kind == COUNTED:
                 self._graph(begin, end, 0)
-            elif number == 8 and kind == _COUNTED:
+            elif number == 8 and kind == COUNTED:
                 self._opset(begin, end)
         self._found.producer = " ".join(filter(None, (texts.get(2, ""), texts.get(3, ""))))[:256]
 
     def _opset(self, begin: int, end: int) -> None:
         domain, version = "", 0
         for number, kind, start, stop in walk(self._data, begin, end):
-            if (number, kind) == (1, _COUNTED):
+            if (number, kind) == (1, COUNTED):
                 domain = self._text(start, stop)
-            elif (number, kind) == (2, _VARINT):
+            elif (number, kind) == (2, VARINT):
                 version = start
         if domain in ("", "ai.onnx"):
             self._found.opset = max(self._found.opset, min(version, _MOST))
@@ -147,7 +119,7 @@ class _Reading:
         if depth > _DEEPEST:
             raise Malformed
         for number, kind, start, stop in walk(self._data, begin, end):
-            if kind != _COUNTED:
+            if kind != COUNTED:
                 continue
             if number == 1:
                 self._node(start, stop, depth)
@@ -159,11 +131,11 @@ class _Reading:
     def _node(self, begin: int, end: int, depth: int) -> None:
         operator, domain, attributes = "", "", []
         for number, kind, start, stop in walk(self._data, begin, end):
-            if number == 4 and kind == _COUNTED:
+            if number == 4 and kind == COUNTED:
                 operator = self._text(start, stop)
-            elif number == 7 and kind == _COUNTED:
+            elif number == 7 and kind == COUNTED:
                 domain = self._text(start, stop)
-            elif number == 5 and kind == _COUNTED:
+            elif number == 5 and kind == COUNTED:
                 attributes.append((start, stop))
         self._found.operators[operator[:64]] += 1
         if domain == _ML and operator.endswith(_LEARNT):
@@ -173,19 +145,19 @@ class _Reading:
 
     def _attribute(self, begin: int, end: int, depth: int, *, counts_floats: bool) -> None:
         for number, kind, start, stop in walk(self._data, begin, end):
-            if number in (5, 10) and kind == _COUNTED:
+            if number in (5, 10) and kind == COUNTED:
                 self._tensor(start, stop)
-            elif number in (6, 11) and kind == _COUNTED:
+            elif number in (6, 11) and kind == COUNTED:
                 self._graph(start, stop, depth + 1)
-            elif number == 7 and counts_floats and kind in (_COUNTED, _FOUR):
+            elif number == 7 and counts_floats and kind in (COUNTED, FOUR):
                 self._found.parameters += (stop - start) // 4
 
     def _tensor(self, begin: int, end: int) -> None:
         sizes: list[int] = []
         for number, kind, start, stop in walk(self._data, begin, end):
-            if (number, kind) == (1, _VARINT):
+            if (number, kind) == (1, VARINT):
                 sizes.append(start)
-            elif (number, kind) == (1, _COUNTED):
+            elif (number, kind) == (1, COUNTED):
                 while start < stop:
                     size, start = varint(self._data, start, stop)
                     sizes.append(size)
@@ -195,23 +167,23 @@ class _Reading:
         """ValueInfoProto: its name, and the names of the axes of its tensor type."""
         name, axes = "", []
         for number, kind, start, stop in walk(self._data, begin, end):
-            if (number, kind) == (1, _COUNTED):
+            if (number, kind) == (1, COUNTED):
                 name = self._text(start, stop)
-            elif (number, kind) == (2, _COUNTED):
+            elif (number, kind) == (2, COUNTED):
                 axes = [self._axis(*each) for each in self._inside(start, stop, (1, 2, 1))]
         self._found.axes[name] = tuple(axes)
 
     def _inside(self, begin: int, end: int, path: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         """The messages at a path of field numbers."""
         for number, kind, start, stop in walk(self._data, begin, end):
-            if number == path[0] and kind == _COUNTED:
+            if number == path[0] and kind == COUNTED:
                 if len(path) == 1:
                     yield start, stop
                 else:
                     yield from self._inside(start, stop, path[1:])
 
     def _axis(self, begin: int, end: int) -> str:
-        named = [self._text(start, stop) for number, kind, start, stop in walk(self._data, begin, end) if (number, kind) == (2, _COUNTED)]
+        named = [self._text(start, stop) for number, kind, start, stop in walk(self._data, begin, end) if (number, kind) == (2, COUNTED)]
         return named[-1][:64] if named else ""
 
     def _text(self, begin: int, end: int) -> str:

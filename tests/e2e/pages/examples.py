@@ -30,6 +30,7 @@ PIECES = (
     "/ui/form-token",
     "/ui/static/<path:name>",
     "/ui/idl/<name>",
+    "/ui/models/<owner>/<name>/graph",
     "/ui/deployments/<name>/now",
     "/ui/deployments/new/models",
     "/ui/deployments/new/versions",
