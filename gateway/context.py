@@ -139,6 +139,7 @@ class Services:
 
     def close(self) -> None:
         self.waiters.close()
+        self.deployed.errors.close()
         self.models.close()
         self.bell.close()
         if self.tracer is not None:

@@ -14,6 +14,7 @@ from gateway.context import REQUEST_ID_HEADER, Services
 from gateway.errors import internal, problem
 from gateway.operations import deployment_calls, prediction_bodies, predictions, v2_inference
 from gateway.operations.access import require_scope
+from gateway.operations.deployment_errors import V1 as BY_V1
 from gateway.operations.inference import Call
 from gateway.operations.v2_inference import Answer, Heads
 from gateway.types import Scope
@@ -143,6 +144,7 @@ class HotRoutes:
         owned = self._services
         require_scope(call.principal, Scope.CALL)
         deployment = owned.deployed.target(call.principal, target.model)
-        body = prediction_bodies.from_json(wsgi_request.read_body(environ, owned.settings.max_body_bytes))
-        answer = deployment_calls.predict(owned.models, owned.settings, call, deployment, body)
+        with owned.deployed.errors.noting(deployment.id, call.request_id, BY_V1):
+            body = prediction_bodies.from_json(wsgi_request.read_body(environ, owned.settings.max_body_bytes))
+            answer = deployment_calls.predict(owned.models, owned.settings, call, deployment, body)
         return Answer(predictions.spelled(answer), _UNSTORED)

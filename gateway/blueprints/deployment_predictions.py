@@ -7,8 +7,9 @@ from gateway.blueprints import async_calls, prediction_body
 from gateway.blueprints.calls import current_call
 from gateway.blueprints.prediction_body import BODIES
 from gateway.blueprints.rest import ANYBODY, Answer, Asked, Reply, Rest
-from gateway.context import services
+from gateway.context import request_id, services
 from gateway.operations import deployment_calls
+from gateway.operations.deployment_errors import V1
 from gateway.operations.tasks import Target
 from gateway.shapes import Free, Text, optional
 from gateway.types import Scope
@@ -38,10 +39,11 @@ ERRORS = (
 def predict_with_deployment(asked: Asked, name: str) -> Reply | Response:
     owned = services()
     target = owned.deployed.target(asked.caller, name)
-    if (preferred := async_calls.preference()) is not None:
-        if not target.is_wanted:
-            raise ServingError(Code.DEPLOYMENT_PAUSED, f"deployment {target.rpc_name!r} is paused")
-        return async_calls.respond(Target(target.rpc_name, asked.query.get("version", ""), target.id), preferred)
-    call = current_call(inference=target.rpc_name)
-    body = prediction_body.read()
-    return Reply(deployment_calls.predict(owned.models, owned.settings, call, target, body, asked.query.get("version", "")))
+    version = asked.query.get("version", "")
+    with owned.deployed.errors.noting(target.id, request_id(), V1):
+        if (preferred := async_calls.preference()) is not None:
+            if not target.is_wanted:
+                raise ServingError(Code.DEPLOYMENT_PAUSED, f"deployment {target.rpc_name!r} is paused")
+            return async_calls.respond(Target(target.rpc_name, version, target.id), preferred)
+        call = current_call(inference=target.rpc_name)
+        return Reply(deployment_calls.predict(owned.models, owned.settings, call, target, prediction_body.read(), version))

@@ -22,10 +22,11 @@ from gateway.blueprints.form_api import (
     FormRoutes,
 )
 from gateway.blueprints.form_models import form_input, output_of
-from gateway.context import services
+from gateway.context import request_id, services
 from gateway.errors import InvalidFields
 from gateway.operations import deployment_calls, deployment_statistics, deployments
 from gateway.operations.deployment_changes import Wanted
+from gateway.operations.deployment_errors import FORM
 from gateway.operations.prediction_bodies import PredictionBody
 from gateway.storage.deployment_statistics import HOUR
 from gateway.storage.deployments import DELETING, PAUSED, RUNNING, DeploymentRecord
@@ -142,10 +143,11 @@ def deployment_status(asked: FormAsked) -> Mapping[str, Any]:
 )
 def predict(asked: FormAsked) -> Mapping[str, Any]:
     """One prediction, or one for each sample."""
-    body = PredictionBody(form=form_input(asked))
     owned, target = services(), deployments.target_of(own_deployment(asked))
-    call = current_call(inference=target.rpc_name)
-    return output_of(deployment_calls.predict(owned.models, owned.settings, call, target, body))
+    with owned.deployed.errors.noting(target.id, request_id(), FORM):
+        body = PredictionBody(form=form_input(asked))
+        call = current_call(inference=target.rpc_name)
+        return output_of(deployment_calls.predict(owned.models, owned.settings, call, target, body))
 
 
 @_routes.route("POST", "/uploadscript", _NAMES, optional=("script",), statuses=(DEPLOYMENT_NOT_FOUND, INVALID_SCRIPT))

@@ -17,6 +17,7 @@ from gateway.front.streaming import RETRY_MS, Streaming
 from gateway.hot_routes import STREAMS, V1, Target
 from gateway.operations import generate, inference, v2_inference
 from gateway.operations.access import Can, require_scope
+from gateway.operations.deployment_errors import V2
 from gateway.operations.inference import Call
 from gateway.operations.v2_inference import Answer
 from gateway.operations.v2_messages import InferBody
@@ -163,6 +164,8 @@ class Exchanges(Requests):
 
     def refuse(self, caller: Connection, head: Head, target: Target, started: float, error: Exception, trace: Trace | None = None) -> None:
         """Answers with an error; the request counts among those that have begun. `trace`: where one was begun."""
+        if (deployment_id := self.services.deployed.recall_id(target.model)) is not None:
+            self.services.deployed.errors.note(deployment_id, head.request_id, V2, error)
         if isinstance(error, ServingError):
             answer = problem(error, head.path, head.request_id)
         else:

@@ -14,6 +14,7 @@ from gateway import clock
 from gateway.models_rpc import Models
 from gateway.operations import deployments
 from gateway.operations.access import Access, Can
+from gateway.operations.deployment_errors import DeploymentErrors
 from gateway.operations.deployments import Target
 from gateway.storage import Storage
 from gateway.storage.deployments import DELETING, FAILED, SLEEPING
@@ -59,11 +60,17 @@ class Deployed:
         self._waiting = threading.BoundedSemaphore(max(1, most_waiting))
         self._seen: dict[tuple[str, int, str], _Seen] = {}
         self._versions: dict[str, tuple[int, int]] = {}
+        self.errors = DeploymentErrors(storage, now)
 
     def recall(self, principal: Principal | None, name: str) -> tuple[Target | None, Can] | None:
         """What is remembered, None for nothing; asks nobody."""
         seen = self._seen.get(_key(principal, name))
         return None if seen is None or seen.mark != self._storage.sharing.read() else (seen.target, seen.can)
+
+    def recall_id(self, name: str) -> int | None:
+        """Of the deployment that hosts call `name`, where it was looked up; asks nobody."""
+        known = self._versions.get(name)
+        return None if known is None else known[0]
 
     def look_up(self, principal: Principal | None, name: str) -> tuple[Target | None, Can]:
         """The deployment called `name` as hosts call it, None where there is none, and what the caller may do with it."""

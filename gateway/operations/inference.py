@@ -43,7 +43,8 @@ def require_callable(
         require_scope(call.principal, scope)
         target = call.deployed.admit(call.principal, model, version)
         if target is not None:
-            return call.deployed.ready(target, call.deadline) if running else target
+            with call.deployed.errors.noting(target.id, call.request_id, V2):
+                return call.deployed.ready(target, call.deadline) if running else target
     if call.principal is not None:
         require_scope(call.principal, scope)
         return None

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from gateway.models_rpc import Models
 from gateway.operations import compression, deployment_calls, inference, v2_messages
+from gateway.operations.deployment_errors import V2
 from gateway.operations.deployments import Target
 from gateway.operations.inference import Call
 from gateway.operations.tensor_extensions import Extended, Regions, classified
@@ -29,6 +30,15 @@ class Answer(NamedTuple):
 def infer(models: Models, call: Call, model: str, version: str, read_body: Callable[[], bytes], heads: Heads) -> Answer:
     """One inference, once `call` may use the model. `read_body` gives the whole body. Raises ServingError."""
     target = inference.require_callable(models, call, model, version)
+    if target is None or call.deployed is None:
+        return _answered(models, call, model, version, read_body, heads, target)
+    with call.deployed.errors.noting(target.id, call.request_id, V2):
+        return _answered(models, call, model, version, read_body, heads, target)
+
+
+def _answered(
+    models: Models, call: Call, model: str, version: str, read_body: Callable[[], bytes], heads: Heads, target: Target | None
+) -> Answer:
     body = read_body()
     asked = v2_messages.decode_raw(body, models.metadata(model, version)) if is_raw(heads) else decode(body, heads)
     if asked.extended is not None:

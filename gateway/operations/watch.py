@@ -72,6 +72,7 @@ class Watch:
         if moment >= self._forget_at:
             self._forget_at = moment + _FORGET_EVERY_S
             self._storage.deployment_statistics.forget(self._now())
+            self._storage.deployment_errors.forget(self._now())
 
     def _see_to(self, record: DeploymentRecord, look: Look | None, moment: float, elapsed_s: float) -> bool:
         """Whether something is to be done."""

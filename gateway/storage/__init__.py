@@ -18,6 +18,7 @@ from gateway.storage.batches import Batches
 from gateway.storage.blobs import Blobs, full
 from gateway.storage.codes import Codes
 from gateway.storage.database import Database
+from gateway.storage.deployment_errors import DeploymentErrors
 from gateway.storage.deployment_statistics import DeploymentStatistics
 from gateway.storage.deployments import Deployments
 from gateway.storage.golden import Golden
@@ -53,6 +54,8 @@ class Storage:
         """Changes with every change of who a session stands for."""
         self.sharing = Mark(folder / "sharing")
         """Changes with every change of who may see or call what of users: teams, models, deployments."""
+        self.statistics_looked = Mark(folder / "statistics-looked")
+        """When the hosts' counters were read last, in ns of the monotonic clock, which all processes of a machine share."""
         self.users = Users(self.database, self.principals, self.sharing)
         self.signups = Signups(self.database)
         self.sessions = Sessions(self.database, self.principals)
@@ -66,6 +69,7 @@ class Storage:
         self.test_loads = TestLoads(self.database)
         self.deployments = Deployments(self.database, self.sharing)
         self.deployment_statistics = DeploymentStatistics(self.database)
+        self.deployment_errors = DeploymentErrors(self.database)
         self.golden = Golden(self.database)
         self.scripts = Scripts(self.database)
         self.audit = Audit(self.database)
@@ -116,4 +120,5 @@ class Storage:
         self.database.close()
         self.principals.close()
         self.sharing.close()
+        self.statistics_looked.close()
         self.task_marks.close()

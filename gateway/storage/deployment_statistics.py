@@ -1,4 +1,4 @@
-"""What deployments did: counts per minute and per hour, and what the hosts' counters were when they were last looked at."""
+"""What deployments did: counts of ten seconds, minutes and hours, and what the hosts' counters were when they were last looked at."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 
 from gateway.storage.database import Database
 
-MINUTE, HOUR = 60, 3600
-KEPT_S = {MINUTE: 86_400, HOUR: 90 * 86_400}
+MOMENT, MINUTE, HOUR = 10, 60, 3600
+KEPT_S = {MOMENT: 3600, MINUTE: 86_400, HOUR: 90 * 86_400}
 """Span of a row in seconds -> how long it is kept."""
 _UNSEEN_S = 7 * 86_400
 _SUMS = ("requests", "total_ns", "queue_ns", "compute_ns")
@@ -86,6 +86,8 @@ class DeploymentStatistics:
         row = db.execute(
             "select * from deployment_statistics where deployment_id = ? and span = ? and begin = ?", [deployment_id, span, begin]
         ).fetchone()
+        if row is not None and not more.requests and more.memory <= row["memory"]:
+            return
         made = more if row is None else added(_of_row(row), more)
         db.execute(
             "insert or replace into deployment_statistics"
@@ -105,7 +107,8 @@ class DeploymentStatistics:
         )
 
     def points(self, deployment_id: int, span: int, begin: int, end: int) -> list[Point]:
-        """Of those `begin` <= begin < `end`, in their order; spans in which nobody looked are not there."""
+        """Of those `begin` <= begin < `end`, in their order; spans in which nobody looked are not there, and what happened in them is in the
+        next one."""
         with self._database.read() as db:
             rows = db.execute(
                 "select * from deployment_statistics where deployment_id = ? and span = ? and begin >= ? and begin < ? order by begin",

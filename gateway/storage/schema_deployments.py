@@ -1,4 +1,4 @@
-"""Migrations: deployments, scripts, pinned requests, and what deployments did over time."""
+"""Migrations: deployments, scripts, pinned requests, what deployments did over time, and their last errors."""
 
 from sqlite_utils import Database as SqliteDatabase
 
@@ -102,7 +102,7 @@ def _golden(db: SqliteDatabase) -> None:
 
 
 def m012_deployment_statistics(db: SqliteDatabase) -> None:
-    """`span` 60 or 3600 s; `begin` in seconds since the epoch, a multiple of it. `errors`: JSON, code -> count. `latency`: JSON, counts in
+    """`span` 10, 60 or 3600 s; `begin` in seconds since the epoch, a multiple of it. `errors`: JSON, code -> count. `latency`: JSON, counts in
     the fixed buckets of the statistics. Sums in ns, memory in bytes at its highest. `deployment_counters`: what a host said last of a
     version, as JSON, so that the next look knows what is new; `epoch` is another number after each start of that host."""
     db.execute(
@@ -146,4 +146,23 @@ def m020_serving_scripts(db: SqliteDatabase) -> None:
     db.execute("update deployments set serving_script_id = script_version_id where serving_version_id is not null")
 
 
-STEPS = (m010_scripts, m011_deployments, m012_deployment_statistics, m019_golden_blobs, m020_serving_scripts)
+def m021_deployment_errors(db: SqliteDatabase) -> None:
+    db.execute(
+        """create table deployment_errors (
+            id integer primary key autoincrement,
+            deployment_id integer not null references deployments (id) on delete cascade,
+            at text not null,
+            request_id text not null,
+            way text not null,
+            code text not null,
+            message text not null
+        ) strict"""
+    )
+    db.execute("create index deployment_errors_deployment on deployment_errors (deployment_id, id)")
+    db.execute("create index deployment_errors_age on deployment_errors (at)")
+
+
+STEPS = (
+    *(m010_scripts, m011_deployments, m012_deployment_statistics, m019_golden_blobs, m020_serving_scripts),
+    m021_deployment_errors,
+)

@@ -17,8 +17,9 @@ from pathlib import Path
 from gateway.context import Services
 from gateway.operations import calls, task_notices, task_outcomes, tasks
 from gateway.operations.calls import Room
+from gateway.operations.deployment_errors import TASK
 from gateway.storage.task_queue import Claimed, Finished, GivenBack
-from gateway.storage.task_records import BATCH, PREDICTION, SUCCEEDED
+from gateway.storage.task_records import BATCH, FAILED, PREDICTION, SUCCEEDED
 from gateway.worker.batch_run import BatchRun
 from gateway.worker.begun import Begun, mark_of
 from idl.codes import Code, ServingError
@@ -297,6 +298,9 @@ class TaskRunner:
         except Exception:  # noqa: BLE001 - the task is owed an end
             _log.exception("task_failed", extra={"task": task.id})
             outcome = task_outcomes.failed(task, Code.INTERNAL, f"the worker made a mistake; its log names it {task.id}")
+        if isinstance(outcome, Finished) and outcome.state == FAILED and task.deployment_id is not None:
+            error = ServingError(Code(outcome.error_code or Code.INTERNAL), outcome.error_message or "")
+            self._services.deployed.errors.note(task.deployment_id, task.id, TASK, error)
         with self._changed:
             held.outcome = outcome
             self._over.append(held)
