@@ -74,6 +74,7 @@ from gateway.pages import (
     welcome,
 )
 from gateway.pages import accounts as account_pages
+from gateway.pages import deployment as deployment_page
 from gateway.pages import deployments as deployment_pages
 from gateway.pages import models as model_pages
 from gateway.pages import talk as talk_pages
@@ -129,6 +130,7 @@ _PAGES = (
     choices,
     components,
     deployment_making,
+    deployment_page,
     deployment_pages,
     deployment_settings,
     home,

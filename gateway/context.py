@@ -22,6 +22,7 @@ from gateway.operations.host_models import HostModels
 from gateway.operations.mail import Mail
 from gateway.operations.model_tests import ModelTests
 from gateway.operations.models import Library
+from gateway.operations.script_trials import ScriptTrials
 from gateway.operations.scripts import Scripts
 from gateway.operations.tasks import Tasks
 from gateway.operations.tokens import Tokens
@@ -122,6 +123,11 @@ class Services:
     def scripts(self) -> Scripts:
         """The verbs on scripts."""
         return Scripts(self.storage, self.models, self.now)
+
+    @property
+    def script_trials(self) -> ScriptTrials:
+        """Scripts that are tried before they are kept."""
+        return ScriptTrials(self.models, self.settings, self.deployments, self.scripts, self.model_tests)
 
     def nudge(self) -> None:
         """Something is wanted of a deployment: the reconciler looks at once."""

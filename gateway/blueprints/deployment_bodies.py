@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 from gateway.operations import names
+from gateway.operations.deployment_errors import FORM, TASK, V1, V2
 from gateway.operations.sharing import VISIBILITIES
 from gateway.shapes import Dictionary, Flag, Free, Items, Number, Object, OrNull, Shape, Text, Whole, answer, optional, required
+from gateway.storage.deployment_errors import KEPT, CallError
 from gateway.storage.deployments import DeploymentRecord
 from gateway.storage.golden import GoldenRecord
 
@@ -112,14 +114,25 @@ _COUNTS: dict[str, tuple[Shape, str]] = {
 STATISTICS = answer(
     "DeploymentStatistics",
     {
-        "span": (Text(choices=("minute", "hour")), "what each point is of"),
+        "span": (Text(choices=("10s", "minute", "hour")), "what each point is of"),
         "total": (answer("DeploymentTotal", _COUNTS), "of all points"),
         "points": (
             Items(answer("DeploymentPoint", {"begin": (Text(), "UTC"), **_COUNTS}), 10_000),
-            "in their order; spans of which nothing is known are left out",
+            "in their order; spans in which nobody looked are left out, and what happened then is in the next one",
         ),
     },
 )
+_ERROR = answer(
+    "CallError",
+    {
+        "at": (Text(), "UTC"),
+        "request_id": (Text(), "of the request, or of the task"),
+        "way": (Text(choices=(V1, V2, FORM, TASK)), "how it was called"),
+        "code": (Text(), "one of those of GET /v1/errors"),
+        "message": (Text(), ""),
+    },
+)
+ERRORS = answer("DeploymentErrors", {"items": (Items(_ERROR, KEPT), "")})
 
 
 def deployment(record: DeploymentRecord) -> dict[str, Any]:
@@ -152,6 +165,10 @@ def deployment(record: DeploymentRecord) -> dict[str, Any]:
         "created_at": record.created_at,
         "updated_at": record.updated_at,
     }
+
+
+def error(one: CallError) -> dict[str, Any]:
+    return {"at": one.at, "request_id": one.request_id, "way": one.way, "code": one.code, "message": one.message}
 
 
 def _script(record: DeploymentRecord) -> dict[str, Any] | None:

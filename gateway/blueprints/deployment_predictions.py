@@ -1,4 +1,6 @@
-"""`POST /v1/deployments/{name}/predictions`: a deployment called with JSON, a form or files."""
+"""`POST /v1/deployments/{name}/predictions`: a deployment called with JSON, a form or files; and with a script that is only tried."""
+
+import json
 
 from flask import Blueprint
 from werkzeug.wrappers import Response
@@ -8,15 +10,23 @@ from gateway.blueprints.calls import current_call
 from gateway.blueprints.prediction_body import BODIES
 from gateway.blueprints.rest import ANYBODY, Answer, Asked, Reply, Rest
 from gateway.context import request_id, services
-from gateway.operations import deployment_calls
+from gateway.operations import deployment_calls, prediction_bodies
 from gateway.operations.deployment_errors import V1
+from gateway.operations.scripts import MOST_BYTES
 from gateway.operations.tasks import Target
-from gateway.shapes import Free, Text, optional
+from gateway.shapes import Free, Object, Text, optional, required
 from gateway.types import Scope
 from idl.codes import Code, ServingError
 
 blueprint = Blueprint("deployment_predictions", __name__)
 _routes = Rest(blueprint, "deployments")
+_TRIAL = Object(
+    {
+        "script": required(Text(1, MOST_BYTES, lines=True), "its source"),
+        "request": required(Free({"type": "object"}), "the body of a prediction"),
+    },
+    "ScriptTrial",
+)
 PREDICTION = Free({"type": "object", "required": ["id", "model", "deployment", "version", "outputs"]})
 ERRORS = (
     *(Code.NOT_FOUND, Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND, Code.DEPLOYMENT_PAUSED, Code.NOT_READY, Code.INVALID_MODEL),
@@ -47,3 +57,20 @@ def predict_with_deployment(asked: Asked, name: str) -> Reply | Response:
             return async_calls.respond(Target(target.rpc_name, version, target.id), preferred)
         call = current_call(inference=target.rpc_name)
         return Reply(deployment_calls.predict(owned.models, owned.settings, call, target, prediction_body.read(), version))
+
+
+@_routes.route(
+    "POST",
+    "/v1/deployments/<name>/script-trials",
+    "one prediction with a script that is not kept; other calls go on with the one that they have",
+    {200: Answer("the prediction, and the script's `functions`", PREDICTION)},
+    scope=Scope.WRITE,
+    body=_TRIAL,
+    errors=(*ERRORS, Code.INSUFFICIENT_CAPACITY),
+    rate=("script trials", 20, 2.0),
+)
+def try_script(asked: Asked, name: str) -> Reply:
+    given = asked.body["request"]
+    body = prediction_bodies.from_json(json.dumps(given).encode())
+    call = current_call(inference=name)
+    return Reply(services().script_trials.run(call, name, asked.body["script"].encode(), body))

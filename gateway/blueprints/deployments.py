@@ -10,9 +10,11 @@ from gateway.blueprints.rest import PAGE, Answer, Asked, Reply, Rest, page, page
 from gateway.context import services
 from gateway.errors import InvalidFields
 from gateway.operations import deployment_statistics
+from gateway.operations.access import Can
 from gateway.operations.deployment_changes import Wanted
 from gateway.operations.deployment_statistics import SPANS
-from gateway.shapes import Flag, Text, optional
+from gateway.shapes import Flag, Text, Whole, optional
+from gateway.storage.deployment_errors import KEPT
 from gateway.storage.deployment_statistics import KEPT_S
 from gateway.storage.deployments import DeploymentRecord
 from gateway.types import Scope
@@ -135,7 +137,7 @@ def delete_deployment(asked: Asked, name: str) -> Reply:
     "what a deployment did, over time",
     {200: Answer("the statistics", bodies.STATISTICS)},
     query={
-        "span": optional(Text(choices=tuple(SPANS)), "minute by default, kept for a day; hour: for 90 days"),
+        "span": optional(Text(choices=tuple(SPANS)), "minute by default, kept for a day; 10s: for an hour; hour: for 90 days"),
         "from": optional(Text(1, 40), "ISO 8601 with its offset from UTC; by default as far back as is kept"),
         "to": optional(Text(1, 40), "before this; by default now"),
     },
@@ -160,6 +162,21 @@ def deployment_statistics_of(asked: Asked, name: str) -> Reply:
             ],
         }
     )
+
+
+@_routes.route(
+    "GET",
+    "/v1/deployments/<name>/errors",
+    "the last calls of a deployment that failed, newest first",
+    {200: Answer("at most 100, of the last 30 days", bodies.ERRORS)},
+    query={"limit": optional(Whole(1, KEPT), f"{KEPT} by default")},
+    errors=(Code.NOT_FOUND,),
+)
+def deployment_errors_of(asked: Asked, name: str) -> Reply:
+    owned = services()
+    record = owned.deployments.find(asked.me, name, Can.CHANGE)
+    found = owned.deployed.errors.last(record.id, asked.query.get("limit", KEPT))
+    return Reply({"items": [bodies.error(each) for each in found]})
 
 
 def _moment(asked: Asked, field: str, default: datetime) -> datetime:

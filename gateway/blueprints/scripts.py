@@ -65,6 +65,20 @@ def create_script(asked: Asked) -> Reply:
 
 
 @_routes.route(
+    "POST",
+    "/v1/script-checks",
+    "looks at a script as a model host does before it is taken in, and keeps nothing",
+    {200: Answer("what it has", answer("ScriptCheck", {"functions": (Items(Text()), "preprocess, postprocess or both")}))},
+    scope=Scope.WRITE,
+    raw=_BODIES,
+    errors=_ERRORS,
+    rate=("script checks", 30, 1.0),
+)
+def check_script(asked: Asked) -> Reply:
+    return Reply({"functions": list(services().scripts.check(source()))})
+
+
+@_routes.route(
     "GET", "/v1/scripts", "lists the caller's scripts, oldest first", {200: Answer("a page", page_of("Scripts", SCRIPT))}, query=PAGE
 )
 def list_scripts(asked: Asked) -> Reply:

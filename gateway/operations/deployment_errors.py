@@ -34,6 +34,7 @@ class DeploymentErrors:
         self._lock = threading.Lock()
         self._noted: dict[int, deque[CallError]] = {}
         self._timer: threading.Timer | None = None
+        self._closed = False
 
     def note(self, deployment_id: int, request_id: str, way: str, error: BaseException) -> None:
         """A call of the deployment has failed. Waits for nothing; raises nothing."""
@@ -42,6 +43,8 @@ class DeploymentErrors:
             return
         one = CallError(clock.to_text(self._now()), request_id, way, code.value, message[:_MOST_TEXT])
         with self._lock:
+            if self._closed:
+                return
             self._noted.setdefault(deployment_id, deque(maxlen=_MOST_AT_ONCE)).append(one)
             if self._timer is None:
                 self._timer = threading.Timer(_EVERY_S, self._write)
@@ -58,7 +61,7 @@ class DeploymentErrors:
 
     def close(self) -> None:
         with self._lock:
-            timer = self._timer
+            timer, self._closed = self._timer, True
         if timer is not None:
             timer.cancel()
             timer.join()

@@ -8,6 +8,7 @@ from gateway.model_declaration import Declaration
 from gateway.models_rpc import Models
 from gateway.operations.access import require_scope
 from gateway.operations.deployed import Deployed
+from gateway.operations.deployment_errors import V2
 from gateway.operations.deployments import Target
 from gateway.operations.v2_messages import InferBody
 from gateway.types import Principal, Scope

@@ -8,6 +8,7 @@ of memory; for a new one the longest unused go first.
 import contextlib
 import fcntl
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from gateway import clock
 from gateway.models_rpc import Models
-from gateway.operations import model_files
+from gateway.operations import host_settings, model_files
 from gateway.operations.access import Can
 from gateway.operations.models import Library
 from gateway.settings import Settings
@@ -69,6 +70,26 @@ class ModelTests:
                 if not self._is_there(on_host, version):  # somebody else may have loaded it meanwhile
                     self._load(found.model, version, on_host, deadline)
         raise ServingError(Code.NOT_READY, f"model {found.model.name!r} does not stay loaded: try again", retry_after_ms=1000)
+
+    def with_script(self, on_host: str, source: bytes, deadline: float, ask: Callable[[], Answer]) -> Answer:
+        """What `ask` answers while a script lies on the hosts as version 1 of `on_host`; then it is removed. The rest as `run`."""
+        with self._locked(on_host, fcntl.LOCK_EX, deadline):
+            load = TestLoad(on_host, 0, 1, _LEAST_MEMORY, False, self._seconds())  # swept, should this process be killed
+            self._make_room(load, "script", deadline)
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    for name, version, content in (("script.py", 1, source), ("model.toml", 0, host_settings.of_script(1))):
+                        path = Path(folder) / name
+                        path.write_bytes(content)
+                        if version:
+                            self._models.remove_model(on_host)
+                        self._models.put_file(path, on_host, version, name)
+                self._models.load(on_host, {"version": "1"})
+                return ask()
+            finally:
+                with contextlib.suppress(ServingError):
+                    self._models.remove_model(on_host)
+                    self._loads.forget(on_host)
 
     def sweep(self) -> bool:
         """Unloads what nobody has tried for a while. True where something was."""

@@ -37,11 +37,12 @@ class Scripts:
             raise ServingError(Code.ALREADY_EXISTS, f"name: there is a script {name!r}")
         if known is None and len(self._rows.listed(caller.user_id, 0, MOST_SCRIPTS)) >= MOST_SCRIPTS:
             raise ServingError(Code.INSUFFICIENT_CAPACITY, f"there are {MOST_SCRIPTS} scripts, which are as many as a user may have")
-        functions = self._functions(source)
+        functions = self.check(source)
         sha256, _ = self._storage.blobs.put([source], self._now())
         return self._rows.put(caller.user_id, name, description, sha256, functions, doer, self._now(), new=new)
 
-    def _functions(self, source: bytes) -> Sequence[str]:
+    def check(self, source: bytes) -> Sequence[str]:
+        """What a model host finds in it: preprocess, postprocess or both. Nothing is kept. Raises as `put` where it cannot be used."""
         if len(source) > MOST_BYTES:
             raise ServingError(Code.TOO_LARGE, f"a script has at most {MOST_BYTES} bytes, this one has {len(source)}")
         return self._models.validate_script(source).functions

@@ -299,8 +299,8 @@ class TaskRunner:
             _log.exception("task_failed", extra={"task": task.id})
             outcome = task_outcomes.failed(task, Code.INTERNAL, f"the worker made a mistake; its log names it {task.id}")
         if isinstance(outcome, Finished) and outcome.state == FAILED and task.deployment_id is not None:
-            error = ServingError(Code(outcome.error_code or Code.INTERNAL), outcome.error_message or "")
-            self._services.deployed.errors.note(task.deployment_id, task.id, TASK, error)
+            failure = ServingError(Code(outcome.error_code or Code.INTERNAL), outcome.error_message or "")
+            self._services.deployed.errors.note(task.deployment_id, task.id, TASK, failure)
         with self._changed:
             held.outcome = outcome
             self._over.append(held)

@@ -106,7 +106,8 @@ def test_rows_add_up_and_are_forgotten(deployed: Deployed, tmp_path: Path) -> No
     rows.take([seen(4, epoch=9.0)], NOW + timedelta(hours=1), host_counters.grown)  # and so it did here
     assert [point.counts.requests for point in rows.points(record.id, 60, 0, 1 << 40)] == [5, 1, 6]
     assert [point.counts.requests for point in rows.points(record.id, 3600, 0, 1 << 40)] == [6, 6]
-    assert rows.forget(NOW + timedelta(days=1, seconds=30)) == 1 and rows.forget(NOW + timedelta(days=2)) == 2
+    assert [point.counts.requests for point in rows.points(record.id, 10, 0, 1 << 40)] == [3, 2, 1, 6]
+    assert rows.forget(NOW + timedelta(days=1, seconds=30)) == 5 and rows.forget(NOW + timedelta(days=2)) == 2
     assert len(rows.points(record.id, 3600, 0, 1 << 40)) == 2 and rows.forget(NOW + timedelta(days=91)) == 2
     assert deployed.storage.deployments.change(record.id, {"desired_state": "deleted", "state": "deleting"}, DOER, NOW)
     deployed.turn()
