@@ -18,7 +18,7 @@ from gateway.storage.deployments import DeploymentRecord
 _pages = Pages("deployment")
 blueprint = _pages.blueprint
 RANGES: Mapping[str, tuple[Any, str, int]] = {
-    "15m": (later("15 minutes"), "10s", 900),
+    "15m": (later("15 min"), "10s", 900),
     "1h": (later("1 hour"), "minute", 3600),
     "24h": (later("1 day"), "minute", 86_400),
     "90d": (later("90 days"), "hour", 90 * 86_400),

@@ -11,7 +11,15 @@ const whole = new Intl.NumberFormat(language, { maximumFractionDigits: 2 });
 const DAY_S = 86400;
 
 const isDark = () => document.documentElement.dataset.bsTheme === "dark";
-const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// a colour of the style sheet as a canvas takes it: what a variable holds may be an expression
+function shade(name) {
+  const probe = document.body.appendChild(document.createElement("span"));
+  probe.style.color = `var(${name})`;
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
 
 /** The colour of a chart's `place`th series. */
 export const colour = (place) => (isDark() ? DARK : LIGHT)[place % LIGHT.length];
@@ -40,8 +48,8 @@ export const when = (seconds) => moment.format(seconds * 1000);
 const element = (name, kind, text = "") => Object.assign(document.createElement(name), { className: kind, textContent: text });
 
 function axes(spell) {
-  const line = { stroke: style("--tblr-border-color") || "#ccc", width: 1 };
-  const text = { stroke: style("--tblr-body-color") || "#333", font: "12px system-ui, sans-serif", ticks: { ...line, size: 4 } };
+  const line = { stroke: shade("--tblr-border-color"), width: 1 };
+  const text = { stroke: shade("--tblr-secondary-color"), font: "12px system-ui, sans-serif", ticks: { ...line, size: 4 } };
   const times = (_, splits, __, ___, step) => splits.map((each) => (step >= DAY_S ? day : clock).format(each * 1000));
   return [
     { ...text, grid: { show: false }, values: times, space: 64, size: 26 },
