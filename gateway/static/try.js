@@ -26,6 +26,7 @@ function begin(form) {
 
   function body() {
     const rows = table ? cells(table.value) : [];
+    if (signature.open) return signature.example; // a script takes what it likes: the JSON alone says it
     const inputs = Object.fromEntries(fields.map((each) => [each.input.name, beyond.has(each.input.name) ? beyond.get(each.input.name) : each.value() ?? null]));
     const asked = { ...other };
     if (topK?.value && Number(topK.value) !== signature.top_k) asked.top_k = Number(topK.value);
@@ -63,7 +64,7 @@ function begin(form) {
     other = rest;
     if (topK) topK.value = rest.top_k ?? signature.top_k;
     if (table) table.value = Array.isArray(columns) && Array.isArray(data) ? [columns, ...data].map((row) => (Array.isArray(row) ? row.join("\t") : "")).join("\n") : "";
-    for (const name of Object.keys(inputs ?? {})) if (!fields.some((each) => each.input.name === name)) wrongJson(words.unknown.replace("{}", name));
+    for (const name of signature.open ? [] : Object.keys(inputs ?? {})) if (!fields.some((each) => each.input.name === name)) wrongJson(words.unknown.replace("{}", name));
     for (const each of fields) {
       const value = inputs?.[each.input.name];
       beyond.delete(each.input.name);
@@ -129,9 +130,12 @@ function begin(form) {
     const text = await whole();
     const started = performance.now();
     if (signature.streams) return stream(text, started);
-    const [status, said] = await ask("POST", form.dataset.try, text);
+    const asked = { path: form.dataset.try, body: text };
+    form.dispatchEvent(new CustomEvent("try:ask", { detail: asked })); // a page may ask for more
+    const [status, said] = await ask("POST", asked.path, asked.body);
     const round = performance.now() - started;
     if (status === 401) return expired();
+    form.dispatchEvent(new CustomEvent("try:told", { detail: { status, said } }));
     if (status !== 200) {
       into.replaceChildren();
       return refuse(said?.detail ?? String(status), words.codes[said?.code] ?? words.failed);

@@ -12,10 +12,10 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from playwright.sync_api import Browser
 
-from tests.e2e.test_deployments import PASSWORD, Caller, upload, upload_rows
+from tests.e2e.test_deployments import BOUNDARY, PASSWORD, Caller, upload, upload_rows
 from tests.eventually import eventually
 from tests.gateway.deployed_host import within
-from tests.needs import needs
+from tests.needs import has_box, needs
 from tests.onnx_models import times
 from tests.pages.browser import chromium
 from tests.processes import Process, descendants, free_port, start_up, wait_until_gone
@@ -27,6 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(here):
             for mark in (needs("nginx"), needs("chromium")):
                 item.add_marker(mark)
+
+
+AROUND = """def preprocess(inputs):
+    return {"x": inputs["x"] * 1}
+"""
 
 
 class Letters:
@@ -91,6 +96,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert not wait_until_gone(below), "processes left over"
 
 
+def of_script(source: str) -> bytes:
+    """A form with the file `script`."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="script"; filename="script.py"\r\n\r\n'
+    return f"{head}{source}\r\n--{BOUNDARY}--\r\n".encode()
+
+
 def seed(site: Site, folder: Path) -> None:
     """One of everything that a page shows."""
     owner = site.owner
@@ -98,6 +109,10 @@ def seed(site: Site, folder: Path) -> None:
     owner("POST", "/v1/models/m/versions", upload(times(folder / "5.onnx", 5)), 201)
     owner("POST", "/v1/deployments", {"name": "d", "model": "m", "version": 1}, 201)
     assert owner("POST", "/v1/deployments/d/predictions", {"inputs": {"x": [[2, 0]]}})["outputs"] == {"y": [[4, 0]]}
+    owner.asked("POST", "/v1/deployments/d/predictions", {"inputs": {"x": [["wrong", 0]]}})
+    if has_box():
+        for source in (AROUND, AROUND.replace("* 1", "* 2")):
+            owner("POST", "/v1/scripts/d/versions" if source != AROUND else "/v1/scripts?name=d", of_script(source), 201)
     _, task = owner.asked("POST", "/v1/deployments/d/predictions", {"inputs": {"x": [[3, 0]]}}, Prefer="respond-async")
     site.task = task["id"]
     site.batch = owner("POST", "/v1/batches", upload_rows("a,b\n1,2\n3,x\n5,6\n", deployment="d"), 202)["id"]

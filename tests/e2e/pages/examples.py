@@ -39,6 +39,7 @@ PIECES = (
     "/ui/deployments/<name>/settings/fit",
     "/ui/deployments/<name>/golden",
     "/ui/deployments/<name>/golden/<request_name>",
+    "/ui/deployments/<name>/failed",
     "/ui/avatars/<name>",
     "/ui/admin/now",
     "/ui/admin/hosts/now",
@@ -51,6 +52,10 @@ def examples(site: Site) -> dict[str, str]:
     """An address for every rule with a value in it, or that means more with a query."""
     model = f"/ui/models/{site.owner.name}/m"
     return {
+        "/ui/deployments/<name>": "/ui/deployments/owner.d?range=15m",
+        "/ui/deployments/<name>/try": "/ui/deployments/owner.d/try",
+        "/ui/deployments/<name>/use": "/ui/deployments/owner.d/use",
+        "/ui/deployments/<name>/script": "/ui/deployments/owner.d/script?before=1&after=2",
         "/ui/account/webhooks/<webhook_id>": f"/ui/account/webhooks/{site.webhook}",
         "/ui/admin/users/<name>": "/ui/admin/users/owner",
         "/ui/teams/<team>": "/ui/teams/crew",
