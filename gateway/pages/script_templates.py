@@ -90,9 +90,10 @@ from outboard_model import InvalidInput
 
 
 def preprocess(inputs):
-    if INPUT not in inputs:
-        raise InvalidInput("there is no input INPUT")
-    values = np.asarray(inputs[INPUT], float)
+    name = INPUT
+    if name not in inputs:
+        raise InvalidInput(f"there is no input {name!r}")
+    values = np.asarray(inputs[name], float)
     if not np.isfinite(values).all():
         raise InvalidInput("every number must be finite")
     return inputs

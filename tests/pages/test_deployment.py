@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def made(client: FlaskClient, services: Services, tmp_path: Path) -> DeploymentR
 def kept_script(services: Services, record: DeploymentRecord, *sources: str, name: str = "d") -> None:
     for source in sources:
         sha256, _ = services.storage.blobs.put([source.encode()], services.now())
-        services.storage.scripts.put(record.owner_id, name, None, sha256, ["preprocess"], DOER, services.now(), new=False)
+        services.storage.scripts.put(
+            record.owner_id, name, None, sha256, ["preprocess"], replace(DOER, user_id=record.owner_id), services.now(), new=False
+        )
 
 
 def test_figures_and_last_errors(client: FlaskClient, services: Services, made: DeploymentRecord) -> None:
