@@ -79,6 +79,7 @@ from gateway.pages import accounts as account_pages
 from gateway.pages import deployment as deployment_page
 from gateway.pages import deployments as deployment_pages
 from gateway.pages import models as model_pages
+from gateway.pages import openid as openid_pages
 from gateway.pages import talk as talk_pages
 from gateway.pages import teams as team_pages
 from gateway.settings import Settings
@@ -144,6 +145,7 @@ _PAGES = (
     model_overview,
     model_pages,
     model_versions,
+    openid_pages,
     talk_pages,
     team_pages,
     welcome,

@@ -18,6 +18,7 @@ from gateway.operations.users import Users, token_hash
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.storage.sessions import MOST_AGENT
+from gateway.storage.users import UserRecord
 from gateway.types import Principal
 from idl.codes import Code, ServingError
 
@@ -51,7 +52,10 @@ class Browsers:
 
     def sign_in(self, login: str, password: str, address: str, *, remember: bool, agent: str = "") -> Visit:
         """A session for whoever knows the password; `agent`: what the browser calls itself. Raises what `Users.verify` raises."""
-        user = self._users.verify(login, password, address)
+        return self.begin(self._users.verify(login, password, address), address, remember=remember, agent=agent)
+
+    def begin(self, user: UserRecord, address: str, *, remember: bool, agent: str = "") -> Visit:
+        """A session for whoever has shown in another way that he is `user`."""
         number, now = secrets.token_hex(16), self._now()
         ends = now + (self._long if remember else min(SHORT, self._long))
         # the refresh token of this session is given to nobody

@@ -2,14 +2,15 @@
 
 from urllib.parse import quote
 
-from flask import request
+from flask import make_response, redirect, request
 from werkzeug.wrappers import Response
 
 from gateway.context import client_address, services
 from gateway.errors import InvalidFields
 from gateway.operations.users import UNCONFIRMED
+from gateway.pages import openid
 from gateway.pages.forms import again, field, given
-from gateway.pages.frame import Pages, browsers, doer, go, ours, render, sign_in_with, sign_out_of, visitor
+from gateway.pages.frame import Pages, browsers, doer, go, is_part, ours, render, sign_in_with, sign_out_of, visitor
 from idl.codes import ServingError
 
 _pages = Pages("accounts")
@@ -23,7 +24,8 @@ def sign_in_form() -> Response:
     if visitor() is not None:
         return go(where)
     typed = {"login": request.args.get("login", "")[:200], "next": where}
-    return render("accounts/sign-in.html", typed=typed, reasons={}, said_before=request.args.get("after", ""))
+    after = request.args.get("after", "")
+    return render("accounts/sign-in.html", typed=typed, reasons={}, said_before=after, provider=openid.provider())
 
 
 @_pages.page("/ui/sign-in", "POST", who="anyone")
@@ -35,8 +37,8 @@ def sign_in() -> Response:
         )
     except ServingError as error:
         if error.message == UNCONFIRMED:
-            return go(f"/ui/verify?email={_quoted(field('login')) if '@' in field('login') else ''}")
-        return again("accounts/sign-in.html", error, typed={**given("login"), "next": where}, said_before="")
+            return _on(f"/ui/verify?email={_quoted(field('login')) if '@' in field('login') else ''}")
+        return again("accounts/sign-in.html", error, typed={**given("login"), "next": where}, said_before="", provider=openid.provider())
     return sign_in_with(go(where), visit)
 
 
@@ -64,8 +66,8 @@ def register() -> Response:
         named = ServingError(error.code, error.message.replace("signup_token:", "invitation:", 1))
         return again("accounts/register.html", error if isinstance(error, InvalidFields) else named, typed=typed)
     if typed["email"]:
-        return go(f"/ui/verify?email={_quoted(typed['email'])}&sent=1")
-    return go(f"/ui/sign-in?login={_quoted(typed['username'])}&after=registered")
+        return _on(f"/ui/verify?email={_quoted(typed['email'])}&sent=1")
+    return _on(f"/ui/sign-in?login={_quoted(typed['username'])}&after=registered")
 
 
 @_pages.page("/ui/verify", "GET", who="anyone")
@@ -84,7 +86,7 @@ def verify() -> Response:
         confirmations.verify(typed["email"], field("code").strip(), doer())
     except ServingError as error:
         return again("accounts/verify.html", error, typed=typed, wait=0, sent=False)
-    return go("/ui" if visitor() else f"/ui/sign-in?login={_quoted(typed['email'])}&after=confirmed")
+    return go("/ui") if visitor() else _on(f"/ui/sign-in?login={_quoted(typed['email'])}&after=confirmed")
 
 
 @_pages.page("/ui/reset", "GET", who="anyone")
@@ -103,7 +105,12 @@ def reset() -> Response:
         confirmations.reset(typed["email"], field("code").strip(), field("password"), doer())
     except ServingError as error:
         return again("accounts/reset.html", error, typed=typed, asked=asked, wait=0)
-    return go(f"/ui/sign-in?login={_quoted(typed['email'])}&after=reset")
+    return _on(f"/ui/sign-in?login={_quoted(typed['email'])}&after=reset")
+
+
+def _on(where: str) -> Response:
+    """To the next form: in the dialog it takes the place of this one."""
+    return make_response(redirect(where, 303)) if is_part() else go(where)
 
 
 def _quoted(text: str) -> str:

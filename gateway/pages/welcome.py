@@ -1,5 +1,6 @@
 """The first page: what this is, and a picture classified while one looks."""
 
+from flask import request
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response
 
@@ -14,7 +15,7 @@ DEMO = "efficientnet-lite0"
 
 @_pages.page("/", who="anyone")
 def welcome() -> Response:
-    return render("welcome/page.html", demo=DEMO if _is_served(DEMO) else "")
+    return render("welcome/page.html", demo=DEMO if _is_served(DEMO) else "", home=request.host_url.rstrip("/"))
 
 
 def _is_served(name: str) -> bool:

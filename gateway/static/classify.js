@@ -5,7 +5,7 @@ const form = document.querySelector("form[data-classify]");
 if (form) {
   const drop = form.querySelector(".drop");
   const input = form.querySelector("input[type=file]");
-  const preview = form.querySelector("img");
+  const preview = document.getElementById("preview");
   const answer = document.getElementById("answer");
 
   const show = (labels, took) => {
@@ -29,8 +29,10 @@ if (form) {
     answer.replaceChildren(list, time);
   };
 
-  const classify = async (file) => {
+  const classify = async (file, sample = null) => {
     if (!file) return;
+    for (const each of form.querySelectorAll("[data-sample]")) each.setAttribute("aria-pressed", String(each === sample));
+    URL.revokeObjectURL(preview.src);
     preview.src = URL.createObjectURL(file);
     preview.hidden = false;
     answer.textContent = "…";
@@ -47,6 +49,13 @@ if (form) {
   };
 
   input.addEventListener("change", () => classify(input.files[0]));
+  for (const sample of form.querySelectorAll("[data-sample]")) {
+    sample.setAttribute("aria-pressed", "false");
+    sample.addEventListener("click", async () => {
+      const picture = await fetch(sample.querySelector("img").src);
+      classify(await picture.blob(), sample);
+    });
+  }
   for (const kind of ["dragover", "dragleave", "drop"]) {
     drop.addEventListener(kind, (event) => {
       event.preventDefault();

@@ -28,6 +28,8 @@ PIECES = (
     "/ui/home/now",
     "/ui/models/<owner>/<name>/result",
     "/ui/form-token",
+    "/ui/sign-in/openid",
+    "/ui/sign-in/openid/back",
     "/ui/static/<path:name>",
     "/ui/idl/<name>",
     "/ui/models/<owner>/<name>/graph",

@@ -1,5 +1,6 @@
 """What everybody meets first: registering, signing in, the example on the first page, choices, a session that ends."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ def test_a_new_person(site: Site, browser: Browser, language: str, locale: str, 
     with watched(browser, site.home, locale=locale) as on:
         page = on.go("/ui/register")
         page.focus("#field-username")
-        for text in (name, address, PASSWORD, PASSWORD):
+        for text in (name, address, PASSWORD):
             page.keyboard.type(text)
             page.keyboard.press("Tab")
+        page.keyboard.type(PASSWORD)
         page.keyboard.press("Enter")
         page.wait_for_url("**/ui/verify?*")
         again = page.locator("[data-wait]")
@@ -83,3 +85,50 @@ def test_a_session_that_ends_while_one_types(site: Site, browser: Browser) -> No
         on.context.clear_cookies()
         expect(on.page.get_by_text("You are not signed in any more")).to_be_visible(timeout=10_000)
         expect(on.page.locator("h1")).to_have_text("Welcome, admin")
+
+
+def test_registering_and_signing_in_without_leaving_the_first_page(site: Site, browser: Browser) -> None:
+    """In one dialog: the form, its errors, the code from the letter, and the sign-in."""
+    with watched(browser, site.home, locale="en-GB") as on:
+        page = on.go("/")
+        page.get_by_role("link", name="Register").click()
+        dialog = page.locator("#account")
+        expect(dialog).to_have_attribute("open", "")
+        expect(page.locator("#field-username")).to_be_focused()
+        for field, text in (("username", "owner"), ("email", "eve@example.org"), ("password", PASSWORD), ("again", PASSWORD)):
+            page.fill(f"#field-{field}", text)
+        page.keyboard.press("Enter")
+        expect(page.locator("#error-username")).to_be_visible()
+        expect(page.locator("#field-username")).to_be_focused()
+        assert not on.axe() and on.too_wide() <= 0
+        page.fill("#field-username", "eve")
+        page.fill("#field-password", PASSWORD)
+        page.fill("#field-again", PASSWORD)
+        page.keyboard.press("Enter")
+        expect(page.locator("#account-title")).to_have_text("Confirm your address")
+        expect(page.locator("#account [data-wait]")).to_be_disabled()
+        page.fill("#field-code", site.letters.code("eve@example.org"))
+        page.keyboard.press("Enter")
+        expect(dialog).to_contain_text("Your address is confirmed")
+        assert page.url == f"{site.home}/", "it is still the first page"
+        page.fill("#field-password", "wrong wrong")
+        page.keyboard.press("Enter")
+        expect(dialog.get_by_role("alert")).to_contain_text("the password is wrong")
+        on.context.set_offline(True)
+        page.fill("#field-password", PASSWORD)
+        page.keyboard.press("Enter")
+        expect(dialog.get_by_role("alert").first).to_contain_text("no connection")
+        on.context.set_offline(False)
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{site.home}/ui")
+        on.wrong = [each for each in on.wrong if not re.search("40[19]|DISCONNECTED|Error Code|htmx:(afterRequest|sendError)", each)]
+        assert not on.wrong
+
+
+def test_a_sample_picture_on_the_first_page(site: Site, browser: Browser) -> None:
+    with watched(browser, site.home, locale="en-GB") as on:
+        page = on.go("/")
+        page.get_by_role("button", name="A cat").click()
+        expect(page.locator("#answer dt").first).to_contain_text("Mau", timeout=20_000)
+        expect(page.locator("#preview")).to_be_visible()
+        assert not on.wrong
