@@ -54,7 +54,7 @@ def make() -> Response:
         made = services().deployments.create(me(), values, doer())
     except ServingError as error:
         return _form(forms.typed(*_SHOWN), forms.reasons_of(error), STATUS[error.code])
-    return go(deployment_at(made.rpc_name, "settings"))
+    return go(deployment_at(made.rpc_name))
 
 
 @_pages.page("/ui/deployments/new/models")

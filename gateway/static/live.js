@@ -42,7 +42,7 @@ export function patch(old, fresh, added) {
 }
 
 /** Does it for an answer to htmx. True where it was one of those. */
-export function renew({ elt, target, xhr }, prepare) {
+export function renew({ target, xhr, requestConfig: { elt } }, prepare) { // detail.elt is the target, whoever asked
   if (xhr.status !== 200 || elt !== target || elt.getAttribute("hx-swap") !== "outerHTML") return false;
   if (!/\bevery\b/.test(elt.getAttribute("hx-trigger") ?? "")) return false;
   const holder = document.createElement("template");

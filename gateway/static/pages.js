@@ -76,6 +76,17 @@ document.addEventListener("input", (event) => {
   if (form?.matches("[data-draft]")) keepDraft(form);
 });
 
+// a second click on what htmx sends: by then the button may stand for something else
+const sentAt = new WeakMap();
+document.addEventListener("submit", (event) => {
+  if (!event.target.hasAttribute("hx-post")) return;
+  if (Date.now() - (sentAt.get(event.target) ?? 0) > 600) sentAt.set(event.target, Date.now());
+  else {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }
+}, true);
+
 document.addEventListener("submit", (event) => {
   const form = event.target;
   if (form.dataset.sure !== undefined && !confirm(form.dataset.sure || words.sure)) {
