@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email import message_from_bytes
 from pathlib import Path
@@ -70,12 +71,12 @@ class Site:
         return self.up["http"]
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@contextmanager
+def running(folder: Path) -> Iterator[Site]:
+    """A site that is started and stopped here, with nothing on it but its owner's account."""
     letters = Letters()
     mail = Controller(letters, hostname="127.0.0.1", port=free_port())
     mail.start()
-    folder = tmp_path_factory.mktemp("pages")
     up = start_up(
         folder / "data",
         OUTBOARD_ADMIN_PASSWORD=PASSWORD,
@@ -85,9 +86,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         OUTBOARD_GATEWAY_SMTP_SENDER="outboard@example.org",
     )
     try:
-        made = Site(up, letters, Caller(up, "owner"))
-        seed(made, folder)
-        yield made
+        yield Site(up, letters, Caller(up, "owner"))
     finally:
         below = descendants(up.process.pid)
         code = up.stop()
@@ -100,6 +99,14 @@ def of_script(source: str) -> bytes:
     """A form with the file `script`."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="script"; filename="script.py"\r\n\r\n'
     return f"{head}{source}\r\n--{BOUNDARY}--\r\n".encode()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("pages")
+    with running(folder) as made:
+        seed(made, folder)
+        yield made
 
 
 def seed(site: Site, folder: Path) -> None:
