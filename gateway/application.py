@@ -76,11 +76,13 @@ from gateway.pages import (
     welcome,
 )
 from gateway.pages import accounts as account_pages
+from gateway.pages import batches as batch_pages
 from gateway.pages import deployment as deployment_page
 from gateway.pages import deployments as deployment_pages
 from gateway.pages import models as model_pages
 from gateway.pages import openid as openid_pages
 from gateway.pages import talk as talk_pages
+from gateway.pages import tasks as task_pages
 from gateway.pages import teams as team_pages
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -127,26 +129,28 @@ _PAGES = (
     account_pages,
     account_webhooks,
     admin,
-    admin_records,
     admin_people,
+    admin_records,
     assets,
+    batch_pages,
     choices,
     components,
     deployment_making,
     deployment_page,
-    deployment_script,
-    deployment_use,
     deployment_pages,
+    deployment_script,
     deployment_settings,
+    deployment_use,
     home,
+    model_about,
     model_calls,
     model_graph,
-    model_about,
     model_overview,
     model_pages,
     model_versions,
     openid_pages,
     talk_pages,
+    task_pages,
     team_pages,
     welcome,
 )

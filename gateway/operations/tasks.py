@@ -134,8 +134,8 @@ class Tasks:
             return False
         return bool(self._storage.teams.role(deployment.team_id, principal.user_id))
 
-    def page(self, principal: Principal, wanted: Wanted, before: str | None, limit: int) -> list[TaskRecord]:
-        """The newest first."""
+    def page(self, principal: Principal, wanted: Wanted, before: str | None, limit: int, after: str | None = None) -> list[TaskRecord]:
+        """The newest first: those before the id `before`, or the nearest ones after `after`."""
         if wanted.everybodys and principal.role is not Role.ADMINISTRATOR:
             raise ServingError(Code.FORBIDDEN, "all: this needs the role administrator")
         given = {"state": wanted.state, "kind": wanted.kind, "model": wanted.model, "deployment_id": wanted.deployment_id}
@@ -144,7 +144,9 @@ class Tasks:
             conditions = {"user_id": principal.user_id} | conditions
         until = None if wanted.until is None else first_task_id(wanted.until)
         before = min((each for each in (before, until) if each is not None), default=None)
-        return self._storage.tasks.page(conditions, before, limit, None if wanted.since is None else first_task_id(wanted.since))
+        since = None if wanted.since is None else first_task_id(wanted.since)
+        least = max((each for each in (after and f"{after}!", since) if each), default=None)
+        return self._storage.tasks.page(conditions, before, limit, least, oldest=after is not None)
 
     def result(self, principal: Principal, task_id: str, kind: str | None = None) -> Result:
         """Raises not_found; NotOver for a task that has not succeeded; gone after its time."""

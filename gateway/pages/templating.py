@@ -116,6 +116,8 @@ def places() -> list[Place]:
         (_("Home"), "/ui", "home"),
         (_("Models"), "/ui/models", "box"),
         (_("Deployments"), "/ui/deployments", "rocket"),
+        (_("Tasks"), "/ui/tasks", "list-check"),
+        (_("Batches"), "/ui/batches", "stack-2"),
     ]
     known.append((_("Dialogue"), "/ui/dialogue", "messages"))
     if visitor.role is Role.ADMINISTRATOR:

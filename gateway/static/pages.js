@@ -93,7 +93,7 @@ document.addEventListener("submit", (event) => {
     event.preventDefault();
     return;
   }
-  if (form.method === "dialog" || form.hasAttribute("hx-post")) return;
+  if (form.method === "dialog" || form.hasAttribute("hx-post") || form.hasAttribute("hx-get")) return;
   if (form.dataset.sent) { // a second click
     event.preventDefault();
     return;

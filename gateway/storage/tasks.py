@@ -77,9 +77,11 @@ class Tasks:
             row = db.execute(f"select {COLUMNS} from tasks where id = ?", [task_id]).fetchone()
         return None if row is None else record(row)
 
-    def page(self, wanted: Mapping[str, Any], before: str | None, limit: int, least: str | None = None) -> list[TaskRecord]:
+    def page(
+        self, wanted: Mapping[str, Any], before: str | None, limit: int, least: str | None = None, *, oldest: bool = False
+    ) -> list[TaskRecord]:
         """The newest tasks that agree with `wanted` (user_id, state, kind, model, deployment_id), of those before the id `before` and not
-        below `least`."""
+        below `least`; the oldest of them instead, the newest of these first as well."""
         given = dict(wanted)
         conditions = []
         # what the indexes of the rarer ones ask for, word by word
@@ -93,7 +95,9 @@ class Tasks:
         values = [*given.values(), *bounds.values()]
         where = f"where {' and '.join(conditions)}" if conditions else ""
         with self._database.read() as db:
-            return records(db.execute(f"select {COLUMNS} from tasks {where} order by id desc limit ?", [*values, limit]).fetchall())
+            order = "asc" if oldest else "desc"
+            rows = db.execute(f"select {COLUMNS} from tasks {where} order by id {order} limit ?", [*values, limit]).fetchall()
+        return records(rows[::-1] if oldest else rows)
 
     def body(self, task_id: str, part: str) -> bytes | None:
         """The input or the result where it is kept in the database."""
