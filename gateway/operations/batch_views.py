@@ -237,6 +237,7 @@ def summary(found: Answers) -> Summary:
             if count >= SUMMARY_ROWS or end > SUMMARY_BYTES:
                 break
     spreads = [spread for name, each in values.items() if (spread := _spread(name, each)) is not None]
+    spreads.sort(key=lambda spread: spread.name != "label")
     return Summary(count, found.task.is_over and end >= found.end, spreads)
 
 

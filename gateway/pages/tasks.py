@@ -1,10 +1,12 @@
 """Tasks: the list of them, live, and one with what went in and what came out."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from flask import request
 from werkzeug.wrappers import Response
 
+from gateway import clock
 from gateway.context import services
 from gateway.errors import STATUS
 from gateway.operations.tasks import is_own
@@ -113,9 +115,20 @@ def error_code(found: TaskRecord) -> Code | None:
         return Code.INTERNAL
 
 
-def steps(events: list[TaskEvent]) -> list[TaskEvent]:
-    """Its states one after the other, each where it began."""
-    return [event for place, event in enumerate(events) if place == 0 or events[place - 1].state != event.state]
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A state that a task came to at `at`, `after` seconds in the one before."""
+
+    state: str
+    at: str
+    after: float
+
+
+def steps(events: list[TaskEvent]) -> list[Step]:
+    """Its states one after the other."""
+    begun = [event for place, event in enumerate(events) if place == 0 or events[place - 1].state != event.state]
+    moments = [clock.from_text(event.at) for event in begun]
+    return [Step(event.state, event.at, (moments[place] - moments[max(0, place - 1)]).total_seconds()) for place, event in enumerate(begun)]
 
 
 @_pages.page("/ui/tasks/<task_id>/<verb>", "POST")

@@ -68,7 +68,7 @@ function table(columns, rows, words, label) {
   rows.slice(0, MOST_ROWS).forEach((row, place) => {
     const line = make("tr");
     line.append(make("td", String(place + 1), "text-secondary"));
-    for (const value of row.slice(0, MOST_COLUMNS)) line.append(make("td", figure(value), "text-break", "figures"));
+    for (const value of row.slice(0, MOST_COLUMNS)) line.append(make("td", figure(value), "figures", typeof value === "number" ? "text-nowrap" : "value-cell"));
     if (row.length > MOST_COLUMNS) line.append(make("td", "…"));
     made.tBodies[0].append(line);
   });
@@ -129,7 +129,8 @@ function tensor(name, value, words) {
     box.append(...(value.length <= 1 ? [make("p", value.map(figure).join(""), "text-break", "m-0", "figures", "lead-value")] : table([name], value.map((each) => [each]), words, name)));
   } else if (Array.isArray(value) && value.every((row) => Array.isArray(row) && isFlat(row))) {
     const wide = Math.max(...value.map((row) => row.length));
-    if (wide === 1 && value.length === 1) box.append(make("p", figure(value[0][0]), "text-break", "m-0", "figures", "lead-value"));
+    if (value.length === 1 && wide > 12) box.append(...table([name], value[0].map((each) => [each]), words, name));
+    else if (wide === 1 && value.length === 1) box.append(make("p", figure(value[0][0]), "text-break", "m-0", "figures", "lead-value"));
     else box.append(...table(Array.from({ length: wide }, (_, place) => String(place)), value, words, name));
   } else if (value !== null && typeof value === "object") {
     box.append(plain(compact(value), name));
@@ -162,7 +163,14 @@ function readable(value, words) {
     if (samples.length > MOST_SAMPLES) parts.push(make("p", fill(words.rows, MOST_SAMPLES, samples.length), "small", "text-secondary"));
   }
   const named = value?.outputs ?? value?.inputs ?? (value?.filetype ? value : null);
-  if (named && typeof named === "object") parts.push(...Object.entries(named).map(([name, each]) => tensor(name, each, words)));
+  if (named && typeof named === "object") {
+    const tensors = Object.entries(named).map(([name, each]) => tensor(name, each, words));
+    if (parts.length) { // the labels say it; the numbers are there for who wants them
+      const more = make("details");
+      more.append(make("summary", words.more), ...tensors);
+      parts.push(more);
+    } else parts.push(...tensors);
+  }
   if (value?.timing_ms?.compute !== undefined) parts.push(make("p", fill(words.took, Number(value.timing_ms.compute).toFixed(1)), "small", "text-secondary", "m-0"));
   return parts;
 }
