@@ -14,6 +14,7 @@ from gateway.context import REQUEST_ID_HEADER, Services
 from gateway.errors import internal, problem
 from gateway.operations import deployment_calls, prediction_bodies, predictions, v2_inference
 from gateway.operations.access import require_scope
+from gateway.operations.browsers import SESSION
 from gateway.operations.deployment_errors import V1 as BY_V1
 from gateway.operations.inference import Call
 from gateway.operations.v2_inference import Answer, Heads
@@ -67,6 +68,11 @@ def target(path: str) -> Target | None:
     return None
 
 
+def _by_session(environ: "WSGIEnvironment") -> bool:
+    """Whether a page's script asks, which has no token but its browser's cookie."""
+    return "HTTP_COOKIE" in environ and "HTTP_AUTHORIZATION" not in environ and f"{SESSION}=" in environ["HTTP_COOKIE"]
+
+
 class HotRoutes:
     """The middleware. Thread-safe."""
 
@@ -80,6 +86,8 @@ class HotRoutes:
             return self._app(environ, start_response)
         if found.endpoint not in V1:
             return self._exchange(environ, start_response, found, self._infer)
+        if _by_session(environ):  # of a page: its cookie and its form's token are looked at there
+            return self._app(environ, start_response)
         if environ.get("CONTENT_TYPE") == _JSON and not environ.get("QUERY_STRING") and "HTTP_PREFER" not in environ:
             return self._exchange(environ, start_response, found, self._predict if found.endpoint is PREDICTIONS else self._deployed)
         return self._app(environ, start_response)

@@ -172,3 +172,13 @@ def test_the_form_to_try_it(client: FlaskClient, services: Services, made: Deplo
     assert '"open": true' in html.unescape(page) and "The script takes the inputs" in page
     services.storage.deployments.change(made.id, {"desired_state": "paused", "state": "paused"}, DOER, services.now())
     assert "It is paused" in client.get("/ui/deployments/ann.d/try").text
+
+
+def test_a_pages_script_calls_a_deployment_with_its_cookie(client: FlaskClient, services: Services, made: DeploymentRecord) -> None:
+    """As the form to try it does; no model host is there to answer."""
+    body = {"inputs": {"x": [[1, 2]]}}
+    header = {"X-Form-Token": token(client.get("/ui"))}
+    for address in ("/v1/deployments/ann.d/predictions", "/v1/models/m/predictions"):
+        assert client.post(address, json=body, headers=header).status_code == 503, address
+        assert client.post(address, json=body).status_code == 403, "a page of another site has no such token"
+        assert client.application.test_client().post(address, json=body).status_code in (401, 503)
