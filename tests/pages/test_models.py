@@ -295,7 +295,9 @@ def test_administrators_and_operators(client: FlaskClient, services: Services, w
     writer.model("bob", "secret")
     ann = services.storage.users.by_name("ann")
     assert ann is not None
-    services.storage.users.change(ann.id, services.now(), role=Role.OPERATOR, disabled=None, quota=None, revision=None, doer=writer.doer("ann"))
+    services.storage.users.change(
+        ann.id, services.now(), role=Role.OPERATOR, disabled=None, quota=None, revision=None, doer=writer.doer("ann")
+    )
     sign_in(client)
     assert names(client.get("/ui/models?show=all").text) == ["secret"] and names(client.get("/ui/models").text) == []
     assert client.get("/ui/models/bob/secret/about").status_code == 200

@@ -119,7 +119,9 @@ def test_an_upload_goes_on_after_another_visit(on: Watched) -> None:
         document.querySelector("#upload .drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
     }"""
     second = str(8 << 20)
-    page.route("**/v1/uploads/*", lambda route: route.abort() if route.request.headers.get("upload-offset") == second else route.continue_())
+    page.route(
+        "**/v1/uploads/*", lambda route: route.abort() if route.request.headers.get("upload-offset") == second else route.continue_()
+    )
     page.evaluate(big)
     page.click("#upload [data-send]")
     expect(page.locator("[data-trouble]")).to_contain_text("goes on by itself")
