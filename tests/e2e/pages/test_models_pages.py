@@ -46,11 +46,11 @@ def test_a_file_becomes_a_model_and_the_model_is_deleted_and_restored(on: Watche
     page.fill("#field-name", "m")
     page.fill("#field-tags", "a, b")
     page.click("#upload [data-send]")
-    expect(page.locator("#error-name")).to_have_text("there is a model 'm'")
+    expect(page.locator("#error-name")).to_have_text("there is a model 'm'", timeout=15_000)
     expect(page.locator("#field-name")).to_be_focused()
     page.fill("#field-name", "three")
     page.keyboard.press("Enter")
-    expect(page.locator("[data-result]")).to_contain_text("three, version 1, was tried and is there.")
+    expect(page.locator("[data-result]")).to_contain_text("three, version 1, was tried and is there.", timeout=30_000)
     expect(page.locator("[data-result]")).to_contain_text("[batch, 2]")
     assert not on.axe()
     page.click("#upload .dialog-head button")
@@ -74,7 +74,7 @@ def test_what_is_refused_says_what_to_do(on: Watched) -> None:
     page = on.go("/ui/models/new")
     drop(page, "model.pkl", PICKLE)
     page.click("#upload [data-send]")
-    expect(page.locator("#convert-command")).to_have_text("outboard models convert model.pkl")
+    expect(page.locator("#convert-command")).to_have_text("outboard models convert model.pkl", timeout=30_000)
     expect(page.locator("[data-refusal]")).to_contain_text("is a pickle")
     assert not on.axe()
     page.click(".files button")
@@ -106,7 +106,7 @@ def test_an_upload_goes_on_after_the_connection_broke_and_after_a_pause(on: Watc
     page.click("button[data-pause]")
     expect(page.locator("[data-said]")).to_have_text("Paused")
     page.click("button[data-pause]")
-    expect(page.locator("[data-result]")).to_contain_text("was tried and is there")
+    expect(page.locator("[data-result]")).to_contain_text("was tried and is there", timeout=30_000)
     assert len(pieces) == 3
     assert len(site.owner("GET", "/v1/models/m/versions")["items"]) == before + 1
 
