@@ -276,10 +276,10 @@ def _grpc(endpoint: Endpoint) -> str:
     if not endpoint.streams:
         lines.append(f"answer = client.infer({name}, inputs{headers}, client_timeout=30)")
         return "\n".join([*lines, *(f"print(answer.as_numpy({_text(each.name)}))" for each in endpoint.outputs)])
-    lines += ["", "", "def take(answer, error):", '    """Each part of the answer, as it comes."""', "    if error is not None:"]
+    lines += ["", "", "def take(result, error):", '    """Each part of the answer, as it comes."""', "    if error is not None:"]
     lines += [
         "        raise error",
-        "    print(" + ", ".join(f"answer.as_numpy({_text(each.name)})" for each in endpoint.outputs) + ")",
+        "    print(" + ", ".join(f"result.as_numpy({_text(each.name)})" for each in endpoint.outputs) + ")",
         "",
         "",
     ]

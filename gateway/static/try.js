@@ -201,11 +201,11 @@ function begin(form) {
   }
 
   form.querySelector("[data-fields]").replaceChildren(...fields.map((each) => each.box));
+  const kept = sessionStorage.getItem(draft);
   example();
   toJson();
-  const kept = sessionStorage.getItem(draft);
-  if (kept) {
-    json.value = kept.includes('"@') ? json.value : kept; // files are not kept
+  if (kept && !kept.includes('"@')) { // files are not kept
+    json.value = kept;
     fromJson();
   }
   button.disabled = false;
