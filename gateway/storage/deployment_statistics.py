@@ -129,6 +129,20 @@ class DeploymentStatistics:
             made[row["deployment_id"]] = added(made.get(row["deployment_id"], Counts()), _of_row(row))
         return made
 
+    def requests(self, deployment_ids: Collection[int], begin: int) -> dict[int, dict[int, int]]:
+        """How often each was called, by the minutes from `begin` on; minutes without a call are left out."""
+        marks = ", ".join("?" * len(deployment_ids))
+        with self._database.read() as db:
+            rows = db.execute(
+                f"select deployment_id, begin, requests from deployment_statistics where deployment_id in ({marks}) and span = ? and begin >= ?"
+                " and requests > 0",
+                [*deployment_ids, MINUTE, begin],
+            ).fetchall()
+        made: dict[int, dict[int, int]] = {}
+        for row in rows:
+            made.setdefault(row["deployment_id"], {})[row["begin"]] = row["requests"]
+        return made
+
     def forget(self, now: datetime) -> int:
         """Removes what is older than is kept; how many rows."""
         moment, count = now.timestamp(), 0

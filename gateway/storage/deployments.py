@@ -226,6 +226,14 @@ class Deployments:
 
     # what the reconciler does ----------------------------------------------------------------------------------------------------
 
+    def states(self, owner_id: int) -> dict[str, int]:
+        """State -> how many of somebody's are in it."""
+        with self._database.read() as db:
+            rows = db.execute(
+                "select state, count(*) as n from deployments where owner_id = ? and deleted_at is null group by state", [owner_id]
+            ).fetchall()
+        return {row["state"]: row["n"] for row in rows}
+
     def alive(self) -> list[DeploymentRecord]:
         """All that a model host has something of, or should have: also those on their way out, whose names others may have by now."""
         return self._many("where d.state <> 'deleted' order by d.id", [])
