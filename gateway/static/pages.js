@@ -176,3 +176,4 @@ function prepare(root) {
 document.addEventListener("htmx:load", (event) => { if (event.target !== document.body) prepare(event.target); });
 setInterval(tellTimes, 30000);
 prepare(document);
+document.querySelector(".tabs .active")?.scrollIntoView({ inline: "center", block: "nearest" }); // where there is no room for all
