@@ -48,7 +48,7 @@ def test_a_batch_from_its_file_to_its_answers(site: Site, browser: Browser) -> N
 
 def test_states_change_while_one_looks(site: Site, browser: Browser) -> None:
     """In the list, with what the reader has chosen and where the focus is kept, and on the page of a batch; which is paused, resumed and cancelled there."""
-    rows = "a,b\n" + "1,2\n" * 400_000
+    rows = "a,b\n" + "1,2\n" * 60_000
     batch = site.owner("POST", "/v1/batches", upload_rows(rows, deployment="d"), 202)["id"]
     with watched(browser, site.home, locale="en-GB") as on:
         sign_in(on, site.owner.name)
@@ -69,10 +69,10 @@ def test_states_change_while_one_looks(site: Site, browser: Browser) -> None:
         expect(page.locator("#do-pause")).to_be_visible()
         done = page.locator(".counts dd").first
         before = done.inner_text()
-        expect(done).not_to_have_text(before, timeout=2 * LIVE_MS)
+        expect(done).not_to_have_text(before, timeout=20_000)
         page.on("dialog", lambda dialog: dialog.accept())
         page.click("#do-cancel")
-        expect(here).to_have_attribute("data-state", "cancelled", timeout=2 * LIVE_MS)
+        expect(here).to_have_attribute("data-state", "cancelled", timeout=20_000)
         expect(page.locator("#do-retry")).to_be_visible()
         assert not on.wrong
 
