@@ -92,7 +92,7 @@ function judge() {
   if (!head) return;
   const wrong = misfit(head);
   if (wrong === null) return;
-  const said = make("p", wrong || words.fits, wrong ? "text-danger fw-bold" : "text-success fw-bold");
+  const said = make("p", wrong || words.fits, `alert alert-${wrong ? "danger" : "success"} py-2`);
   said.dataset.judged = "";
   preview.append(said);
 }
