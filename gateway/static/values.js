@@ -245,7 +245,7 @@ async function show(box) {
     box.replaceChildren(tools, shown);
   } catch (error) {
     tools.append(download);
-    const said = make("p", `${words.failed}: ${error.message}`, "text-danger");
+    const said = make("p", `${words.failed}: ${error.message}`, "fw-bold");
     said.setAttribute("role", "alert");
     box.replaceChildren(said, tools);
   }
