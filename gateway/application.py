@@ -65,6 +65,7 @@ from gateway.pages import (
     deployment_script,
     deployment_settings,
     deployment_use,
+    frame,
     home,
     languages,
     model_about,
@@ -221,7 +222,7 @@ def create_app(settings: Settings, *, services: Services | None = None, hot: boo
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions[EXTENSION] = services = services or default_services(settings)
     requests.watch(app)
-    errors.handle(app)
+    errors.handle(app, frame.missing_page)
     languages.prepare(app)
     templating.prepare(app)
     for module in (*_BLUEPRINTS, *_PAGES):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outboard import nginx_pages
+
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
@@ -120,9 +122,12 @@ def render(kind: str, values: Values) -> str:
     if kind == "tls" and not (values.certificate and values.certificate_key):
         raise ValueError("TLS needs a certificate and its key")
     filled = _common(values) | _tls(values) | _grpc(values)
-    filled["problem_pages"] = _error_pages("problem", 8)
+    filled["page_maps"] = "" if kind == "grpc" else nginx_pages.maps()
+    filled["problem_pages"] = _error_pages(nginx_pages.ASKS_FOR_A_PAGE, 8)
     filled["v2_pages"] = _error_pages("v2", 12)
-    filled["problem_locations"] = "\n".join(_fill(_location(style, refusal), filled) for style in ("problem", "v2") for refusal in REFUSALS)
+    filled["problem_locations"] = "\n".join(
+        _fill(_location(style, refusal), filled) for style in ("problem", "page", "v2") for refusal in REFUSALS
+    )
     filled |= _hot(values, filled)
     filled["gateway"] = _template("gateway", filled)
     filled["servers"] = _template(kind, filled)
@@ -201,10 +206,17 @@ def _address(style: str, refusal: Refusal) -> str:
 
 
 def _location(style: str, refusal: Refusal) -> str:
-    """A location that answers with `refusal`: as RFC 9457 says, or as the open protocol does."""
+    """A location that answers with `refusal`: as RFC 9457 says, as the open protocol does, or as a page."""
     headers = {"X-Request-Id": "$outboard_request_id", "Cache-Control": "no-store"}
     if refusal.retry_after_s:
         headers["Retry-After"] = str(refusal.retry_after_s)
+    if style == "page":
+        headers |= {
+            "Content-Security-Policy": f'"{nginx_pages.policy()}"',
+            "X-Content-Type-Options": "nosniff",
+            "Vary": '"Accept, Accept-Language, Cookie"',
+        }
+        return _answered(style, refusal, '"text/html; charset=utf-8"', headers, nginx_pages.body(refusal.status))
     if style == "v2":
         media, headers["Outboard-Code"] = "application/json", refusal.code
         body: dict[str, object] = {"error": refusal.detail}
@@ -212,8 +224,12 @@ def _location(style: str, refusal: Refusal) -> str:
         media = "application/problem+json"
         body = {"type": f"/v1/errors#{refusal.code}", "title": refusal.title, "status": refusal.status, "detail": refusal.detail}
         body |= {"code": refusal.code, "request_id": "$outboard_request_id"}
+    return _answered(style, refusal, media, headers, json.dumps(body))
+
+
+def _answered(style: str, refusal: Refusal, media: str, headers: Mapping[str, str], text: str) -> str:
     lines = ["internal;", f"default_type {media};", *(f"add_header {name} {value} always;" for name, value in headers.items())]
-    lines.append(f"return {refusal.status} '{json.dumps(body)}';")
+    lines.append(f"return {refusal.status} '{text}';")
     inner = "\n".join(f"            {line}" for line in lines)
     return f"        location = {_address(style, refusal)} {{\n{inner}\n        }}"
 

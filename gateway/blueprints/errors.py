@@ -1,5 +1,7 @@
 """Turns whatever a request ended in into an answer, and lists the codes at `GET /v1/errors`."""
 
+from collections.abc import Callable
+
 from flask import Blueprint, Flask, g, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
@@ -14,10 +16,15 @@ from idl.codes import Code, ServingError
 blueprint = Blueprint("errors", __name__)
 
 
-def handle(app: Flask) -> None:
-    """Every exception of `app` is answered here, in one of the two shapes of `gateway.errors`."""
+def handle(app: Flask, page: Callable[[HTTPException], Response | None]) -> None:
+    """Every exception of `app` is answered here, in one of the two shapes of `gateway.errors`; what the framework refused by `page`, where
+    that has something for whoever asks."""
+
+    def http_exception(error: HTTPException) -> Response | HTTPException:
+        return page(error) or _http_exception(error)
+
     app.register_error_handler(ServingError, _serving_error)
-    app.register_error_handler(HTTPException, _http_exception)
+    app.register_error_handler(HTTPException, http_exception)
     app.register_error_handler(Exception, _unexpected)
 
 

@@ -1,6 +1,7 @@
 """What every page has around it: who looks at it, in which language, its forms' token, its headers, and its errors as pages."""
 
 import functools
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -15,6 +16,7 @@ from gateway.context import FORM_TOKEN, client_address, request_id, services
 from gateway.errors import STATUS, InvalidFields, http_problem, internal
 from gateway.operations.browsers import SESSION, Browsers, Visit
 from gateway.pages import languages
+from gateway.pages.failures import failure
 from gateway.storage.audit import Doer
 from gateway.types import Principal, Role
 from idl.codes import Code, ServingError
@@ -146,10 +148,10 @@ class Pages:
         def register(view: View) -> View:
             @functools.wraps(view)
             def answered(**values: str) -> Response | str:
+                if who != "anyone":
+                    _require(me(), who)  # before the token: one of a session that has ended is not right any more
                 if request.method not in ("GET", "HEAD"):
                     check_form()
-                if who != "anyone":
-                    _require(me(), who)
                 return view(**values)
 
             self.blueprint.add_url_rule(rule, view.__name__, answered, methods=list(methods or ("GET",)))
@@ -200,7 +202,7 @@ def _refused(error: ServingError) -> Response:
     if error.code is Code.UNAUTHENTICATED and visitor() is None:
         where = f"/ui/sign-in?next={quote(_here(), safe='/')}"
         if is_part() or request.method != "GET":
-            return make_response(render_template("errors/expired.html", sign_in=where), 401)
+            return make_response(render_template("errors/expired.html" if is_part() else "errors/expired-page.html", sign_in=where), 401)
         return make_response(redirect(where, 303))
     return _error_page(error, STATUS[error.code])
 
@@ -225,5 +227,17 @@ def _unexpected(error: Exception) -> Response:
 
 def _error_page(error: ServingError, status: int) -> Response:
     reasons = error.reasons if isinstance(error, InvalidFields) else {}
-    values = {"error": error, "status": status, "reasons": reasons}
-    return make_response(render_template("errors/part.html" if is_part() else "errors/page.html", **values), status)
+    told = failure(error.code)
+    wait = max(1, math.ceil(error.retry_after_ms / 1000)) if told.again else 0
+    again = request.full_path.rstrip("?") if request.method == "GET" else ""
+    values = {"error": error, "status": status, "reasons": reasons, "told": told, "wait": wait, "again": again}
+    answer = make_response(render_template("errors/part.html" if is_part() else "errors/page.html", **values), status)
+    if wait and status in (429, 503):
+        answer.headers["Retry-After"] = str(wait)
+    return answer
+
+
+def missing_page(error: HTTPException) -> Response | None:
+    """A page for a browser that looks at an address where nothing is; None for programs."""
+    looks = request.method == "GET" and request.url_rule is None and "text/html" in request.headers.get("Accept", "")
+    return _finish(_http(error)) if looks and error.code == 404 and not request.path.startswith(("/v1/", "/v2/")) else None

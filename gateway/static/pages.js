@@ -1,4 +1,5 @@
 // What every page does in the browser: times in the reader's zone, dialogs, copies, forms that are sent once and keep what was typed.
+import { refuses } from "./connection.js";
 import { formToken, notice } from "./lib.js";
 import { renew } from "./live.js";
 
@@ -152,15 +153,12 @@ function countDown(button) {
 // htmx ----------------------------------------------------------------------------------------------------------------------
 
 document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-Form-Token"] = formToken(); });
-document.addEventListener("htmx:sendError", () => { document.getElementById("offline").hidden = false; });
-document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) document.getElementById("offline").hidden = true; });
 document.addEventListener("htmx:beforeSwap", (event) => {
-  if (event.detail.xhr.status === 401) event.detail.shouldSwap = true;
+  if (refuses(event.detail)) event.detail.shouldSwap = false;
+  else if (event.detail.xhr.status === 401) event.detail.shouldSwap = true;
   else if (renew(event.detail, prepare)) event.detail.shouldSwap = false;
 });
 document.addEventListener("changed", () => document.getElementById("refused")?.replaceChildren());
-addEventListener("online", () => { document.getElementById("offline").hidden = true; });
-addEventListener("offline", () => { document.getElementById("offline").hidden = false; });
 
 forgetDraft();
 function prepare(root) {

@@ -1,7 +1,9 @@
 """Real nginx before the real gateway: each variant of the configuration, and what only the two together can show."""
 
+import base64
 import contextlib
 import gzip
+import hashlib
 import http.client
 import json
 import os
@@ -21,7 +23,7 @@ from gateway.error_texts import TEXTS
 from gateway.errors import STATUS
 from gateway.settings import Settings
 from idl.codes import Code
-from outboard import nginx
+from outboard import nginx, nginx_pages
 from tests.certificates import Authority
 from tests.e2e.nginx_program import MAX_BODY, Nginx, ask, some_values
 from tests.gateway.conftest import PASSWORD, Gateway, Program, start_gateway
@@ -214,6 +216,34 @@ def test_without_a_gateway_and_without_a_password_in_the_log(tmp_path: Path, sta
     front.program.wait_for("/v1/me")
     assert front.program.stop(signal.SIGQUIT) == 0
     assert "hunter2" not in front.program.log and "/login" not in front.program.log
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def test_what_nginx_says_to_a_browser_is_a_page(gateway: Gateway, tmp_path: Path, started: list[Program]) -> None:
+    """In its language, with a policy that fits, and never for a program, nor for a piece of a page."""
+    assert {each.status for each in nginx.REFUSALS} == set(nginx_pages.WORDS)
+    front = Nginx("http", some_values(tmp_path))
+    started.append(front.program)
+    for chosen, lang, words in (({}, "en", "away for a moment"), ({"Accept-Language": "zh-CN,en;q=0.5"}, "zh-CN", "暂时不可用"),
+                                ({"Cookie": "outboard_language=zh; outboard_theme=dark", "Accept-Language": "en"}, "zh-CN", 'data-t="dark"')):  # fmt: skip
+        status, headers, body = front.ask("GET", "/ui/models?q=hunter2", headers={**BROWSER, **chosen, "X-Request-Id": "away-1"})
+        page = body.decode()
+        assert status == 503 and headers["content-type"] == "text/html; charset=utf-8" and headers["retry-after"] == "1"
+        assert f'lang="{lang}"' in page and words in page and "away-1" in page and "hunter2" not in page and "outboard_" not in page
+        for kind in ("style", "script"):
+            content = page.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+            assert f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in headers["content-security-policy"]
+    assert b"<script>" not in front.ask("POST", "/ui/sign-in", b"x", BROWSER)[2], "what was sent is not sent again by itself"
+    for path, asked in (("/ui", {}), ("/ui", {**BROWSER, "HX-Request": "true"}), ("/v2/health/live", BROWSER)):
+        assert "json" in front.ask("GET", path, headers=asked)[1]["content-type"], (path, asked)
+    front.program.stop(signal.SIGQUIT)
+
+
+def test_a_file_over_the_limit_is_said_on_a_page(front: Nginx) -> None:
+    status, headers, body = front.ask("POST", "/ui/account/picture", b" " * (MAX_BODY + 1), BROWSER)
+    assert status == 413 and headers["content-type"].startswith("text/html") and b"That is too large" in body
 
 
 def test_the_access_log_holds_paths_only(gateway: Gateway, tmp_path: Path) -> None:

@@ -132,3 +132,28 @@ def test_a_sample_picture_on_the_first_page(site: Site, browser: Browser) -> Non
         expect(page.locator("#answer dt").first).to_contain_text("Mau", timeout=20_000)
         expect(page.locator("#preview")).to_be_visible()
         assert not on.wrong
+
+
+def test_what_is_looked_at_stays_while_the_server_is_away(site: Site, browser: Browser) -> None:
+    """A line says so; what nginx answers instead is not put into the page, and all goes on by itself."""
+    with watched(browser, site.home, locale="en-GB") as on:
+        sign_in(on)
+        page, line = on.page, on.page.locator("#offline")
+        for status, words in ((503, "no connection"), (500, "does not answer as it should")):
+            page.route(
+                "**/ui/home/now", lambda route, status=status: route.fulfill(status=status, body="{}", content_type="application/json")
+            )
+            expect(line).to_contain_text(words, timeout=10_000)
+            expect(page.locator("#now")).to_be_visible()
+            page.unroute("**/ui/home/now")
+            expect(line).to_be_hidden(timeout=10_000)
+        assert not [each for each in on.wrong if not re.search("50[03]|Error Code", each)]
+
+
+def test_an_address_where_nothing_is(site: Site, browser: Browser) -> None:
+    with watched(browser, site.home, locale="en-GB") as on:
+        page = on.go("/nowhere/at/all")
+        expect(page.locator("h1")).to_have_text("There is nothing here")
+        assert not on.axe() and on.too_wide() <= 0
+        page.get_by_role("link", name="Home").click()
+        page.wait_for_url(f"{site.home}/")

@@ -1,0 +1,45 @@
+// The connection to the server: pieces that are asked for again and again stay as they are while it is away, a line says so, and it goes by itself.
+import { notice } from "./lib.js";
+
+const box = document.getElementById("offline");
+const away = (status) => status === 0 || status === 502 || status === 503 || status === 504;
+let looking = null;
+
+function lost(text) {
+  box.textContent = text;
+  box.hidden = false;
+  looking ??= setInterval(async () => {
+    if (!navigator.onLine || document.hidden) return;
+    try {
+      const answer = await fetch("/livez", { cache: "no-store" });
+      if (answer.ok) found();
+    } catch { /* still away */ }
+  }, 3000);
+}
+
+function found() {
+  box.hidden = true;
+  clearInterval(looking);
+  looking = null;
+}
+
+/** Whether this answer to htmx must not be put into the page: a server that is away, or words that are for programs. */
+export function refuses({ xhr, requestConfig }) {
+  if (xhr.status < 400) return false;
+  const byItself = !requestConfig.triggeringEvent; // no click: it was time to look again
+  const isPage = (xhr.getResponseHeader("Content-Type") ?? "").startsWith("text/html");
+  if (away(xhr.status) && (byItself || !isPage)) lost(box.dataset.offline);
+  else if (byItself && (xhr.status >= 500 || xhr.status === 429)) lost(box.dataset.trouble);
+  else if (!isPage) {
+    let said = {};
+    try { said = JSON.parse(xhr.responseText); } catch { /* whatever it is, it is not shown */ }
+    notice(said.detail ?? box.dataset.trouble, "danger");
+  } else return false;
+  return true;
+}
+
+document.addEventListener("htmx:sendError", () => lost(box.dataset.offline));
+document.addEventListener("htmx:timeout", () => lost(box.dataset.offline));
+document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) found(); });
+addEventListener("online", found);
+addEventListener("offline", () => lost(box.dataset.offline));
