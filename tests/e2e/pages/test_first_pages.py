@@ -141,7 +141,7 @@ def test_what_is_looked_at_stays_while_the_server_is_away(site: Site, browser: B
         page, line = on.page, on.page.locator("#offline")
         for status, words in ((503, "no connection"), (500, "does not answer as it should")):
             page.route(
-                "**/ui/home/now", lambda route, status=status: route.fulfill(status=status, body="{}", content_type="application/json")
+                "**/ui/home/now", lambda route, *, status=status: route.fulfill(status=status, body="{}", content_type="application/json")
             )
             expect(line).to_contain_text(words, timeout=10_000)
             expect(page.locator("#now")).to_be_visible()
