@@ -1,7 +1,7 @@
 // A file sent in pieces through /v1/uploads. It goes on where it was: after a lost connection, a pause, or another visit to the page.
 import { formToken } from "./lib.js";
 
-const PIECE = 8 * 1024 * 1024;
+const PIECE = 4 * 1024 * 1024;
 const WAITS_S = [1, 2, 4, 8, 15];
 
 /** What the server said against it: `status`, `body` (a problem document) and in `message` its sentence. */

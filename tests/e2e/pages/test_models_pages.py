@@ -101,7 +101,7 @@ def test_an_upload_goes_on_after_the_connection_broke_and_after_a_pause(on: Watc
     before = len(site.owner("GET", "/v1/models/m/versions")["items"])
     drop(page, "4.onnx", times(tmp_path / "4.onnx", 4).read_bytes())
     page.dblclick("#upload [data-send]")
-    expect(page.locator("[data-trouble]")).to_contain_text("goes on by itself")
+    expect(page.locator("[data-trouble]")).to_contain_text("goes on by itself", timeout=20_000)
     expect(page.locator("button[data-pause]")).to_have_text("Pause")
     page.click("button[data-pause]")
     expect(page.locator("[data-said]")).to_have_text("Paused")
@@ -115,16 +115,16 @@ def test_an_upload_goes_on_after_another_visit(on: Watched) -> None:
     page = on.go("/ui/models/new")
     big = """() => {
         const data = new DataTransfer();
-        data.items.add(new File([new Uint8Array(9e6)], "big.zip", { lastModified: 1e12 }));
+        data.items.add(new File([new Uint8Array(5e6)], "big.zip", { lastModified: 1e12 }));
         document.querySelector("#upload .drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
     }"""
-    second = str(8 << 20)
+    second = str(4 << 20)
     page.route(
         "**/v1/uploads/*", lambda route: route.abort() if route.request.headers.get("upload-offset") == second else route.continue_()
     )
     page.evaluate(big)
     page.click("#upload [data-send]")
-    expect(page.locator("[data-trouble]")).to_contain_text("goes on by itself")
+    expect(page.locator("[data-trouble]")).to_contain_text("goes on by itself", timeout=20_000)
     page.on("dialog", lambda asked: asked.accept())
     page.reload()
     page.evaluate(big)
