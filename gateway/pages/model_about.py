@@ -12,7 +12,7 @@ from gateway.errors import STATUS, ChangedMeanwhile, InvalidFields
 from gateway.operations.access import Can
 from gateway.operations.models import Found
 from gateway.pages import cards
-from gateway.pages.frame import Pages, doer, go, me, render
+from gateway.pages.frame import Pages, doer, go, is_part, me, render
 from gateway.pages.model_places import LIST, called, model_head, place
 from gateway.pages.models import teams_to_share_with
 from gateway.shapes import Reasons
@@ -98,7 +98,12 @@ def _page(found: Found, status: int = 200, **values: Any) -> Response:
         "saved": False,
         "meanwhile": False,
     }
-    return render("models/about.html", status, **{**known, **values})
+    if not is_part():
+        return render("models/about.html", status, **{**known, **values})
+    answer = render("models/edit.html", status, **{**known, **values})
+    # only what was wrong in the form itself puts it anew: what says that nobody is signed in any more leaves it as it is
+    answer.headers["HX-Retarget"], answer.headers["HX-Reswap"] = "#edit-form", "outerHTML"
+    return answer
 
 
 @_pages.page(f"{LIST}/preview", "POST")

@@ -6,6 +6,8 @@ const away = (status) => status === 0 || status === 502 || status === 503 || sta
 let looking = null;
 
 function lost(text) {
+  const place = document.querySelector("dialog[open] .dialog-body") ?? document.querySelector("main"); // what is behind a dialog is not seen
+  if (box.parentElement !== place) place.prepend(box);
   box.textContent = text;
   box.hidden = false;
   looking ??= setInterval(async () => {

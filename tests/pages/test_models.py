@@ -242,6 +242,12 @@ def test_changing_what_is_said(client: FlaskClient, services: Services, writer: 
     assert 'id="error-team"' in no_team.text
     meanwhile = post(client, "/ui/models/ann/m2/edit", **fields | {"name": "m2", "type": "late"}, revision="1")
     assert meanwhile.status_code == 409 and "Somebody else has changed it meanwhile" in meanwhile.text and 'value="late"' in meanwhile.text
+    piece = client.post(
+        "/ui/models/ann/m2/edit",
+        data={**fields, "name": "-", "form_token": token(client.get("/ui/account"))},
+        headers={"HX-Request": "true"},
+    )
+    assert 'id="error-name"' in piece.text and "<html" not in piece.text and piece.headers["HX-Retarget"] == "#edit-form"
     again = re.search(r'name="revision" value="(\d+)"', meanwhile.text)
     assert again and post(client, "/ui/models/ann/m2/edit", **fields | {"name": "m2", "type": "late"}, revision=again[1]).status_code == 303
 
