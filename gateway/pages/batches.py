@@ -41,7 +41,7 @@ WIDTH, HEIGHT = 320, 120
 def batches() -> Response:
     chosen = work.asked(BATCH)
     done = {name: int(text) for name in ("cancelled", "deleted", "kept") if (text := request.args.get(name, "")).isdecimal()}
-    page = render("batches/page.html", **_list(chosen), choices=work.choices(chosen), states=STATES, done=done)
+    page = render("batches/page.html", **_list(chosen), deployment_names=work.choices(chosen), states=STATES, done=done)
     return work.pushed(page, work.BATCHES, chosen)
 
 

@@ -27,7 +27,7 @@ _STOP_POLLING = 286
 def tasks() -> Response:
     chosen = work.asked()
     done = {name: int(text) for name in ("cancelled", "deleted", "kept") if (text := request.args.get(name, "")).isdecimal()}
-    values = {**_list(chosen), "choices": work.choices(chosen), "states": STATES, "done": done}
+    values = {**_list(chosen), "deployment_names": work.choices(chosen), "states": STATES, "done": done}
     if chosen.deployment is not None and not is_part():
         return render_tab("tasks/of-deployment.html", chosen.deployment, "tasks", **values)
     return work.pushed(render("tasks/page.html", **values), work.TASKS, chosen)
