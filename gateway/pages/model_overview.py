@@ -44,6 +44,13 @@ _TYPES: Mapping[str, Any] = {
     "UINT64": later("whole number from 0, 64 bits"),
 }
 _OPTYPES: Mapping[str, Any] = {"continuous": later("continuous"), "categorical": later("categorical"), "ordinal": later("ordinal")}
+_ALGORITHMS: Mapping[str, Any] = {
+    "neural network": later("neural network"),
+    "tree ensemble classifier": later("tree ensemble classifier"),
+    "tree ensemble regressor": later("tree ensemble regressor"),
+    "linear classifier": later("linear classifier"),
+    "linear regressor": later("linear regressor"),
+}
 _MOST_VALUES = 12
 
 
@@ -64,7 +71,13 @@ def overview(owner: str, name: str) -> Response:
         version = wanted_version(found)
         body, signature = model_bodies.model_version(version), signatures.of_version(services().storage, version)
     description = found.description if isinstance(found, HostModel) else found.model.description
-    values: dict[str, Any] = {"describe": described, "formats": FORMATS, "engines": ENGINES, "asked": request.args.get("version", "")}
+    values: dict[str, Any] = {
+        "describe": described,
+        "algorithm": lambda name: _ALGORITHMS.get(name, name),
+        "formats": FORMATS,
+        "engines": ENGINES,
+        "asked": request.args.get("version", ""),
+    }
     return render("model/overview.html", head=head, body=body, signature=signature, description=description, **values)
 
 

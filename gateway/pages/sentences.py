@@ -71,6 +71,7 @@ KNOWN = (
     later("only a task that has failed, expired or was cancelled can be tried again; this one is succeeded"),
     later("output {} has shape {}, and had {}"),
     later("registration is closed here: a new account needs a sign-up token"),
+    later("requests are run one by one: the first dimension is not open on every input and output"),
     later("sign in to see this page"),
     later("size: {} bytes are more than the {} that a file may have"),
     later("task {}: you may see it, and not do this"),
