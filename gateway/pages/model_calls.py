@@ -52,17 +52,17 @@ def use(owner: str, name: str) -> Response:
     head = model_head(found, "use")
     if isinstance(found, HostModel):
         endpoint = host_endpoint(found)
-        return render("model/use.html", head=head, snippets=snippets.snippets(endpoint), endpoint=endpoint, choices=[], chosen="")
+        return render("model/use.html", head=head, snippets=snippets.snippets(endpoint), endpoint=endpoint, targets=[], chosen="")
     deployments = services().deployments.listed(me(), Wanted(model=found.model.full_name, shared=True), 0, _MOST_CHOICES)
     choices = [*((each.rpc_name, each.rpc_name) for each in deployments), *([("", _("test only"))] if Can.CHANGE in found.can else [])]
     if not choices:
-        return render("model/use.html", head=head, snippets=[], endpoint=None, choices=[], chosen="")
+        return render("model/use.html", head=head, snippets=[], endpoint=None, targets=[], chosen="")
     asked = request.args.get("of", choices[0][0])
     if asked not in [key for key, _text in choices]:
         raise NotFound
     version = next((services().library.version(found, each.version) for each in deployments if each.rpc_name == asked), None)
     endpoint = user_endpoint(head.called, asked, signatures.of_version(services().storage, version or wanted_version(found)))
-    return render("model/use.html", head=head, snippets=snippets.snippets(endpoint), endpoint=endpoint, choices=choices, chosen=asked)
+    return render("model/use.html", head=head, snippets=snippets.snippets(endpoint), endpoint=endpoint, targets=choices, chosen=asked)
 
 
 @_pages.page("/ui/idl/<name>", who="anyone")
