@@ -117,17 +117,16 @@ class DeploymentStatistics:
         return [Point(row["begin"], _of_row(row)) for row in rows]
 
     def since(self, deployment_ids: Collection[int], begin: int) -> dict[int, Counts]:
-        """What each did in the minutes from `begin` on; those that did nothing are left out."""
+        """What each did in the minutes from `begin` on: requests, errors and latencies alone. Those that did nothing are left out."""
         marks = ", ".join("?" * len(deployment_ids))
-        with self._database.read() as db:
+        with self._database.read() as db:  # an hour of a page of deployments is a thousand rows: as few values as can be leave SQLite
             rows = db.execute(
-                f"select * from deployment_statistics where deployment_id in ({marks}) and span = ? and begin >= ? and requests > 0",
+                "select deployment_id, sum(requests) as requests, group_concat(nullif(errors, '{}')) as errors,"
+                " group_concat(nullif(latency, '[]')) as latency from deployment_statistics"
+                f" where deployment_id in ({marks}) and span = ? and begin >= ? and requests > 0 group by deployment_id",
                 [*deployment_ids, MINUTE, begin],
             ).fetchall()
-        made: dict[int, Counts] = {}
-        for row in rows:
-            made[row["deployment_id"]] = added(made.get(row["deployment_id"], Counts()), _of_row(row))
-        return made
+        return {row["deployment_id"]: _summed(row) for row in rows}
 
     def requests(self, deployment_ids: Collection[int], begin: int) -> dict[int, dict[int, int]]:
         """How often each was called, by the minutes from `begin` on; minutes without a call are left out."""
@@ -168,6 +167,15 @@ def added(left: Counts, right: Counts) -> Counts:
     )
     sums = {name: getattr(left, name) + getattr(right, name) for name in _SUMS}
     return Counts(errors=errors, latency=latency, memory=max(left.memory, right.memory), **sums)
+
+
+def _summed(row: Any) -> Counts:
+    errors: dict[str, int] = {}
+    for told in json.loads(f"[{row['errors'] or ''}]"):
+        for code, count in told.items():
+            errors[code] = errors.get(code, 0) + count
+    latency = [sum(each) for each in zip(*json.loads(f"[{row['latency'] or ''}]"), strict=True)]
+    return Counts(row["requests"], errors, latency)
 
 
 def _spelled(counts: Counts) -> dict[str, Any]:

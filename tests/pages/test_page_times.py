@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from gateway.storage.audit import Doer
 from tests.e2e.pages.examples import ADMINISTRATORS, PIECES, examples, rules
 from tests.gateway.owners import Place
 from tests.onnx_models import times
@@ -34,7 +35,12 @@ def full(place: Place, tmp_path: Path) -> Iterator[tuple[FlaskClient, Any]]:
     assert status == 202, batch
     status, hook = ann("POST", "/v1/webhooks", json={"url": "https://example.com/hook", "events": ["task.expired"]})
     assert status == 201 and ann("POST", "/v1/teams", json={"name": "crew"})[0] == 201, hook
-    fill(place.services.storage, "ann")
+    storage = place.services.storage
+    record = storage.deployments.find("ann", "d")
+    assert record is not None
+    kept, _ = storage.blobs.put([b"{}"], place.services.now())
+    storage.golden.pin(record.id, "d", kept, "application/json", kept, Doer(record.owner_id, "ann"), place.services.now(), 1)
+    fill(storage, "ann")
     browser = place.ann.client
     assert sign_in(browser, "ann").status_code == 303
     yield browser, SimpleNamespace(owner=SimpleNamespace(name="ann"), task=task["id"], batch=batch["id"], webhook=hook["id"])
