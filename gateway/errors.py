@@ -64,6 +64,7 @@ _FROM_HTTP: Mapping[int, Code] = {
 """What the web framework refuses by itself; any other 4xx is invalid_input, any other 5xx internal."""
 
 
+NOTHING_HERE = "there is nothing at this address"
 _PASSING = (429, 503)
 """What goes by: these answers always say after how many seconds to ask again."""
 
@@ -133,7 +134,7 @@ def http_problem(error: HTTPException, path: str, request_id: str) -> Response:
 
 def _message(error: HTTPException, status: int) -> str:
     if status == 404:
-        return "there is nothing at this address"
+        return NOTHING_HERE
     if status == 405 and (allowed := getattr(error, "valid_methods", None)):
         return f"this address does not take that method; it takes {', '.join(sorted(allowed))}"
     return str(error.description or error.name)

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from gateway.context import FORM_TOKEN, client_address, request_id, services
-from gateway.errors import STATUS, InvalidFields, http_problem, internal
+from gateway.errors import NOTHING_HERE, STATUS, InvalidFields, http_problem, internal
 from gateway.operations.browsers import SESSION, Browsers, Visit
 from gateway.pages import languages
 from gateway.pages.failures import failure
@@ -230,7 +230,15 @@ def _error_page(error: ServingError, status: int) -> Response:
     told = failure(error.code)
     wait = max(1, math.ceil(error.retry_after_ms / 1000)) if told.again else 0
     again = request.full_path.rstrip("?") if request.method == "GET" else ""
-    values = {"error": error, "status": status, "reasons": reasons, "told": told, "wait": wait, "again": again}
+    values = {
+        "error": error,
+        "status": status,
+        "reasons": reasons,
+        "told": told,
+        "wait": wait,
+        "again": again,
+        "nothing_here": NOTHING_HERE,
+    }
     answer = make_response(render_template("errors/part.html" if is_part() else "errors/page.html", **values), status)
     if wait and status in (429, 503):
         answer.headers["Retry-After"] = str(wait)
