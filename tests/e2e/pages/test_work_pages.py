@@ -48,7 +48,7 @@ def test_a_batch_from_its_file_to_its_answers(site: Site, browser: Browser) -> N
 
 def test_states_change_while_one_looks(site: Site, browser: Browser) -> None:
     """In the list, with what the reader has chosen and where the focus is kept, and on the page of a batch; which is paused, resumed and cancelled there."""
-    rows = "a,b\n" + "1,2\n" * 60_000
+    rows = "a,b\n" + "1,2\n" * 900_000
     batch = site.owner("POST", "/v1/batches", upload_rows(rows, deployment="d"), 202)["id"]
     with watched(browser, site.home, locale="en-GB") as on:
         sign_in(on, site.owner.name)
