@@ -60,10 +60,10 @@ def examples(site: Site) -> dict[str, str]:
     """An address for every rule with a value in it, or that means more with a query."""
     model = f"/ui/models/{site.owner.name}/m"
     return {
-        "/ui/deployments/<name>": "/ui/deployments/owner.d?range=15m",
-        "/ui/deployments/<name>/try": "/ui/deployments/owner.d/try",
-        "/ui/deployments/<name>/use": "/ui/deployments/owner.d/use",
-        "/ui/deployments/<name>/script": "/ui/deployments/owner.d/script?before=1&after=2",
+        "/ui/deployments/<name>": f"/ui/deployments/{site.owner.name}.d?range=15m",
+        "/ui/deployments/<name>/try": f"/ui/deployments/{site.owner.name}.d/try",
+        "/ui/deployments/<name>/use": f"/ui/deployments/{site.owner.name}.d/use",
+        "/ui/deployments/<name>/script": f"/ui/deployments/{site.owner.name}.d/script?before=1&after=2",
         "/ui/account/webhooks/<webhook_id>": f"/ui/account/webhooks/{site.webhook}",
         "/ui/admin/users/<name>": "/ui/admin/users/owner",
         "/ui/teams/<team>": "/ui/teams/crew",
@@ -71,7 +71,7 @@ def examples(site: Site) -> dict[str, str]:
         "/ui/models/<owner>/<name>/versions/new": f"{model}/versions/new",
         "/ui/models/<owner>/<name>/about": f"{model}/about",
         "/ui/models/<owner>/<name>/edit": f"{model}/edit",
-        "/ui/tasks": "/ui/tasks?deployment=owner.d",
+        "/ui/tasks": f"/ui/tasks?deployment={site.owner.name}.d",
         "/ui/tasks/<task_id>": f"/ui/tasks/{site.task}",
         "/ui/batches/new": f"/ui/batches/new?deployment={site.owner.name}.d",
         "/ui/batches/<batch_id>": f"/ui/batches/{site.batch}",
@@ -82,9 +82,9 @@ def examples(site: Site) -> dict[str, str]:
         "/ui/<path:anything>": "/ui/nowhere",
         "/ui/deployments/new": "/ui/deployments/new?model=m",
         "/ui/deployments/<name>/settings": f"/ui/deployments/{site.owner.name}.d/settings",
-        "/ui/models/<owner>/<name>": "/ui/models/owner/m",
-        "/ui/models/<owner>/<name>/test": "/ui/models/owner/m/test",
-        "/ui/models/<owner>/<name>/use": "/ui/models/owner/m/use",
+        "/ui/models/<owner>/<name>": model,
+        "/ui/models/<owner>/<name>/test": f"{model}/test",
+        "/ui/models/<owner>/<name>/use": f"{model}/use",
     }
 
 
