@@ -104,8 +104,8 @@ def test_rows_that_failed_of_each_kind_of_file(gateway: Working) -> None:
     assert read(gateway, f"/v1/batches/{batch_['id']}/input").data == MIXED
 
     batch_, _ = answered(gateway, "lines.jsonl", b'[1, 2]\n\n{"z": 1}\nnot json\n[3, 4]\n')
-    lines = [json.loads(line) for line in read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data.splitlines()]
-    assert [(line["row"], line["input"]) for line in lines] == [(2, {"z": 1}), (3, "not json")] and lines[0]["error"]["message"]
+    values = [json.loads(line) for line in read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data.splitlines()]
+    assert [(each["row"], each["input"]) for each in values] == [(2, {"z": 1}), (3, "not json")] and values[0]["error"]["message"]
 
     files = archive(a_dot_png=picture((255, 0, 0)), b_dot_png=b"no picture")
     batch_, _ = answered(gateway, "pictures.zip", files, model="photo", result_format="csv")
@@ -118,7 +118,8 @@ def test_rows_that_failed_of_each_kind_of_file(gateway: Working) -> None:
 def test_a_look_for_rows_that_failed_ends_and_goes_on(gateway: Working, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_, _ = answered(gateway, "numbers.csv", b"a,b\n" + b"1,2\n" * 1000 + b"x,1\n")
     monkeypatch.setattr(batch_views, "LOOK_S", 0.0)
-    path, looks, rows, cursor = f"/v1/batches/{batch_['id']}/failures", 0, [], ""
+    path, looks, cursor = f"/v1/batches/{batch_['id']}/failures", 0, ""
+    rows: list[int] = []
     while looks == 0 or cursor:
         found = read(gateway, f"{path}?cursor={cursor}" if cursor else path).get_json()
         rows, cursor, looks = rows + [row["row"] for row in found["items"]], found["next"], looks + 1
