@@ -51,8 +51,13 @@ def test_every_page_is_quick_where_very_much_is_there(full: tuple[FlaskClient, A
     known = examples(things)
     values = {"name": "d", "owner": "ann", "id": things.task}
     slow: dict[str, float] = {}
-    for rule in [*rules(place.services.settings), *PIECES]:
-        if rule in ADMINISTRATORS or rule.startswith("/ui/static"):
+    everything = [*rules(place.services.settings), *PIECES]
+    is_theirs = {rule: rule in ADMINISTRATORS or rule.startswith("/ui/admin/") for rule in everything}
+    for rule in sorted(everything, key=lambda rule: is_theirs[rule]):
+        if is_theirs[rule]:  # from here on ann is an administrator
+            with place.services.storage.database.write() as db:
+                db.execute("update users set role = 'administrator' where name = 'ann'")
+        if rule.startswith(("/ui/static", "/ui/avatars")):
             continue
         path = known.get(rule) or re.sub(r"<(?:\w+:)?(\w+)>", lambda match: values.get(match[1], "d"), rule)
         took = []

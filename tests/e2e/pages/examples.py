@@ -65,7 +65,7 @@ def examples(site: Site) -> dict[str, str]:
         "/ui/deployments/<name>/use": f"/ui/deployments/{site.owner.name}.d/use",
         "/ui/deployments/<name>/script": f"/ui/deployments/{site.owner.name}.d/script?before=1&after=2",
         "/ui/account/webhooks/<webhook_id>": f"/ui/account/webhooks/{site.webhook}",
-        "/ui/admin/users/<name>": "/ui/admin/users/owner",
+        "/ui/admin/users/<name>": f"/ui/admin/users/{site.owner.name}",
         "/ui/teams/<team>": "/ui/teams/crew",
         "/ui/models/<owner>/<name>/versions": f"{model}/versions",
         "/ui/models/<owner>/<name>/versions/new": f"{model}/versions/new",
