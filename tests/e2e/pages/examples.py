@@ -85,9 +85,6 @@ def examples(site: Site) -> dict[str, str]:
         "/ui/models/<owner>/<name>": model,
         "/ui/models/<owner>/<name>/test": f"{model}/test",
         "/ui/models/<owner>/<name>/use": f"{model}/use",
-        "/ui/models/<owner>/<name>": f"/ui/models/{site.owner.name}/m",
-        "/ui/models/<owner>/<name>/test": f"/ui/models/{site.owner.name}/m/test",
-        "/ui/models/<owner>/<name>/use": f"/ui/models/{site.owner.name}/m/use",
     }
 
 
