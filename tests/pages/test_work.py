@@ -224,7 +224,7 @@ def test_how_fast_a_batch_gets_on(services: Services, ann: Principal) -> None:
         return TaskEvent(1, to_text(now - timedelta(seconds=seconds_ago)), state, progress)
 
     def of(state: str, done: int, progress: float, *events: TaskEvent) -> tuple[Any, Any]:
-        columns = {"state": state, "progress": progress}
+        columns: dict[str, Any] = {"state": state, "progress": progress}
         found = batches.pace(replace(task, **columns), replace(row, rows_done=done), list(events), now)
         return found.rate, found.left
 

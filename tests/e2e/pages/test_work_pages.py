@@ -3,7 +3,7 @@
 import base64
 from pathlib import Path
 
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, FilePayload, expect
 from skimage import data as pictures
 
 from tests.e2e.pages.conftest import Site
@@ -23,7 +23,7 @@ def test_a_batch_from_its_file_to_its_answers(site: Site, browser: Browser) -> N
         page = on.go("/ui/batches/new")
         page.select_option("#field-target", "deployment:owner.d")
         expect(page.locator("#expected td code").first).to_have_text("x")
-        wrong = {"name": "rows.csv", "mimeType": "text/csv", "buffer": b"a,b,c\n1,2,3\n"}
+        wrong = FilePayload(name="rows.csv", mimeType="text/csv", buffer=b"a,b,c\n1,2,3\n")
         page.set_input_files("#field-file", wrong)
         expect(page.get_by_text("The model takes 2 numbers in a row, the file has 3 columns.")).to_be_visible()
         rows = "".join(f"{number},{number * number}\n" for number in range(60))
