@@ -87,6 +87,7 @@ document.addEventListener("submit", (event) => {
     event.stopImmediatePropagation();
   }
 }, true);
+document.addEventListener("htmx:sendError", (event) => sentAt.delete(event.target)); // it did not arrive: send it again at once
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
