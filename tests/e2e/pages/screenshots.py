@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, ViewportSize
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from gateway.settings import Settings
 from tests.e2e.pages.conftest import Site, running
@@ -26,7 +26,7 @@ WIDTHS = (ViewportSize(width=1440, height=900), ViewportSize(width=375, height=8
 LOCALES = {"en": "en-GB", "zh": "zh-CN"}
 IMAGES = ROOT / "docs" / "images"
 README = {
-    "models.webp": "/ui/models/owner/photos/test",
+    "model.webp": "/ui/models/owner/photos/test",
     "deployment.webp": "/ui/deployments/d",
     "dialogue.webp": "/ui/dialogue?with=dialogue",
 }
@@ -113,7 +113,21 @@ def for_readme(site: Site, browser: Browser) -> None:
             print(IMAGES / name, (IMAGES / name).stat().st_size)
 
 
-SHOWN: dict[str, Callable[[Page], None]] = {}
+def _tried(page: Page) -> None:
+    page.set_input_files("form[data-try] input[type=file]", ROOT / "docs" / "coffee.jpg")
+    page.click("form[data-try] button[type=submit]")
+    expect(page.locator("[data-answer]")).to_contain_text("espresso", timeout=30_000)
+    page.locator("[data-answer]").scroll_into_view_if_needed()
+
+
+def _talked(page: Page) -> None:
+    for question in ("What is Outboard?", "How do I add my own model?"):
+        page.fill("#talk-text", question)
+        page.keyboard.press("Enter")
+        expect(page.locator(".talk-turn").last.locator(".talk-time")).to_contain_text("first word after", timeout=30_000)
+
+
+SHOWN: dict[str, Callable[[Page], None]] = {"model.webp": _tried, "dialogue.webp": _talked}
 """What is done on a page before its picture is taken."""
 
 
