@@ -18,7 +18,7 @@ from gateway.settings import Settings
 from tests.e2e.pages.conftest import Site, running
 from tests.e2e.pages.examples import ADMINISTRATORS, ANYONES, addresses, rules
 from tests.e2e.pages.people import sign_in
-from tests.e2e.pages.showcase import Traffic, furnish
+from tests.e2e.pages.showcase import BUSY, Traffic, furnish
 from tests.pages.browser import Watched, chromium, watched
 from tests.processes import ROOT
 
@@ -27,7 +27,7 @@ LOCALES = {"en": "en-GB", "zh": "zh-CN"}
 IMAGES = ROOT / "docs" / "images"
 README = {
     "model.webp": "/ui/models/owner/photos/test",
-    "deployment.webp": "/ui/deployments/d",
+    "deployment.webp": f"/ui/deployments/owner.{BUSY}?range=15m",
     "dialogue.webp": "/ui/dialogue?with=dialogue",
 }
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with running(folder) as site, chromium(shutil.which("chromium") or "chromium") as browser:
             furnish(site, folder)
             with Traffic(site.owner):
-                time.sleep(20)  # charts need something to show
+                time.sleep(90 if options.readme else 10)  # charts need something to show
                 if options.readme:
                     for_readme(site, browser)
                 else:
@@ -99,7 +99,7 @@ def settle(page: Page) -> None:
 
 def for_readme(site: Site, browser: Browser) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    with watched(browser, site.home, viewport=ViewportSize(width=1280, height=800), color_scheme="light", locale="en-GB") as on:
+    with watched(browser, site.home, viewport=ViewportSize(width=1280, height=1000), color_scheme="light", locale="en-GB") as on:
         sign_in(on, site.owner.name)
         for name, path in README.items():
             page = on.go(path)
@@ -107,6 +107,7 @@ def for_readme(site: Site, browser: Browser) -> None:
             if name in SHOWN:
                 SHOWN[name](page)
             file = IMAGES / f"{name}.png"
+            page.evaluate("window.scrollTo(0, 0)")
             page.screenshot(path=file)
             Image.open(file).convert("RGB").save(IMAGES / name, quality=80, method=6)
             file.unlink()
@@ -117,7 +118,7 @@ def _tried(page: Page) -> None:
     page.set_input_files("form[data-try] input[type=file]", ROOT / "docs" / "coffee.jpg")
     page.click("form[data-try] button[type=submit]")
     expect(page.locator("[data-answer]")).to_contain_text("espresso", timeout=30_000)
-    page.locator("[data-answer]").scroll_into_view_if_needed()
+    page.set_viewport_size(ViewportSize(width=1280, height=1240))
 
 
 def _talked(page: Page) -> None:

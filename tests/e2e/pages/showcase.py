@@ -10,6 +10,7 @@ from tests.e2e.pages.conftest import Site, seed
 from tests.e2e.test_deployments import Caller, upload_content, upload_rows
 from tests.gateway.deployed_host import within
 
+BUSY = "recommendations"
 CARD = """# EfficientNet-Lite0
 
 Says what is in a picture, out of **1,000 classes** of ImageNet.
@@ -44,15 +45,16 @@ def furnish(site: Site, folder: Path) -> None:
     owner("POST", "/v1/models", upload_content(content, "model", "efficientnet.zip", fields), 201)
     owner("PATCH", "/v1/models/photos", {"visibility": "public", "tags": ["vision", "imagenet"]})
     owner("POST", "/v1/deployments", {"name": "photos", "model": "photos", "version": 1, "instances": 1}, 201)
-    owner("POST", "/v1/deployments", {"name": "canary", "model": "m", "version": 2}, 201)
-    owner("PATCH", "/v1/deployments/canary", {"desired_state": "paused"})
+    for name, version in ((BUSY, 1), ("candidates", 2)):
+        owner("POST", "/v1/deployments", {"name": name, "model": "m", "version": version}, 201)
+    owner("PATCH", "/v1/deployments/candidates", {"desired_state": "paused"})
     within(60, lambda: owner("GET", "/v1/deployments/photos")["state"] == "running")
     rows = "a,b\n" + "".join(f"{number % 7},{number % 3}\n" for number in range(400))
     owner("POST", "/v1/batches", upload_rows(rows, deployment="d"), 202)
 
 
 class Traffic:
-    """Calls of the owner's deployment `d`, some of them wrong, while the block lasts."""
+    """Calls of the owner's deployment BUSY, some of them wrong, while the block lasts."""
 
     def __init__(self, owner: Caller) -> None:
         self._owner, self._over = owner, False
@@ -63,7 +65,7 @@ class Traffic:
         while not self._over:
             number += 1
             value = "x" if number % 40 == 0 else number % 10
-            self._owner.asked("POST", "/v1/deployments/d/predictions", {"inputs": {"x": [[value, 0]]}})
+            self._owner.asked("POST", f"/v1/deployments/{BUSY}/predictions", {"inputs": {"x": [[value, 0]]}})
             time.sleep(0.02 + 0.02 * (number // 50 % 3))
 
     def __enter__(self) -> None:
