@@ -23,7 +23,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return a_classifier(tmp_path_factory.mktemp("story"))
 
 
-@pytest.mark.parametrize(("name", "locale", "told"), [("eve", "en-GB", "Register"), ("wei", "zh-CN", "注册")])
+@pytest.mark.parametrize(("name", "locale", "told"), [("xenia", "en-GB", "Register"), ("wei", "zh-CN", "注册")])
 def test_from_the_first_page_to_an_answer(
     site: Site, browser: Browser, classifier: Path, tmp_path: Path, name: str, locale: str, told: str
 ) -> None:
