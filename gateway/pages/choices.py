@@ -1,10 +1,10 @@
 """What a browser chooses for itself: language and colours; and the token of its forms, for a page that was left open."""
 
-from flask import request
+from flask import jsonify, request
 from werkzeug.wrappers import Response
 
 from gateway.pages import languages
-from gateway.pages.frame import THEME, THEMES, Pages, form_token, go, keep, ours
+from gateway.pages.frame import THEME, THEMES, Pages, form_token, go, keep, ours, visitor
 
 _pages = Pages("choices")
 blueprint = _pages.blueprint
@@ -24,4 +24,6 @@ def choose() -> Response:
 
 @_pages.page("/ui/form-token", who="anyone")
 def renew() -> Response:
-    return Response(form_token(), content_type="text/plain")
+    """{token, user}: `user` is the id of who is signed in now, "" for nobody; a page of somebody else does not take the token."""
+    found = visitor()
+    return jsonify(token=form_token(), user=str(found.user_id) if found else "")

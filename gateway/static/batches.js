@@ -1,5 +1,5 @@
 // A new batch: looks into the chosen file, compares its columns with what the model takes, and sends it with its progress.
-import { formToken } from "./lib.js";
+import { draftName, formToken } from "./lib.js";
 import { size } from "./values.js";
 
 const PEEK_BYTES = 256 << 10;
@@ -216,7 +216,7 @@ form.addEventListener("submit", (event) => {
     try { said = JSON.parse(responseText); } catch { /* an answer of a proxy */ }
     key = null;
     if (status === 202 && said?.id) {
-      sessionStorage.removeItem(`draft ${location.pathname} ${form.id}`);
+      sessionStorage.removeItem(draftName(form));
       location.assign(`/ui/batches/${said.id}`);
     } else refused(status, said);
   }));

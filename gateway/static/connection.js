@@ -1,13 +1,20 @@
 // The connection to the server: pieces that are asked for again and again stay as they are while it is away, a line says so, and it goes by itself.
 import { notice } from "./lib.js";
+import { polls } from "./live.js";
 
 const box = document.getElementById("offline");
 const away = (status) => status === 0 || status === 502 || status === 503 || status === 504;
 let looking = null;
+let over = null; // the line that says that nobody is signed in any more
+
+/** Puts a line above what the reader looks at. */
+export function above(line) {
+  const place = document.querySelector("dialog[open] .dialog-body") ?? document.querySelector("main"); // what is behind a dialog is not seen
+  if (line.parentElement !== place) place.prepend(line);
+}
 
 function lost(text) {
-  const place = document.querySelector("dialog[open] .dialog-body") ?? document.querySelector("main"); // what is behind a dialog is not seen
-  if (box.parentElement !== place) place.prepend(box);
+  above(box);
   box.textContent = text;
   box.hidden = false;
   looking ??= setInterval(async () => {
@@ -37,6 +44,26 @@ export function refuses({ xhr, requestConfig }) {
     try { said = JSON.parse(xhr.responseText); } catch { /* whatever it is, it is not shown */ }
     notice(said.detail ?? box.dataset.trouble, "danger");
   } else return false;
+  return true;
+}
+
+/** Whether a piece that looks again by itself heard that nobody is signed in any more: a line says so, and the piece stays and goes on looking. */
+export function expired({ xhr, requestConfig: { elt } }) {
+  if (xhr.status !== 401 || !polls(elt)) return false;
+  if (!over?.isConnected) {
+    const holder = document.createElement("template");
+    holder.innerHTML = xhr.responseText; // a piece of ours, as those that htmx puts in
+    over = holder.content.firstElementChild;
+    if (over) above(over);
+  }
+  return true;
+}
+
+/** Whether such a piece was answered again: somebody has signed in. */
+export function returned({ successful, requestConfig }) {
+  if (!over || !successful || !polls(requestConfig?.elt)) return false;
+  over.remove();
+  over = null;
   return true;
 }
 

@@ -7,6 +7,12 @@ export function notice(text, kind = "info") {
   setTimeout(() => box.remove(), 6000);
 }
 
+/** Whose page it is: an id, "" where nobody is signed in. What the browser keeps for somebody has it in its key. */
+export const user = document.querySelector("meta[name=user]")?.content ?? "";
+
+/** Where what is typed in a form is kept until it is sent. */
+export const draftName = (form) => `draft ${user} ${location.pathname} ${form.id}`;
+
 export const formToken = () => document.querySelector("meta[name=form-token]").content;
 
 /** A request to the REST interface, as whoever is signed in. Resolves to [status, body]. */

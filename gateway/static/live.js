@@ -41,10 +41,13 @@ export function patch(old, fresh, added) {
   }
 }
 
+/** Whether an element looks again by itself. */
+export const polls = (element) => /\bevery\b/.test(element?.getAttribute?.("hx-trigger") ?? "");
+
 /** Does it for an answer to htmx. True where it was one of those. */
 export function renew({ target, xhr, requestConfig: { elt } }, prepare) { // detail.elt is the target, whoever asked
   if (xhr.status !== 200 || elt !== target || elt.getAttribute("hx-swap") !== "outerHTML") return false;
-  if (!/\bevery\b/.test(elt.getAttribute("hx-trigger") ?? "")) return false;
+  if (!polls(elt)) return false;
   const holder = document.createElement("template");
   holder.innerHTML = xhr.responseText;
   const fresh = holder.content.firstElementChild;

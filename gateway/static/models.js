@@ -1,4 +1,5 @@
 // The dialog that uploads a model, or a new version of one.
+import { draftName } from "./lib.js";
 import { Refused, Upload, send } from "./upload.js";
 
 const form = document.getElementById("upload-form");
@@ -179,8 +180,12 @@ class Dialog {
     for (let wait = 1; ; wait = Math.min(10, 2 * wait)) {
       let answer;
       try { answer = await send("POST", this.where(), body, { headers }); } catch { /* the same key: it is made once */ }
-      if (answer?.status === 201) return answer.body;
+      if (answer?.status === 201) {
+        this.upload.forget();
+        return answer.body;
+      }
       const busy = answer && (answer.status === 429 || answer.status === 503 || (answer.status === 409 && answer.body?.code === "conflict"));
+      if (answer?.status === 404 || answer?.status === 410) this.upload.forget();
       if (answer && !busy) throw new Refused(answer.status, answer.body);
       this.trouble(answer ? form.dataset.taken : form.dataset.lost);
       await new Promise((resolve) => { setTimeout(resolve, 1000 * wait); });
@@ -265,7 +270,7 @@ class Dialog {
   async arrived(made) {
     this.sending = false;
     this.done = true;
-    sessionStorage.removeItem(`draft ${location.pathname} ${form.id}`);
+    sessionStorage.removeItem(draftName(form));
     for (const part of form.querySelectorAll("[data-step], [data-buttons]")) part.hidden = true;
     const place = find("[data-result]");
     const [owner, name] = form.dataset.upload ? form.dataset.upload.split(".") : [made.owner, made.name];

@@ -1,6 +1,6 @@
 // What every page does in the browser: times in the reader's zone, dialogs, copies, forms that are sent once and keep what was typed.
-import { refuses } from "./connection.js";
-import { formToken, notice } from "./lib.js";
+import { above, expired, refuses, returned } from "./connection.js";
+import { draftName, formToken, notice, user } from "./lib.js";
 import { renew } from "./live.js";
 
 const words = document.getElementById("words").dataset;
@@ -31,8 +31,7 @@ function tellTimes(root = document) {
 
 // forms ---------------------------------------------------------------------------------------------------------------------
 
-const secret = (field) => field.type === "password" || field.type === "hidden" || field.type === "file" || field.name === "code";
-const draftName = (form) => `draft ${location.pathname} ${form.id}`;
+const secret = (field) => ["password", "hidden", "file"].includes(field.type) || ["code", "invitation"].includes(field.name);
 
 function keepDraft(form) {
   const kept = {};
@@ -59,17 +58,29 @@ async function renewToken() {
   try {
     const answer = await fetch("/ui/form-token", { credentials: "same-origin" });
     if (!answer.ok) return;
-    const token = (await answer.text()).trim();
+    const { token, user: now } = await answer.json();
+    const other = document.getElementById("somebody-else");
+    other.hidden = !user || !now || now === user;
+    if (!other.hidden) { // with the token of another account this page would act for it
+      above(other);
+      return;
+    }
     document.querySelector("meta[name=form-token]").content = token;
     for (const field of document.querySelectorAll("input[name=form_token]")) field.value = token;
   } catch { /* offline: the next return to this page asks again */ }
 }
 
-// what was sent, and led to another page, was taken
+// what was sent, and led on to a page by a redirect, was taken; a refusal is the answer itself, and a sign-in on the way says what comes next
 function forgetDraft() {
   const name = sessionStorage.getItem("sent");
   sessionStorage.removeItem("sent");
-  if (name && !name.startsWith(`draft ${location.pathname} `)) sessionStorage.removeItem(name);
+  const [visit] = performance.getEntriesByType("navigation");
+  if (name && visit?.redirectCount && !new URLSearchParams(location.search).has("next")) sessionStorage.removeItem(name);
+}
+
+// at the sign-out
+function forgetAll() {
+  for (const name of Object.keys(sessionStorage)) if (/^(draft|try) |^sent$/.test(name)) sessionStorage.removeItem(name);
 }
 
 document.addEventListener("input", (event) => {
@@ -91,7 +102,7 @@ document.addEventListener("htmx:sendError", (event) => sentAt.delete(event.targe
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.dataset.sure !== undefined && !confirm(form.dataset.sure || words.sure)) {
+  if (form.dataset.sure !== undefined && !form.hasAttribute("hx-confirm") && !confirm(form.dataset.sure || words.sure)) {
     event.preventDefault();
     return;
   }
@@ -101,6 +112,7 @@ document.addEventListener("submit", (event) => {
     return;
   }
   form.dataset.sent = "yes";
+  if (form.getAttribute("action") === "/ui/sign-out") forgetAll();
   if (form.matches("[data-draft]")) sessionStorage.setItem("sent", draftName(form));
   setTimeout(() => delete form.dataset.sent, 8000);
 });
@@ -125,6 +137,7 @@ document.addEventListener("click", async (event) => {
     document.getElementById(opener.dataset.open).showModal();
   }
   if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
+  if (event.target.closest("[data-reload]")) location.reload();
   if (event.target.closest("[data-back]")) history.back();
   const copier = event.target.closest("[data-copy]");
   if (copier) {
@@ -156,8 +169,14 @@ function countDown(button) {
 document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-Form-Token"] = formToken(); });
 document.addEventListener("htmx:beforeSwap", (event) => {
   if (refuses(event.detail)) event.detail.shouldSwap = false;
+  else if (expired(event.detail)) event.detail.shouldSwap = false;
   else if (event.detail.xhr.status === 401) event.detail.shouldSwap = true;
   else if (renew(event.detail, prepare)) event.detail.shouldSwap = false;
+});
+document.addEventListener("htmx:afterRequest", ({ detail }) => {
+  const form = detail.requestConfig?.elt;
+  if (detail.successful && form?.matches?.("form[data-draft][hx-post]")) sessionStorage.removeItem(draftName(form));
+  if (returned(detail)) renewToken(); // it may be somebody else
 });
 document.addEventListener("changed", () => document.getElementById("refused")?.replaceChildren());
 

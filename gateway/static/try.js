@@ -1,5 +1,5 @@
 // The form that tries a model: made from its signature, in step with the JSON beside it, its answer below.
-import { ask, formToken } from "./lib.js";
+import { ask, formToken, user } from "./lib.js";
 import { answer, times } from "./try_answer.js";
 import { field } from "./try_fields.js";
 import { base64, cells, make, number, spell } from "./try_values.js";
@@ -15,7 +15,7 @@ function begin(form) {
   const into = form.querySelector("[data-answer]");
   const button = form.querySelector("button[type=submit]");
   const table = form.querySelector("[data-table]");
-  const draft = `try ${form.dataset.try}`;
+  const draft = `try ${user} ${form.dataset.try}`;
   const topK = form.querySelector("[data-top-k]");
   let other = {}; // what the JSON has and the form has no piece for
   let beyond = new Map(); // inputs that only the JSON can show

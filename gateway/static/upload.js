@@ -1,5 +1,5 @@
 // A file sent in pieces through /v1/uploads. It goes on where it was: after a lost connection, a pause, or another visit to the page.
-import { formToken } from "./lib.js";
+import { formToken, user } from "./lib.js";
 
 const PIECE = 4 * 1024 * 1024;
 const WAITS_S = [1, 2, 4, 8, 15];
@@ -42,7 +42,7 @@ export class Upload {
     this.id = "";
     this.stopped = false;
     this.given = false;
-    this.key = `upload ${file.name} ${file.size} ${file.lastModified}`;
+    this.key = `upload ${user} ${file.name} ${file.size} ${file.lastModified}`;
   }
 
   /** The id of the whole upload. Rejects with Refused, "changed" where the file is not what it was, AbortError after `give up`. */
@@ -54,7 +54,6 @@ export class Upload {
           await this.#piece();
           failures = 0;
         }
-        localStorage.removeItem(this.key);
         return this.id;
       } catch (error) {
         if (this.given) throw new DOMException("given up", "AbortError");
@@ -64,7 +63,7 @@ export class Upload {
           await this.#unchanged();
           await this.#wait("lost", WAITS_S[Math.min(failures++, WAITS_S.length - 1)]);
         } else {
-          localStorage.removeItem(this.key);
+          this.forget();
           throw error;
         }
       }
@@ -81,11 +80,14 @@ export class Upload {
     this.wake?.();
   }
 
+  /** The next time the file is sent anew. Until then one that has come whole is not sent again, whatever was refused beside it. */
+  forget() { localStorage.removeItem(this.key); }
+
   giveUp() {
     this.given = true;
     this.control?.abort();
     this.wake?.();
-    localStorage.removeItem(this.key);
+    this.forget();
     if (this.id) fetch(`/v1/uploads/${this.id}`, { method: "DELETE", headers: { "X-Form-Token": formToken() } }).catch(() => {});
   }
 

@@ -50,6 +50,8 @@ def test_signing_in_and_out(client: FlaskClient, services: Services) -> None:
     page = client.get("/ui")
     assert page.status_code == 200 and "Welcome, ann" in page.text
     kept = cookie(client)
+    found = re.search(r'<meta name="user" content="(\d+)">', page.text)
+    assert found and client.get("/ui/form-token").json == {"token": token(page), "user": found[1]}
     assert client.post("/ui/sign-out", data={"form_token": token(page)}).headers["Location"] == "/"
     assert not cookie(client)
     client.set_cookie(SESSION, kept)

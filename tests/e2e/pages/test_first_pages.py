@@ -85,6 +85,21 @@ def test_a_session_that_ends_while_one_types(site: Site, browser: Browser) -> No
         on.context.clear_cookies()
         expect(on.page.get_by_text("You are not signed in any more")).to_be_visible(timeout=10_000)
         expect(on.page.locator("h1")).to_have_text("Welcome, admin")
+        expect(on.page.locator("#now")).to_be_attached()
+        token = on.page.locator("meta[name=form-token]")
+        before = token.get_attribute("content")
+        with on.context.expect_page() as opened:
+            on.page.get_by_role("link", name="Sign in in a new tab").click()
+        opened.value.fill("#field-login", "owner")
+        opened.value.fill("#field-password", PASSWORD)
+        opened.value.keyboard.press("Enter")
+        opened.value.wait_for_url(f"{site.home}/ui")
+        expect(on.page.get_by_text("Somebody else is signed in now")).to_be_visible(timeout=10_000)
+        expect(on.page.get_by_text("You are not signed in any more")).to_have_count(0)
+        assert token.get_attribute("content") == before, "this page does nothing for the other account"
+        on.page.bring_to_front()
+        on.page.get_by_role("button", name="Load the page again").click()
+        expect(on.page.locator("h1")).to_have_text("Welcome, owner")
 
 
 def test_registering_and_signing_in_without_leaving_the_first_page(site: Site, browser: Browser) -> None:
@@ -122,6 +137,7 @@ def test_registering_and_signing_in_without_leaving_the_first_page(site: Site, b
         expect(page.locator("#offline")).to_be_hidden()
         page.locator("#field-password").press("Enter")
         page.wait_for_url(f"{site.home}/ui")
+        assert page.evaluate("Object.keys(sessionStorage)") == [], "what was sent is not kept"
         on.wrong = [each for each in on.wrong if not re.search("40[19]|DISCONNECTED|Error Code|htmx:(afterRequest|sendError)", each)]
         assert not on.wrong
 

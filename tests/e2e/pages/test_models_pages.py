@@ -50,6 +50,8 @@ def test_a_file_becomes_a_model_and_the_model_is_deleted_and_restored(on: Watche
     drop(page, "three times.onnx", times(tmp_path / "m.onnx", 3).read_bytes())
     expect(page.locator("#field-name")).to_have_value("three-times")
     page.fill("#field-name", "m")
+    pieces: list[str] = []
+    page.on("request", lambda asked: pieces.append(asked.url) if asked.method == "PATCH" else None)
     page.fill("#field-tags", "a, b")
     page.click("#upload [data-send]")
     expect(page.locator("#error-name")).to_have_text("there is a model 'm'", timeout=15_000)
@@ -57,6 +59,7 @@ def test_a_file_becomes_a_model_and_the_model_is_deleted_and_restored(on: Watche
     page.fill("#field-name", "three")
     page.keyboard.press("Enter")
     expect(page.locator("[data-result]")).to_contain_text("three, version 1, was tried and is there.", timeout=30_000)
+    assert len(pieces) == 1, "the file is not sent again for another name"
     expect(page.locator("[data-result]")).to_contain_text("[batch, 2]")
     assert not on.axe()
     page.click("#upload .dialog-head button")
