@@ -77,7 +77,7 @@ def test_a_script_is_written_tried_and_put_into_use(site: Site, browser: Browser
         page.get_by_role("button", name="Save and use").click()
         page.wait_for_url("**/script?name=scripted&version=1")
         expect(page.get_by_text("this version is in use")).to_be_visible()
-        assert not page.evaluate("Object.keys(sessionStorage).filter((name) => name.startsWith('draft'))"), "what was saved is no draft any more"
+        assert not page.evaluate("Object.keys(sessionStorage).filter((name) => name.startsWith('draft'))"), "it was saved"
         within(20, lambda: site.owner("POST", "/v1/deployments/scripted/predictions", BODY)["outputs"] == {"z": [[5, 1]]})
         on.page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="Take off").click()
