@@ -15,7 +15,6 @@ _GIB = 1 << 30
 class Room:
     """What a host has and what of it can still be reserved: cores and bytes."""
 
-    address: str
     cpus: float
     cpus_free: float
     memory: int
@@ -27,13 +26,12 @@ class Room:
 
 def rooms(models: Models, name: str, timeout_s: float = _TIMEOUT_S) -> Sequence[Room]:
     """Of every host that answers. What a deployment that is called `name` there has reserved itself counts as free."""
-    return [_room(address, said, name) for address, said in models.capacities(timeout_s) if isinstance(said, Capacity)]
+    return [_room(said, name) for _, said in models.capacities(timeout_s) if isinstance(said, Capacity)]
 
 
-def _room(address: str, host: Capacity, name: str) -> Room:
+def _room(host: Capacity, name: str) -> Room:
     own = [model for model in host.models if model.name == name]
     return Room(
-        address,
         host.cpus,
         max(0.0, host.cpus_free + sum(model.cpus for model in own)),
         host.memory_bytes,

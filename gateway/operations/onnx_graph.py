@@ -6,6 +6,7 @@ Field numbers: onnx.proto of ONNX 1.17.
 
 import mmap
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,6 +271,20 @@ def _signed(value: int) -> int:
 
 def _spelled(shape: list[Any]) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+def size(graph: Graph) -> int:
+    """About how many bytes of memory it takes."""
+    texts = [name for named in (graph.values, graph.weights) for name in named]
+    parts = 8 * (len(graph.inputs) + len(graph.outputs))
+    for node in graph.nodes:
+        texts += (node.operator, node.domain, node.name, *node.inputs, *node.outputs)
+        texts += [text for each in node.attributes for text in each]
+        texts += [name for name, _ in node.graphs]
+        parts += 600 + 80 * (len(node.attributes) + len(node.graphs))
+    for each in (*graph.values.values(), *graph.weights.values()):
+        parts += 500 + 60 * len(each["shape"] or ())
+    return parts + sum(map(sys.getsizeof, texts)) + 8 * len(texts)
 
 
 # pieces of it ------------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from gateway import clock
 from gateway.context import services
 from gateway.operations.administration import Administration, Cleaned
 from gateway.pages import paging
-from gateway.pages.forms import field
+from gateway.pages.forms import field, whole
 from gateway.pages.frame import Pages, doer, go, render
 from gateway.storage.audit import AuditFilter
 from idl.codes import ServingError
@@ -42,8 +42,8 @@ def audit() -> Response:
 def _day(text: str) -> datetime | None:
     """When a day begins; None for what is none."""
     offset = request.args.get("offset", "0")
-    minutes = int(offset) if offset.removeprefix("-").isdigit() and len(offset) < 6 else 0
-    minutes = minutes if abs(minutes) < _MOST_MINUTES else 0
+    minutes = whole(offset.removeprefix("-"), 4) or 0
+    minutes = 0 if minutes >= _MOST_MINUTES else -minutes if offset.startswith("-") else minutes
     try:
         moment = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=timezone(timedelta(minutes=minutes)))
         return moment.astimezone(UTC) if 1970 < moment.year < 9000 else None
@@ -76,7 +76,7 @@ def send_again() -> Response:
     where = f"/ui/admin/outbox?state={state if state in _LETTER_STATES else ''}"
     try:
         owned = services()
-        Administration(owned.storage, owned.now, owned.bell.ring).send_again(int(number) if number.isdigit() and len(number) < 19 else 0)
+        Administration(owned.storage, owned.now, owned.bell.ring).send_again(whole(number, 18) or 0)
     except ServingError:
         return go(f"{where}&problem=late")
     return go(where)

@@ -40,7 +40,7 @@ WIDTH, HEIGHT = 320, 120
 @_pages.page("/ui/batches")
 def batches() -> Response:
     chosen = work.asked(BATCH)
-    done = {name: int(text) for name in ("cancelled", "deleted", "kept") if (text := request.args.get(name, "")).isdecimal()}
+    done = work.told()
     page = render("batches/page.html", **_list(chosen), deployment_names=work.choices(chosen), states=STATES, done=done)
     return work.pushed(page, work.BATCHES, chosen)
 

@@ -113,7 +113,7 @@ def versions_of(model_id: int) -> Sequence[VersionRecord]:
 
 def fit(version: VersionRecord | None, name: str, given: Mapping[str, str]) -> dict[str, Any]:
     """For deployments/fit.html: what was measured of a version, what each host has free, and what `given` (instances, cpus, memory as
-    typed) would take of it. `name`: what the deployment is called there."""
+    typed) would take of it. `name`: what the deployment is called there, whose own counts as free: one that the reader may change, or ""."""
 
     def number(field: str, otherwise: float) -> float:
         try:

@@ -5,6 +5,7 @@ from typing import Any
 from flask import request
 from werkzeug.wrappers import Response
 
+from gateway.blueprints.rest import take
 from gateway.context import services
 from gateway.errors import STATUS
 from gateway.operations.access import Can
@@ -51,6 +52,7 @@ def make() -> Response:
         values["desired_state"] = PAUSED if request.form.get("paused") else RUNNING
         if values.get("visibility") == "private":
             values["team"] = None
+        take(("deployments", 60, 2.0), me())
         made = services().deployments.create(me(), values, doer())
     except ServingError as error:
         return _form(forms.typed(*_SHOWN), forms.reasons_of(error), STATUS[error.code])
@@ -74,10 +76,10 @@ def versions() -> Response:
 
 @_pages.page("/ui/deployments/fit")
 def fit() -> Response:
-    """What was measured, what is free, and what is about to be reserved of it."""
+    """What was measured, what is free, and what is about to be reserved of it; all of it is seen by whoever deploys, the hosts' addresses are not."""
     found = _model(request.args.get("model", "").strip())
     version = None if found is None else _version(found, request.args.get("version", ""))
-    return render("deployments/fit.html", **forms.fit(version, request.args.get("deployment", ""), request.args))
+    return render("deployments/fit.html", **forms.fit(version, "", request.args))
 
 
 def _form(typed: dict[str, str], reasons: dict[str, str], status: int = 200) -> Response:

@@ -4,17 +4,19 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from flask import request
 from werkzeug.wrappers import Response
 
+from gateway.blueprints.rest import take
 from gateway.context import services
 from gateway.errors import STATUS, InvalidFields
 from gateway.operations.access import Can
 from gateway.pages import script_templates, signatures
 from gateway.pages.deployment_places import Opened, deployment_at, opened, render_tab
+from gateway.pages.forms import whole
 from gateway.pages.frame import Pages, doer, go, me
 from gateway.pages.signatures import Signature
 from gateway.storage.scripts import ScriptRecord, ScriptVersionRecord
@@ -24,7 +26,10 @@ _pages = Pages("deployment_script")
 blueprint = _pages.blueprint
 _SHOWN = 20
 _MOST_LINES = 4000
+_MOST_MATCHED = 400
+"""Lines between the first and the last that differ, in which equal ones are looked for: the time for it grows with their third power."""
 _LINE = re.compile(r"\bline (\d+)")
+_Code = tuple[Literal["replace", "delete", "insert", "equal"], int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ def save(name: str) -> Response:
     source = request.form.get("source", "").replace("\r\n", "\n")
     called = request.form.get("name", "").strip() or found.record.name
     try:
+        take(("scripts", 30, 2.0), me())
         kept, version = owned.scripts.put(me(), called, source.encode(), doer())
         if request.form.get("use"):
             owned.deployments.change(me(), name, {"script": {"name": kept.name, "version": version.number}}, doer())
@@ -71,8 +77,7 @@ def save(name: str) -> Response:
 def use(name: str) -> Response:
     """A version that is kept, from now on; without one: no script any more."""
     found = opened(name, Can.CHANGE)
-    called, text = request.form.get("name", ""), request.form.get("version", "")
-    number = int(text) if text.isdecimal() and len(text) < 10 else None
+    called, number = request.form.get("name", ""), whole(request.form.get("version", ""), 9)
     services().deployments.change(me(), name, {"script": None if number is None else {"name": called, "version": number}}, doer())
     return go(_at(found, called, number))
 
@@ -150,8 +155,7 @@ def _shown(known: Known) -> ScriptVersionRecord | None:
 
 
 def _number(key: str) -> int | None:
-    given = request.args.get(key, "")
-    return int(given) if given.isdecimal() and len(given) < 10 else None
+    return whole(request.args.get(key, ""), 9)
 
 
 def _line_of(error: ServingError | None) -> int | None:
@@ -174,8 +178,7 @@ def _compared(kept: ScriptRecord) -> dict[str, Any]:
 
 def compare(before: list[str], after: list[str]) -> Iterator[Line]:
     """What is different, with three lines around it."""
-    groups = difflib.SequenceMatcher(None, before, after, autojunk=False).get_grouped_opcodes(3)
-    for place, group in enumerate(groups):
+    for place, group in enumerate(_Codes(_codes(before, after)).get_grouped_opcodes(3)):
         if place or group[0][1]:
             yield Line("…", None, None, "")
         for kind, low, high, first, last in group:
@@ -185,6 +188,41 @@ def compare(before: list[str], after: list[str]) -> Iterator[Line]:
                 continue
             yield from (Line("-", at + 1, None, before[at]) for at in range(low, high))
             yield from (Line("+", None, at + 1, after[at]) for at in range(first, last))
+
+
+class _Codes(difflib.SequenceMatcher[str]):
+    """For grouping what was compared already."""
+
+    def __init__(self, codes: list[_Code]) -> None:
+        super().__init__()
+        self._codes = codes
+
+    def get_opcodes(self) -> list[_Code]:
+        return self._codes
+
+
+def _codes(before: list[str], after: list[str]) -> list[_Code]:
+    """As difflib has them. Where the part that differs is long, all of it is taken away and added."""
+    same = _same(before, after)
+    old, new = before[same:], after[same:]
+    end = _same(old[::-1], new[::-1])
+    old, new = old[: len(old) - end], new[: len(new) - end]
+    first = _equal(0, 0, same)
+    last = _equal(same + len(old), same + len(new), end)
+    if max(len(old), len(new)) > _MOST_MATCHED:
+        return [*first, ("replace", same, same + len(old), same, same + len(new)), *last]
+    matched = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    return [*first, *((kind, low + same, high + same, at + same, to + same) for kind, low, high, at, to in matched), *last]
+
+
+def _same(before: list[str], after: list[str]) -> int:
+    """How many lines at the beginning are equal."""
+    pairs = enumerate(zip(before, after, strict=False))
+    return next((at for at, (old, new) in pairs if old != new), min(len(before), len(after)))
+
+
+def _equal(low: int, first: int, count: int) -> list[_Code]:
+    return [("equal", low, low + count, first, first + count)] if count else []
 
 
 # what the deployment takes -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from gateway.operations.access import Can
 from gateway.pages import deployment_forms as forms
 from gateway.pages import signatures
 from gateway.pages.deployment_places import Opened, deployment_at, opened, render_tab
+from gateway.pages.forms import whole
 from gateway.pages.frame import Pages, doer, go, is_part, me, render
 from gateway.storage.model_records import VersionRecord
 from idl.codes import Code, ServingError
@@ -101,11 +102,11 @@ def _change_canary(name: str) -> None:
     elif verb == "back":
         _change(name, {"canary": None})
     else:
-        percent = request.form.get("percent", "")
-        if not (percent.isascii() and percent.isdigit() and int(percent[:9]) <= 100):
+        percent = whole(request.form.get("percent", ""), 3)
+        if percent is None or percent > 100:
             raise InvalidFields({"percent": "must be a whole number from 0 to 100"})
         try:
-            _change(name, {"canary": {**forms.read("version"), "percent": int(percent)}})
+            _change(name, {"canary": {**forms.read("version"), "percent": percent}})
         except InvalidFields as error:  # by the names that this form has
             raise InvalidFields({field.removeprefix("canary."): reason for field, reason in error.reasons.items()}) from error
 

@@ -6,6 +6,7 @@ from typing import Any
 from flask import request
 from werkzeug.wrappers import Response
 
+from gateway.blueprints.rest import take
 from gateway.context import services
 from gateway.errors import STATUS
 from gateway.operations import deployments
@@ -49,6 +50,7 @@ def make_key(name: str) -> Response:
     ends = now + timedelta(days=int(days)) if days in map(str, DAYS) else None
     keys = ApiKeys(services().storage, services().now)
     try:
+        take(("keys", 200, 10.0), me())
         made = keys.create(me(), f"deployment {found.record.rpc_name}"[:100], frozenset({Scope.CALL}), ends, doer())
     except ServingError as error:
         return _use(found, STATUS[error.code], error=error)

@@ -15,6 +15,11 @@ def field(name: str) -> str:
     return request.form.get(name, "")[:_MOST]
 
 
+def whole(text: str, digits: int) -> int | None:
+    """The number that `text` is; None where it is anything but 1 to `digits` of the digits 0 to 9."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
+
+
 def given(*names: str) -> dict[str, str]:
     """What was typed, to be shown again; never for a password or a code."""
     return {name: field(name) for name in names}

@@ -1,15 +1,19 @@
 """The graph of a user's ONNX model, piece by piece, for static/graph_view.js."""
 
 import json
+import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from flask import make_response, request
 from werkzeug.wrappers import Response
 
+from gateway.blueprints.rest import take
 from gateway.context import services
 from gateway.operations import onnx_graph
 from gateway.operations.onnx_graph import Graph
+from gateway.pages.forms import whole
 from gateway.pages.frame import Pages, me
 from gateway.pages.model_calls import wanted_version
 from gateway.pages.model_places import called
@@ -18,8 +22,43 @@ from idl.codes import Code, ServingError
 
 _pages = Pages("model_graph")
 blueprint = _pages.blueprint
+_STATUS = {Code.MODEL_NOT_FOUND: 404, Code.VERSION_NOT_FOUND: 404, Code.OVERLOADED: 429}
 SHOWN = 300
 """Operators drawn at once: what a browser lays out within a second, and a reader still sees through."""
+
+_RATE = ("graphs", 30, 2.0)
+"""Of files that are read for somebody: it takes up to seconds each. What is kept is not counted."""
+
+
+class Kept:
+    """Graphs that were drawn last, of this process; of `most` bytes together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._left = most
+        self._graphs: OrderedDict[tuple[str, str], tuple[Graph, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, str]) -> Graph | None:
+        with self._lock:
+            if key not in self._graphs:
+                return None
+            self._graphs.move_to_end(key)
+            return self._graphs[key][0]
+
+    def put(self, key: tuple[str, str], graph: Graph) -> None:
+        """One that is larger than all may be is not kept."""
+        size = onnx_graph.size(graph)
+        with self._lock:
+            if size > self._most or key in self._graphs:
+                return
+            self._graphs[key] = graph, size
+            self._left -= size
+            while self._left < 0:
+                self._left += self._graphs.popitem(last=False)[1][1]
+
+
+_kept = Kept(32 << 20)
 
 
 @_pages.page("/ui/models/<owner>/<name>/graph")
@@ -32,12 +71,22 @@ def graph(owner: str, name: str) -> Response:
             raise ServingError(Code.UNSUPPORTED, "graphs are drawn of ONNX models")
         piece = onnx_graph.window(graph_of(version), _number("first", 0), SHOWN, request.args.get("find", "")[:200], _number("after", -1))
     except ServingError as error:
-        return _answer({"error": error.message}, 404 if error.code in (Code.MODEL_NOT_FOUND, Code.VERSION_NOT_FOUND) else 422)
+        return _answer({"error": error.message}, _STATUS.get(error.code, 422))
     return _answer(piece)
 
 
 def graph_of(version: VersionRecord) -> Graph:
-    """Raises gone, invalid_model, too_large."""
+    """Raises gone, invalid_model, too_large, overloaded."""
+    key = version.sha256, version.facts["model_file"] if version.facts["archive"] else ""
+    graph = _kept.get(key)
+    if graph is None:
+        take(_RATE, me())
+        graph = _read(version)
+        _kept.put(key, graph)
+    return graph
+
+
+def _read(version: VersionRecord) -> Graph:
     owned = services()
     if not version.facts["archive"]:
         with owned.storage.blobs.open(version.sha256) as file:
@@ -48,8 +97,8 @@ def graph_of(version: VersionRecord) -> Graph:
 
 
 def _number(name: str, otherwise: int) -> int:
-    text = request.args.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else otherwise
+    number = whole(request.args.get(name, ""), 9)
+    return otherwise if number is None else number
 
 
 def _answer(value: dict[str, Any], status: int = 200) -> Response:

@@ -94,8 +94,13 @@ def _made(inputs: Sequence[Tensor], outputs: Sequence[Tensor], declared: Declara
 
 
 def _recorded(given: Mapping[str, Any]) -> Tensor:
-    low, high = given["range"] or (None, None)
+    low, high = map(_finite, given["range"] or (None, None))
     return Tensor(given["name"], given["type"], tuple(given["shape"]), low, high, given["optype"], tuple(given["values"]))
+
+
+def _finite(number: float | None) -> float | None:
+    """None for what JSON has no number for."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _with_picture(tensor: Tensor, declared: Declaration) -> Tensor:
@@ -174,9 +179,12 @@ def _value(datatype: str, text: str) -> Any:
     if datatype == "BYTES":
         return text
     try:
-        return float(text) if datatype.startswith(("FP", "BF")) else int(float(text))
+        number = _finite(float(text))
     except ValueError:
+        number = None
+    if number is None:
         return 1
+    return number if datatype.startswith(("FP", "BF")) else int(number)
 
 
 def _nested(flat: Sequence[Any], shape: tuple[int, ...]) -> Any:

@@ -26,7 +26,7 @@ _STOP_POLLING = 286
 @_pages.page("/ui/tasks")
 def tasks() -> Response:
     chosen = work.asked()
-    done = {name: int(text) for name in ("cancelled", "deleted", "kept") if (text := request.args.get(name, "")).isdecimal()}
+    done = work.told()
     values = {**_list(chosen), "deployment_names": work.choices(chosen), "states": STATES, "done": done}
     if chosen.deployment is not None and not is_part():
         return render_tab("tasks/of-deployment.html", chosen.deployment, "tasks", **values)

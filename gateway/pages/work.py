@@ -15,6 +15,7 @@ from gateway.operations.access import Can
 from gateway.operations.deployment_changes import Wanted as WantedDeployments
 from gateway.operations.tasks import Wanted
 from gateway.pages.deployment_places import Opened, opened
+from gateway.pages.forms import whole
 from gateway.pages.frame import is_part, me
 from gateway.storage.task_records import BATCH, PREDICTION, STATES, TaskRecord
 from gateway.types import Role
@@ -73,10 +74,15 @@ def asked(kind: str | None = None) -> Filter:
     return Filter(values, wanted, found, reasons)
 
 
+def told() -> dict[str, int]:
+    """How many of those that were chosen before this page were cancelled, deleted, or left as they were."""
+    counts = {name: whole(request.args.get(name, ""), 9) for name in ("cancelled", "deleted", "kept")}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
 def _zone(text: str) -> timedelta:
     """How far behind UTC the reader's clock is, as `Date.getTimezoneOffset` has it: minutes."""
-    digits = text.removeprefix("-")
-    minutes = int(text) if digits.isascii() and digits.isdigit() and len(digits) < 5 else 0
+    minutes = (whole(text.removeprefix("-"), 4) or 0) * (-1 if text.startswith("-") else 1)
     return timedelta(minutes=minutes if abs(minutes) <= 14 * 60 else 0)
 
 

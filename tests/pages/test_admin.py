@@ -130,6 +130,7 @@ def test_the_audit_log_is_narrowed_down(root: Person, ann: Person, services: Ser
         "ann.m"
     ]
     assert subjects("actor=ann&since=someday&offset=x") and 'id="error-since"' in root.get("/ui/admin/audit?since=someday").text
+    assert root.get("/ui/admin/audit?since=2026-11-22&offset=²").status_code == 200
     page = root.get("/ui/admin/audit?actor=ann").text
     assert HOSTILE not in page and "192.0.2.1" in page and "r-1" in page
 
@@ -173,7 +174,8 @@ def test_letters(root: Person, app: Flask, services: Services, time_of_day: SetC
     time_of_day.advance(11 * 60)
     late = root.post("/ui/admin/outbox", letter=str(letter.id)).headers["Location"]
     assert "problem=late" in late and "too old" in root.get(late).text
-    assert "problem=late" in root.post("/ui/admin/outbox", letter="x").headers["Location"]
+    for odd in ("x", "²", "9" * 5000):
+        assert "problem=late" in root.post("/ui/admin/outbox", letter=odd).headers["Location"]
 
 
 def test_cleaning_up_shows_first_what_would_go(root: Person, services: Services) -> None:

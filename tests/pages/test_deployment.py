@@ -144,6 +144,45 @@ def test_a_comparison_leaves_out_what_is_equal() -> None:
     assert len(lines) == 9 and lines[0].sign == "…" and list(deployment_script.compare(after, after)) == []
 
 
+def test_a_comparison_of_what_is_long_takes_no_time() -> None:
+    """Equal lines in another order, thousands of times, are what difflib takes minutes for."""
+    before, after = ["a", "b"] * 2000, ["c", "b"] * 2000
+    lines = list(deployment_script.compare(before, after))
+    assert [line.sign for line in lines] == ["-"] * 3999 + ["+"] * 3999 + [" "], "the last line is the same"
+    assert lines[-1] == deployment_script.Line(" ", 4000, 4000, "b") and lines[3999] == deployment_script.Line("+", None, 1, "c")
+    far = ["x", *map(str, range(3900)), "y"]
+    changed = [*far[:-2], "new", far[-1]]
+    assert [(line.sign, line.text) for line in deployment_script.compare(far, changed) if line.sign in "+-"] == [
+        ("-", "3899"),
+        ("+", "new"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "burst", "interval_s", "path", "fields"),
+    [
+        ("deployments", 60, 2.0, "/ui/deployments/new", {"model": "m", "name": "n", "instances": "1", "visibility": "private"}),
+        ("scripts", 30, 2.0, "/ui/deployments/ann.d/script", {"name": "n", "source": "x = 1"}),
+        ("keys", 200, 10.0, "/ui/deployments/ann.d/use/key", {"days": "30"}),
+    ],
+)
+def test_pages_have_the_rates_of_v1(
+    client: FlaskClient,
+    services: Services,
+    made: DeploymentRecord,
+    kind: str,
+    burst: int,
+    interval_s: float,
+    path: str,
+    fields: dict[str, str],
+) -> None:
+    key, now = f"rate {kind} user {made.owner_id}", services.now().timestamp()
+    for _ in range(burst):
+        assert services.storage.attempts.take(key, now, burst=burst, interval_s=interval_s) == 0
+    answer = client.post(path, data=fields | {"form_token": token(client.get("/ui"))})
+    assert answer.status_code == 429 and f"too many requests of this kind ({kind})" in answer.text
+
+
 def test_a_key_is_shown_once(client: FlaskClient, services: Services, made: DeploymentRecord) -> None:
     page = client.get("/ui/deployments/ann.d/use").text
     assert "export TOKEN=YOUR_KEY" in page and "/v1/deployments/ann.d/predictions" in page

@@ -18,7 +18,7 @@ from gateway.storage.deployments import DeploymentRecord
 from gateway.types import Principal
 from idl.board import BUCKETS_S
 from idl.codes import Code, ServingError
-from idl.messages import Capacity
+from idl.messages import Capacity, HostModel
 from tests.gateway.conftest import PASSWORD
 from tests.gateway.deployed_rows import DOER, deployment, doer, model
 from tests.onnx_models import times
@@ -230,6 +230,16 @@ def test_what_there_is_no_room_for(owners: Owners, services: Services, monkeypat
     assert strange.status_code == 200 and "this" not in strange.text.partition("Without")[0]
 
 
+def test_what_is_free_says_nothing_of_others(owners: Owners, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners.has(owners.bob, "private")
+    theirs = HostModel("bob.private", "1", "READY", 0, 0, 2.5, 6 << 30)
+    host = Capacity(4.0, 8 << 30, 8 << 30, 0, (), (theirs,), 2.5, 1.5, 6 << 30, 2 << 30)
+    monkeypatch.setattr(services.models, "capacities", lambda timeout_s: [("10.0.0.7:9000", host), ("10.0.0.8:9000", host)])
+    fit = owners.client.get("/ui/deployments/fit?model=m&deployment=bob.private").text
+    assert fit.count("1.5 of 4 free") == 2 and "Free on host 1" in fit and "Free on host 2" in fit and "10.0.0" not in fit
+    assert owners.client.get("/ui/deployments/bob.private/settings/fit").status_code == 404
+
+
 def test_the_model_is_found_while_one_types(owners: Owners) -> None:
     assert owners.client.get("/ui/deployments/new/models?model=m").text.count("<option") == 1, "not Bob's"
     piece = owners.client.get("/ui/deployments/new/versions?model=m")
@@ -272,7 +282,10 @@ def test_what_a_part_refuses(owners: Owners) -> None:
     record = owners.has(owners.ann, "d")
     refused: tuple[tuple[str, dict[str, str], int, str], ...] = (
         ("size", {"instances": ""}, 400, 'id="error-instances">is missing'),
-        ("canary", {"version": "2", "percent": "101"}, 400, 'id="error-percent">must be a whole number from 0 to 100'),
+        *(
+            ("canary", {"version": "2", "percent": percent}, 400, 'id="error-percent">must be a whole number from 0 to 100')
+            for percent in ("101", "0000001000", "²", "9" * 5000)
+        ),
         ("canary", {"version": "1", "percent": "5"}, 400, 'id="error-canary-version">is 1, which is the version that serves'),
         ("canary", {"verb": "promote"}, 409, "has no canary"),
         ("version", {"verb": "back"}, 409, "neither a canary nor an earlier version"),

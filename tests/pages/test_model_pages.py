@@ -14,6 +14,10 @@ from flask.testing import FlaskClient
 from onnx import TensorProto
 
 from gateway import create_app
+from gateway.operations import onnx_graph
+from gateway.operations.onnx_graph import Graph, Node
+from gateway.pages import signatures
+from gateway.pages.model_graph import Kept
 from gateway.pages.model_overview import described
 from gateway.pages.signatures import Tensor
 from tests.gateway.deployed_host import deployed, users_host  # noqa: F401
@@ -104,7 +108,7 @@ def test_what_the_owner_declares_counts(place: Place, tmp_path: Path) -> None:
         assert client.get(f"/ui/models/ann/{name}/graph").json["nodes"][0]["op"] == "Identity"  # type: ignore[index]
 
 
-def test_the_graph(place: Place, triple: Path) -> None:
+def test_the_graph(place: Place, triple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place.ann.upload(triple, name="m")
     client = pages(place)
     answer = client.get("/ui/models/ann/m/graph?version=1")
@@ -112,6 +116,8 @@ def test_the_graph(place: Place, triple: Path) -> None:
     assert piece is not None and [each["op"] for each in piece["nodes"]] == ["Mul"] and piece["weights"]["factor"]["shape"] == []
     assert "private" in answer.headers["Cache-Control"]
     assert client.get("/ui/models/ann/m/graph?find=mul").json["found"] == 0  # type: ignore[index]
+    monkeypatch.setattr(onnx_graph, "read", None)
+    assert client.get("/ui/models/ann/m/graph").json == piece, "it is kept"
     missing = client.get("/ui/models/ann/m/graph?version=9")
     assert missing.status_code == 404 and "version" in missing.json["error"]  # type: ignore[index]
 
@@ -137,3 +143,23 @@ def test_tensors_in_words(place: Place, tensor: Tensor, size: str, values: str) 
     with create_app(place.services.settings, services=place.services).test_request_context():
         said = described(tensor)
     assert said["size"] == size and said["values"] == values
+
+
+def test_graphs_are_kept_within_bounds() -> None:
+    graph = Graph(nodes=[Node("Relu", outputs=["x"])])
+    kept = Kept(onnx_graph.size(graph) * 2)
+    for name in "ab":
+        kept.put((name, ""), graph)
+    assert kept.get(("a", "")) is graph
+    kept.put(("c", ""), graph)
+    assert [kept.get((name, "")) for name in "abc"] == [graph, None, graph], "what was not asked for is put out"
+    kept.put(("d", ""), Graph(nodes=graph.nodes * 9))
+    assert kept.get(("d", "")) is None and kept.get(("c", "")) is graph
+
+
+def test_numbers_that_json_has_none_for() -> None:
+    given = {"type": "FP32", "shape": ["n", 1], "optype": "", "range": [float("-inf"), float("inf")], "values": []}
+    listed = {**given, "type": "INT64", "range": None, "values": ["1e999", "nan", "2"]}
+    inputs = tuple(signatures._recorded({**each, "name": name}) for name, each in (("x", given), ("y", listed)))
+    form = signatures.for_form(signatures.Signature(inputs, ()))
+    assert json.loads(json.dumps(form, allow_nan=False))["inputs"][1]["sample"] == [[1]] and form["inputs"][0]["low"] is None

@@ -177,6 +177,8 @@ def test_webhooks(ann: Person, bob: Person, services: Services) -> None:
     assert bob.post(f"/ui/account/webhooks{where}", verb="secret").status_code == 404
     page = ann.get(f"/ui/account/webhooks{where}")
     assert page.status_code == 200 and "whsec_" not in page.text and "Nothing was sent yet" in page.text
+    assert ann.get(f"/ui/account/webhooks{where}/log?state=%FF").status_code == 200
+    assert ann.client.get(f"/ui/account/webhooks{where}", environ_overrides={"QUERY_STRING": "state=\xff"}).status_code == 200
     renewed = post(where, verb="secret").text
     assert "whsec_" in renewed and mine.secret not in renewed
     post(where, verb="off")

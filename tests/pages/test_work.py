@@ -169,6 +169,12 @@ def test_several_at_once(client: FlaskClient, services: Services, ann: Principal
     assert post(client, "/ui/tasks/several", task=[over.id], verb="own").status_code == 400
 
 
+def test_counts_in_an_address_are_anybodys(client: FlaskClient, ann: Principal) -> None:
+    for path in ("/ui/tasks", "/ui/batches"):
+        for odd in ("9" * 5000, "²", "%FF", "-1"):
+            assert client.get(f"{path}?cancelled={odd}&kept={odd}").status_code == 200, (path, odd[:9])
+
+
 def test_what_is_somebody_elses_is_not_there(client: FlaskClient, services: Services, ann: Principal) -> None:
     bob = Principal(services.users.register("bob", "correct horse battery").id, "bob", Role.USER)
     task, batch = submit(services, bob), sent(services, bob)
