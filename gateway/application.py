@@ -85,6 +85,7 @@ from gateway.pages import openid as openid_pages
 from gateway.pages import talk as talk_pages
 from gateway.pages import tasks as task_pages
 from gateway.pages import teams as team_pages
+from gateway.query_strings import AsciiRequest
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.waiters import Waiters
@@ -211,6 +212,7 @@ def _connect(settings: Settings, tracer: Tracer | None, addresses: Sequence[str]
 def create_app(settings: Settings, *, services: Services | None = None, hot: bool = True) -> Flask:
     """The application over `services`, or over its own. `hot` False: Flask answers inference as well."""
     app = Flask("gateway", static_folder=None)
+    app.request_class = AsciiRequest
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
