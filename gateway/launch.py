@@ -35,6 +35,8 @@ _HARAKIRI_MARGIN_S = 15
 
 _SLOW = r"^/(v1/(models|models/[^/]+/(versions|test)|uploads|uploads/[^/]+|batches)|uploadmodel|modifymodel|testmodel)$"
 """Paths that take files in, and have a model host try or load them: nginx/gateway.conf.in has the same."""
+_STREAMS = r"^/v2/models/[^/]+(/versions/[^/]+)?/generate_stream$"
+"""Answers that may take as long as a stream may. A worker has them where the event loops do not: pages, large bodies, what is not here."""
 _STOP_BEHIND_NGINX = """\
 hook-accepting = unix_signal:2 gracefully_kill
 hook-accepting = unix_signal:1 gracefully_kill"""
@@ -155,7 +157,10 @@ def _listeners(settings: Settings) -> str:
         slow_s = math.ceil(settings.upload_timeout_s) + _HARAKIRI_MARGIN_S
         lines = [f"socket = {_value(settings.socket_path)}", "chmod-socket = 660"]
         # by routes, for the option `harakiri` holds for every request, whatever a route says
-        lines += [f"route = {_SLOW} harakiri:{slow_s}", f"route = {_SLOW} last:", f"route-run = harakiri:{harakiri_s}"]
+        stream_s = math.ceil(settings.stream_timeout_s) + _HARAKIRI_MARGIN_S
+        for path, seconds in ((_SLOW, slow_s), (_STREAMS, stream_s)):
+            lines += [f"route = {path} harakiri:{seconds}", f"route = {path} last:"]
+        lines.append(f"route-run = harakiri:{harakiri_s}")
         return "\n".join([*lines, *(f"mule = {_value(_MULE)}" for _ in settings.hot_sockets)])
     # uWSGI's HTTP router holds idle connections, so that they cost no worker thread
     return "\n".join(

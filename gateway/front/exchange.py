@@ -112,7 +112,8 @@ class Exchanges(Requests):
             )
         except Exception as error:  # noqa: BLE001 - a request must not end the front
             self.services.metrics.begin()
-            self.refuse(caller, head, target, started, error, trace)
+            is_asked_first = isinstance(error, ServingError) and error.code is Code.OVERLOADED
+            self.refuse(caller, head, target, started, error, trace, kept=not is_asked_first)
             return None
         stream.trace = trace
         self.services.metrics.begin()
@@ -162,9 +163,21 @@ class Exchanges(Requests):
             return None if declaration is not None and not declaration.user else False
         return Can.CALL in can and deployment.is_running and not deployment.script_name
 
-    def refuse(self, caller: Connection, head: Head, target: Target, started: float, error: Exception, trace: Trace | None = None) -> None:
-        """Answers with an error; the request counts among those that have begun. `trace`: where one was begun."""
-        if (deployment_id := self.services.deployed.recall_id(target.model)) is not None:
+    def refuse(
+        self,
+        caller: Connection,
+        head: Head,
+        target: Target,
+        started: float,
+        error: Exception,
+        trace: Trace | None = None,
+        *,
+        kept: bool = True,
+    ) -> None:
+        """Answers with an error; the request counts among those that have begun. `trace`: where one was begun. `kept`: among the last errors of
+        the deployment, which a stranger must not fill.
+        """
+        if kept and (deployment_id := self.services.deployed.recall_id(target.model)) is not None:
             self.services.deployed.errors.note(deployment_id, head.request_id, V2, error)
         if isinstance(error, ServingError):
             answer = problem(error, head.path, head.request_id)

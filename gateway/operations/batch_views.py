@@ -102,13 +102,21 @@ def failures(found: Answers, after: int, limit: int) -> FailedRows:
         return FailedRows([], None)
     rows: list[FailedRow] = []
     until = time.monotonic() + LOOK_S
-    with found.path.open("rb") as file:
+    with _opened(found.path) as file:
         for count, (row, following) in enumerate(_failed(found, file, max(0, after))):
             if row is not None:
                 rows.append(row)
             if len(rows) >= limit or (count % 256 == 255 and time.monotonic() > until):
                 return FailedRows(rows, following if following < found.end else None)
     return FailedRows(rows, None)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Raises conflict where the batch has ended in this moment: then the rows are elsewhere."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise ServingError(Code.CONFLICT, "the batch has just ended: ask again") from None
 
 
 def _failed(found: Answers, file: IO[bytes], offset: int) -> Iterator[tuple[FailedRow | None, int]]:
@@ -194,11 +202,11 @@ def _json_file(source: IO[bytes], rows: Iterator[FailedRow]) -> Iterator[bytes]:
         lines = (line.strip() for line in iter(lambda: batch_rows.read_line(source), None) if line.removeprefix(b"\xef\xbb\xbf").strip())
         for row, line in _matched(rows, lines):
             try:
-                given: Any = json.loads(line)
-            except ValueError:
-                given = line.decode(errors="replace")
-            error = {"code": row.code, "message": row.message}
-            yield json.dumps({"row": row.number, "error": error, "input": given}, separators=(",", ":")).encode() + b"\n"
+                given = json.dumps(json.loads(line), separators=(",", ":"))
+            except (ValueError, RecursionError):  # it failed for this reason, maybe
+                given = json.dumps(line.decode(errors="replace"))
+            error = json.dumps({"code": row.code, "message": row.message}, separators=(",", ":"))
+            yield f'{{"row":{row.number},"error":{error},"input":{given}}}\n'.encode()
 
 
 def _matched(rows: Iterator[FailedRow], lines: Iterator[bytes]) -> Iterator[tuple[FailedRow, bytes]]:
@@ -226,7 +234,7 @@ def summary(found: Answers) -> Summary:
     if not found.end:
         return Summary(0, found.task.is_over, [])
     count, end = 0, 0
-    with found.path.open("rb") as file:
+    with _opened(found.path) as file:
         rows = _csv_values(file) if found.batch.result_format == batch_results.CSV else _json_values(file)
         for outputs, end in rows:
             if end > found.end:
@@ -259,7 +267,7 @@ def _parsed(cell: str) -> Any:
         return None
     try:
         return float(cell) if cell[0] not in "[{" else json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell
 
 
@@ -267,7 +275,7 @@ def _json_values(file: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
     while (line := batch_rows.read_line(file)) is not None:
         try:
             value = json.loads(line)
-        except ValueError:  # longer than any line of ours that is read as a whole
+        except (ValueError, RecursionError):  # longer than any line of ours that is read as a whole
             value = {}
         outputs = dict(value.get("outputs") or {})
         best = value.get("labels")
@@ -285,6 +293,8 @@ def _collect(value: Any, into: list[Any]) -> None:
         each = waiting.pop()
         if isinstance(each, list):
             waiting += reversed(each)
+        elif isinstance(each, int) and each.bit_length() > 1000:
+            into.append(str(each)[:100] if each.bit_length() < 10_000 else "")  # no number of ours
         elif isinstance(each, (str, int, float)):
             into.append(each)
 

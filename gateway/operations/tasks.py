@@ -132,7 +132,8 @@ class Tasks:
         deployment = self._storage.deployments.by_id(task.deployment_id) if task.deployment_id is not None else None
         if deployment is None or deployment.deleted_at is not None or deployment.team_id is None or deployment.visibility == "private":
             return False
-        return bool(self._storage.teams.role(deployment.team_id, principal.user_id))
+        # both of them: who calls a public deployment from elsewhere has shared nothing with the team
+        return all(self._storage.teams.role(deployment.team_id, user_id) for user_id in (task.user_id, principal.user_id))
 
     def page(self, principal: Principal, wanted: Wanted, before: str | None, limit: int, after: str | None = None) -> list[TaskRecord]:
         """The newest first: those before the id `before`, or the nearest ones after `after`."""

@@ -31,7 +31,7 @@ class DeploymentErrors:
         """By deployment, oldest first; what is too many goes. Those of a deployment that is gone are dropped."""
         with self._database.write() as db:
             for deployment_id, given in errors.items():
-                if db.execute("select 1 from deployments where id = ?", [deployment_id]).fetchone() is None:
+                if db.execute("select 1 from deployments where id = ? and state <> 'deleted'", [deployment_id]).fetchone() is None:
                     continue
                 for one in given:
                     db.execute(

@@ -271,7 +271,7 @@ class Deployments:
                 " where id = ? and state = 'deleting'",
                 [to_text(now), seen.id],
             )
-            for table in ("golden", "deployment_statistics"):
+            for table in ("golden", "deployment_statistics", "deployment_errors"):
                 db.execute(f"delete from {table} where deployment_id = ?", [seen.id])
         self._sharing.change()
 

@@ -113,7 +113,8 @@ class Sessions:
             row = db.execute("select 1 from sessions where id = ? and user_id = ? and revoked_at is null", [session_id, user_id]).fetchone()
             if row is not None:
                 _revoke(db, session_id, now)
-        self._principals.change()
+        if row is not None:
+            self._principals.change()
         return row is not None
 
     def page(self, user_id: int, now: datetime, count: int) -> list[SessionRecord]:

@@ -66,6 +66,9 @@ def test_the_team_of_a_deployment_reads_its_tasks_by_their_ids(stage: Stage) -> 
     assert ann("PATCH", "/v1/deployments/d", {"visibility": "public"}).status_code == 200
     assert (seen(bob), seen(eve)) == ({200}, {404}), "public is who may call it, not whose tasks they are"
     assert seen(stage.nobody) == {401}
+    asked = eve("POST", "/v1/deployments/ann.d/predictions", {"inputs": {"x": [[1, 2]]}}, headers={"Prefer": "respond-async"})
+    hers = f"/v1/tasks/{asked.get_json()['id']}"
+    assert [who("GET", hers).status_code for who in (eve, bob, ann)] == [200, 404, 404], "she has shared nothing with the team"
     assert ann("DELETE", "/v1/teams/crew/members/bob").status_code == 204
     assert seen(bob) == {404}
 

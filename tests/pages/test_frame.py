@@ -3,6 +3,7 @@
 import gzip
 import html
 import re
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -242,3 +243,10 @@ def test_every_state_and_every_quota_has_a_name(client: FlaskClient, services: S
     assert not [kind for kind in KINDS if f">{kind}<" in page]
     states = {RUNNING, PAUSED, STARTING, PAUSING, SLEEPING, FAILED, DELETING, *TERMINAL, "queued"}
     assert states <= set(templating.STATES)
+
+
+def test_every_piece_is_on_the_page_of_pieces() -> None:
+    folder = Path(assets.FOLDER).parent / "templates"
+    made = set(re.findall(r"{% macro (\w+)\(", (folder / "components.html").read_text(encoding="utf-8")))
+    shown = set(re.findall(r"\bc\.(\w+)\(", (folder / "components_page" / "page.html").read_text(encoding="utf-8")))
+    assert made - shown == {"token"}, "what is not to be seen"
