@@ -143,9 +143,9 @@ def deployment_status(asked: FormAsked) -> Mapping[str, Any]:
 )
 def predict(asked: FormAsked) -> Mapping[str, Any]:
     """One prediction, or one for each sample."""
+    body = PredictionBody(form=form_input(asked))
     owned, target = services(), deployments.target_of(own_deployment(asked))
     with owned.deployed.errors.noting(target.id, request_id(), FORM):
-        body = PredictionBody(form=form_input(asked))
         call = current_call(inference=target.rpc_name)
         return output_of(deployment_calls.predict(owned.models, owned.settings, call, target, body))
 

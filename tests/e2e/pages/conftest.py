@@ -101,7 +101,7 @@ def of_script(source: str) -> bytes:
     return f"{head}{source}\r\n--{BOUNDARY}--\r\n".encode()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("pages")
     with running(folder) as made:
@@ -129,7 +129,7 @@ def seed(site: Site, folder: Path) -> None:
         within(30, lambda path=path: owner("GET", path)["state"] in ("succeeded", "failed"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with chromium(shutil.which("chromium") or "") as made:
         yield made
