@@ -27,6 +27,7 @@ SHARED = ("/v1/models/", "/v1/deployments")
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 MULTIPART = b'--b\r\nContent-Disposition: form-data; name="model"; filename="m.onnx"\r\n\r\nx\r\n--b--\r\n'
 PYTHON = {"Content-Type": "text/x-python"}
+TRIAL = {"script": "def preprocess(inputs):\n    return inputs\n", "request": {"inputs": {"x": [[1, 2]]}}}
 
 
 class Row(NamedTuple):
@@ -92,7 +93,7 @@ ROWS: dict[str, Row] = {
     "DELETE /v1/deployments/<name>": Row("UNFFAFA", "/v1/deployments/{deployment}"),
     "GET /v1/deployments/<name>/stats": Row("UNAAAAA", "/v1/deployments/{deployment}/stats"),
     "GET /v1/deployments/<name>/errors": Row("UNFAAFA", "/v1/deployments/{deployment}/errors"),
-    "POST /v1/deployments/<name>/script-trials": Row("UNFAAFA", "/v1/deployments/{deployment}/script-trials", {}),
+    "POST /v1/deployments/<name>/script-trials": Row("UNFAAFA", "/v1/deployments/{deployment}/script-trials", TRIAL),
     # models
     "POST /v1/models": Row(OWN),
     "GET /v1/models": Row(OPEN),
