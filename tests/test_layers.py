@@ -37,7 +37,7 @@ ROOMS = {
         ["pages"],
         ["blueprints", "hot_routes"],
         ["context"],
-        ["wsgi_request", "observation"],
+        ["wsgi_request", "observation", "query_strings"],
         ["operations"],
         ["waiters"],
         ["models_rpc", "storage"],
