@@ -14,6 +14,7 @@ PACKAGES = {
     "h2load": "nghttp2-client",
     "java": "default-jre-headless",
     "nginx": "nginx-light",
+    "node": "nodejs",
     "openssl": "openssl",
     "setpriv": "util-linux",
     "ssh": "openssh-client",

@@ -3,7 +3,6 @@
 import ast
 import json
 import shlex
-import shutil
 import subprocess
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from gateway.pages import signatures, snippets
 from gateway.pages.signatures import Tensor
 from gateway.pages.snippets import Endpoint
 from gateway.settings import Settings
+from tests.needs import needs
 
 NUMBERS = Tensor("x", "FP32", ("batch", 2))
 PICTURE = Tensor("image", "FP32", (-1, 3, 224, 224), picture=True)
@@ -60,7 +60,7 @@ def test_each_is_a_program(name: str, streams: bool) -> None:
         assert set(body if streams else body["inputs"]) == {each.name for each in ALL[name]}
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@needs("node")
 def test_javascript_can_be_read(tmp_path: object) -> None:
     for given in ALL.values():
         text = texts(endpoint(*given))["javascript"]
