@@ -88,6 +88,7 @@ from gateway.pages import teams as team_pages
 from gateway.query_strings import AsciiRequest
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.url_rules import QuickRule
 from gateway.waiters import Waiters
 from idl.trace_control import Followed
 from idl.trace_export import make_tracer, version
@@ -213,6 +214,7 @@ def create_app(settings: Settings, *, services: Services | None = None, hot: boo
     """The application over `services`, or over its own. `hot` False: Flask answers inference as well."""
     app = Flask("gateway", static_folder=None)
     app.request_class = AsciiRequest
+    app.url_rule_class = QuickRule
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
