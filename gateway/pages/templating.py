@@ -124,8 +124,6 @@ def places() -> list[Place]:
         known.append((_("Administration"), "/ui/admin", "shield"))
     elif visitor.may_operate:
         known.append((_("Hosts"), "/ui/admin/hosts", "server"))
-    if visitor.role is Role.ADMINISTRATOR:
-        known.append((_("Components"), "/ui/components", "components"))
     path = request.path
     return [Place(name, where, picture, path == where or (where != "/ui" and path.startswith(where))) for name, where, picture in known]
 

@@ -87,6 +87,9 @@ function swatch(one, place) {
   return mark;
 }
 
+/** The values that have none beside them: no line shows those. */
+const alone = (plot, place) => plot.data[place].flatMap((value, at, all) => (value ?? null) !== null && (all[at - 1] ?? null) === null && (all[at + 1] ?? null) === null ? [at] : []);
+
 /** A chart in `box`. `label`: what it shows; `spell`: a value in words; `series`: `[{name}]`, lines or with `stacked` bars, one on the other;
  * `sync`: charts of the same name show the same moment. */
 export class Chart {
@@ -134,7 +137,7 @@ export class Chart {
   #drawn() {
     const lines = this.series.map((one, place) => ({
       label: one.name, stroke: colour(place), width: 2, dash: this.stacked ? [] : DASHES[place % DASHES.length],
-      show: !this.off.has(one.name), points: { show: this.stacked ? false : undefined, size: 5, fill: colour(place) }, spanGaps: false,
+      show: !this.off.has(one.name), points: { show: !this.stacked, size: 5, fill: colour(place), filter: alone }, spanGaps: false,
       ...(this.stacked ? { fill: colour(place), width: 0, paths: uPlot.paths.bars({ size: [0.8, 24, 1] }) } : {}),
     }));
     return this.stacked ? lines.reverse() : lines;

@@ -1,5 +1,5 @@
 // The example on the first page: a picture to the demo model, its answer as bars.
-import { ask, notice } from "./lib.js";
+import { ask } from "./lib.js";
 
 const form = document.querySelector("form[data-classify]");
 if (form) {
@@ -43,8 +43,12 @@ if (form) {
       if (status !== 200) throw new Error(said?.detail ?? String(status));
       show(said.labels[0], said.timing_ms?.compute);
     } catch (error) {
-      answer.replaceChildren();
-      notice(`${form.dataset.failed}: ${error.message}`, "danger");
+      preview.hidden = true;
+      const said = document.createElement("div");
+      said.className = "alert alert-danger m-0";
+      said.setAttribute("role", "alert");
+      said.textContent = `${form.dataset.failed}: ${error.message}`;
+      answer.replaceChildren(said);
     }
   };
 

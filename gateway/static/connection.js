@@ -72,3 +72,14 @@ document.addEventListener("htmx:timeout", () => lost(box.dataset.offline));
 document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) found(); });
 addEventListener("online", found);
 addEventListener("offline", () => lost(box.dataset.offline));
+
+// the page for when there is no connection at all is kept by a worker, in the reader's language and colours; only over HTTPS, or on this machine
+async function keepPage() {
+  const found = await navigator.serviceWorker.register("/ui/service-worker.js", { scope: "/", updateViaCache: "all" });
+  const looks = `${document.documentElement.lang} ${document.documentElement.dataset.themeChoice}`;
+  if (!found?.active || sessionStorage.getItem("offline") === looks) return;
+  navigator.serviceWorker.addEventListener("message", () => sessionStorage.setItem("offline", looks), { once: true });
+  navigator.serviceWorker.startMessages();
+  found.active.postMessage("renew");
+}
+if (navigator.serviceWorker) addEventListener("load", () => keepPage().catch(() => { /* the browser allows none */ }));

@@ -6,7 +6,7 @@ const form = document.getElementById("script-form");
 const editor = new Editor(form.querySelector(".editor"));
 const words = form.dataset;
 const said = document.getElementById("script-said");
-const clean = editor.value;
+const clean = editor.field.defaultValue;
 let sent = false;
 
 function tell(text, kind, line = 0) {

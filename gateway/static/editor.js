@@ -41,6 +41,7 @@ export class Editor {
     this.field.addEventListener("input", () => this.#input());
     this.field.addEventListener("keydown", (event) => this.#key(event));
     this.field.addEventListener("blur", () => { this.#leaving = false; });
+    addEventListener("pageshow", () => this.#draw()); // after a reload the browser puts back what was typed, and says nothing
     this.#draw();
   }
 

@@ -1,17 +1,20 @@
 // What the scripts of several pages use.
-export function notice(text, kind = "info") {
+
+/** Says something at the edge of the page for a while, in milliseconds. */
+export function notice(text, kind = "info", stays = 6000) {
   const box = document.createElement("div");
   box.className = `alert alert-${kind}`;
   box.textContent = text;
   document.getElementById("notices").append(box);
-  setTimeout(() => box.remove(), 6000);
+  setTimeout(() => box.remove(), stays);
+  return box;
 }
 
 /** Whose page it is: an id, "" where nobody is signed in. What the browser keeps for somebody has it in its key. */
 export const user = document.querySelector("meta[name=user]")?.content ?? "";
 
 /** Where what is typed in a form is kept until it is sent. */
-export const draftName = (form) => `draft ${user} ${location.pathname} ${form.id}`;
+export const draftName = (form) => `draft ${user} ${location.pathname}${location.search} ${form.id}`;
 
 export const formToken = () => document.querySelector("meta[name=form-token]").content;
 

@@ -31,27 +31,65 @@ function tellTimes(root = document) {
 
 // forms ---------------------------------------------------------------------------------------------------------------------
 
-const secret = (field) => ["password", "hidden", "file"].includes(field.type) || ["code", "invitation"].includes(field.name);
+const isLeftOut = (field) => ["password", "hidden", "file", "submit", "button", "reset"].includes(field.type) || ["code", "invitation"].includes(field.name);
+
+const isChoice = (field) => field.type === "checkbox" || field.type === "radio";
+const typed = (field) => isChoice(field) ? field.checked : field.value;
+
+/** What a field had when its page came. */
+function given(field) {
+  if (isChoice(field)) return field.defaultChecked;
+  if (!field.options) return field.defaultValue;
+  return ([...field.options].find((option) => option.defaultSelected) ?? field.options[0])?.value ?? "";
+}
+
+/** The fields of a form that are kept, each with a name of its own. */
+function* named(form) {
+  const seen = {};
+  for (const field of form.elements) {
+    if (!field.name || isLeftOut(field)) continue;
+    seen[field.name] = (seen[field.name] ?? 0) + 1;
+    yield [`${field.name} ${seen[field.name]}`, field];
+  }
+}
 
 function keepDraft(form) {
   const kept = {};
-  for (const field of form.elements) {
-    if (field.name && !secret(field)) kept[field.name] = field.type === "checkbox" ? field.checked : field.value;
-  }
-  sessionStorage.setItem(draftName(form), JSON.stringify(kept));
+  for (const [name, field] of named(form)) kept[name] = [typed(field), given(field)];
+  try { sessionStorage.setItem(draftName(form), JSON.stringify(kept)); } catch { /* no room: it is still in the form */ }
 }
 
+/** What was typed comes back into a form that is as it was then: else it has been changed elsewhere, or has what was sent and refused. */
 function restoreDrafts(root = document) {
   for (const form of root.querySelectorAll("form[data-draft]")) {
-    const text = sessionStorage.getItem(draftName(form));
-    if (!text) continue;
-    const kept = JSON.parse(text);
-    for (const field of form.elements) {
-      if (!(field.name in kept) || secret(field)) continue;
-      if (field.type === "checkbox") field.checked = kept[field.name];
-      else if (!field.value) field.value = kept[field.name];
+    const kept = JSON.parse(sessionStorage.getItem(draftName(form)) ?? "{}");
+    const fields = [...named(form)].filter(([name]) => name in kept);
+    if (fields.some(([name, field]) => given(field) !== kept[name][1])) continue;
+    const changed = fields.filter(([name, field]) => typed(field) !== kept[name][0]);
+    for (const [name, field] of changed) {
+      if (isChoice(field)) field.checked = kept[name][0];
+      else field.value = kept[name][0];
     }
+    for (const [, field] of changed) tellOf(field);
+    if (changed.some(([name]) => kept[name][1] !== "" && kept[name][1] !== false)) offerToDiscard(form);
   }
+}
+
+/** To whoever listens to the field. */
+function tellOf(field) {
+  for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind, { bubbles: true }));
+}
+
+function offerToDiscard(form) {
+  const box = notice(words.restored, "info", 60000);
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "btn btn-sm ms-2", textContent: words.discard });
+  button.addEventListener("click", () => {
+    form.reset();
+    for (const [, field] of named(form)) tellOf(field);
+    sessionStorage.removeItem(draftName(form));
+    box.remove();
+  });
+  box.append(button);
 }
 
 async function renewToken() {
@@ -75,7 +113,8 @@ function forgetDraft() {
   const name = sessionStorage.getItem("sent");
   sessionStorage.removeItem("sent");
   const [visit] = performance.getEntriesByType("navigation");
-  if (name && visit?.redirectCount && !new URLSearchParams(location.search).has("next")) sessionStorage.removeItem(name);
+  const isTaken = visit?.redirectCount && !new URLSearchParams(location.search).has("next");
+  if (name && (isTaken || document.querySelector("form[data-draft]"))) sessionStorage.removeItem(name); // a form that comes again has it
 }
 
 // at the sign-out
@@ -183,7 +222,7 @@ document.addEventListener("changed", () => document.getElementById("refused")?.r
 forgetDraft();
 function prepare(root) {
   tellTimes(root);
-  restoreDrafts(root);
+  if (root !== document) restoreDrafts(root);
   root.querySelectorAll("[data-wait]").forEach(countDown);
   for (const dialog of root.querySelectorAll("dialog[data-now]")) { // open without a script; with one, in front of the rest
     dialog.close();
@@ -194,4 +233,5 @@ function prepare(root) {
 document.addEventListener("htmx:load", (event) => { if (event.target !== document.body) prepare(event.target); });
 setInterval(tellTimes, 30000);
 prepare(document);
-document.querySelector(".tabs .active")?.scrollIntoView({ inline: "center", block: "nearest" }); // where there is no room for all
+addEventListener("DOMContentLoaded", () => restoreDrafts()); // scripts of the page, and htmx, listen by then
+for (const here of document.querySelectorAll(".places .active, .tabs .active")) here.scrollIntoView({ inline: "center", block: "nearest" }); // where there is no room for all

@@ -16,20 +16,24 @@ export class Kept {
     } catch { return []; }
   }
 
-  save(turns) {
-    while (turns.length > most) turns.shift();
+  /** Puts one turn, as it is now, among those that are kept: what other tabs have added, answered or cleared stays so. Gives all of them;
+   * `shown` with that turn where the browser keeps nothing. */
+  save(own, shown) {
+    const among = (turns) => [...turns.filter((turn) => turn.id !== own.id), own].sort((one, other) => one.at - other.at);
+    const turns = among(this.turns()).slice(-most);
     let dropped = false;
     for (;;) {
       try {
         localStorage.setItem(this.key, JSON.stringify(turns));
         break;
       } catch {
-        if (turns.length < 2) break;
+        if (turns.length < 2) return among(shown);
         turns.splice(0, Math.ceil(turns.length / 4));
         dropped = true;
       }
     }
     if (dropped) this.full();
+    return turns;
   }
 
   clear() { localStorage.removeItem(this.key); }

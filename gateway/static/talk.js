@@ -18,6 +18,7 @@ const seconds = new Intl.NumberFormat(language, { style: "unit", unit: "second",
 const moment = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });
 let turns = kept.turns();
 let current = null; // the turn that is being answered, and how to stop it
+let stale = false; // another tab has gone on meanwhile
 
 const took = (time) => time < 1000 ? milliseconds.format(time) : seconds.format(time / 1000);
 
@@ -121,10 +122,13 @@ function place(turn) {
 
 const elementOf = (turn) => list.querySelector(`[data-turn="${turn.id}"]`);
 
-function drawAll() {
+function drawAll(toEnd = true) {
+  const before = list.scrollTop;
+  stale = false;
   for (const element of list.querySelectorAll(".talk-turn")) element.remove();
   for (const turn of turns) draw(place(turn), turn);
-  follow();
+  if (toEnd) follow();
+  else list.scrollTop = before;
   settle();
 }
 
@@ -151,19 +155,20 @@ async function ask(turn) {
   if (current) return;
   const stopper = new AbortController();
   current = { turn, stopper };
-  Object.assign(turn, { answer: "", error: undefined, first: undefined, whole: undefined, topic: undefined, at: Date.now() });
+  Object.assign(turn, { answer: "", error: undefined, first: undefined, whole: undefined, topic: undefined });
   const content = draw(elementOf(turn) ?? place(turn), turn);
   turn.error = { code: "left" }; // what is kept, should this page go before the answer is there
-  kept.save(turns);
+  turns = kept.save(turn, turns);
   settle();
   follow();
   said.textContent = `${words.model} ${words.thinking}`;
   turn.error = await answered(turn, content, stopper.signal);
   current = null;
   const near = atEnd();
-  draw(elementOf(turn), turn);
+  turns = kept.save(turn, turns);
+  if (stale) drawAll(near);
+  else draw(elementOf(turn), turn);
   if (near) follow();
-  kept.save(turns);
   settle();
   said.textContent = turn.error ? trouble(turn) : words.answered.replace("{}", turn.answer);
   if (document.activeElement === document.body) text.focus();
@@ -187,7 +192,7 @@ async function answered(turn, content, signal) {
       else content.replaceChildren(node = document.createTextNode(piece.text));
       if (near) follow();
       if (now - saved > 500) {
-        kept.save(turns);
+        turns = kept.save(turn, turns);
         saved = now;
       }
     }
@@ -236,7 +241,7 @@ form.addEventListener("submit", (event) => {
 });
 stop.addEventListener("click", () => { current?.stopper.abort(); text.focus(); });
 addEventListener("keydown", (event) => { if (event.key === "Escape" && current && !document.querySelector("dialog[open]")) current.stopper.abort(); });
-addEventListener("pagehide", () => { if (current) kept.save(turns); });
+addEventListener("pagehide", () => { if (current) kept.save(current.turn, turns); });
 for (const each of box.querySelectorAll("[data-ask]")) each.addEventListener("click", () => { say(each.textContent); text.focus(); });
 
 // all of it -----------------------------------------------------------------------------------------------------------------
@@ -262,7 +267,9 @@ document.getElementById("talk-export").addEventListener("click", () => {
 
 document.getElementById("field-with")?.addEventListener("change", (event) => event.target.form.requestSubmit());
 addEventListener("storage", (event) => { // another tab went on with it
-  if (event.key !== kept.key || current) return;
+  if (event.key !== kept.key) return;
+  stale = true; // an answer on its way is put among the others when it is there
+  if (current) return;
   turns = kept.turns();
   drawAll();
 });

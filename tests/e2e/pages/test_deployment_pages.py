@@ -80,6 +80,14 @@ def test_a_script_is_written_tried_and_put_into_use(site: Site, browser: Browser
         assert not page.evaluate("Object.keys(sessionStorage).filter((name) => name.startsWith('draft'))"), "it was saved"
         within(20, lambda: site.owner("POST", "/v1/deployments/scripted/predictions", BODY)["outputs"] == {"z": [[5, 1]]})
         on.page.on("dialog", lambda dialog: dialog.accept())
+        saved = page.input_value("#script-source")
+        page.fill("#script-source", f"{saved}# more")
+        page.goto(page.url)
+        expect(page.locator(".editor-shown")).to_contain_text("# more")
+        page.get_by_role("button", name="Discard it").click()
+        assert page.input_value("#script-source") == saved
+        page.goto(page.url)
+        expect(page.locator("#script-source")).to_have_value(saved)
         page.get_by_role("button", name="Take off").click()
         expect(page.get_by_text("not in use")).to_be_visible()
         assert [each for each in on.wrong if "400" not in each] == [], "what was wrong with the script"

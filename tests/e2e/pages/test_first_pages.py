@@ -9,6 +9,7 @@ from skimage import data as pictures
 
 from tests.e2e.pages.conftest import Site
 from tests.e2e.pages.people import PASSWORD, sign_in
+from tests.eventually import eventually
 from tests.pages.browser import watched
 
 
@@ -61,7 +62,8 @@ def test_a_picture_on_the_first_page(site: Site, browser: Browser) -> None:
         expect(page.locator("#answer dt").first).to_have_text("espresso", timeout=20_000)
         assert page.locator("#answer meter").count() == 5
         page.set_input_files("#picture", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
-        expect(page.locator("#notices .alert")).to_be_visible()
+        expect(page.locator("#answer .alert")).to_be_visible()
+        expect(page.locator("#preview")).to_be_hidden()
         assert [each for each in on.wrong if "400" not in each and "ERR_" not in each] == []
 
 
@@ -82,6 +84,7 @@ def test_a_session_that_ends_while_one_types(site: Site, browser: Browser) -> No
     """What changes by itself says that nobody is signed in any more; the page stays as it is."""
     with watched(browser, site.home, locale="en-GB") as on:
         sign_in(on)
+        on.go("/ui")
         on.context.clear_cookies()
         expect(on.page.get_by_text("You are not signed in any more")).to_be_visible(timeout=10_000)
         expect(on.page.locator("h1")).to_have_text("Welcome, admin")
@@ -155,7 +158,7 @@ def test_what_is_looked_at_stays_while_the_server_is_away(site: Site, browser: B
     """A line says so; what nginx answers instead is not put into the page, and all goes on by itself."""
     with watched(browser, site.home, locale="en-GB") as on:
         sign_in(on)
-        page, line = on.page, on.page.locator("#offline")
+        page, line = on.go("/ui"), on.page.locator("#offline")
         for status, words in ((503, "no connection"), (500, "does not answer as it should")):
             page.route(
                 "**/ui/home/now", lambda route, *, status=status: route.fulfill(status=status, body="{}", content_type="application/json")
@@ -165,6 +168,25 @@ def test_what_is_looked_at_stays_while_the_server_is_away(site: Site, browser: B
             page.unroute("**/ui/home/now")
             expect(line).to_be_hidden(timeout=10_000)
         assert not [each for each in on.wrong if not re.search("50[03]|Error Code", each)]
+
+
+def test_a_page_for_when_there_is_no_connection(site: Site, browser: Browser) -> None:
+    """It stands at the address of the page that could not be loaded, in the reader's language, and gives way to it."""
+    with watched(browser, site.home, locale="zh-CN", service_workers="allow") as on:
+        page = on.go("/")
+        eventually(lambda: page.evaluate("navigator.serviceWorker.controller !== null"), "the worker is there", 20, 0.05)
+        on.context.set_offline(True)
+        on.go("/ui/sign-in?next=/ui/models")
+        expect(page.locator("h1")).to_have_text("没有网络连接")
+        assert not on.axe("color-contrast"), "its colours are there too"
+        on.context.set_offline(False)
+        expect(page.locator("#field-login")).to_be_visible(timeout=10_000)
+        assert page.url == f"{site.home}/ui/sign-in?next=/ui/models"
+        page.select_option("#choice-language", "en")
+        expect(page.locator("html")).to_have_attribute("lang", "en")
+        kept = "async () => (await (await caches.match('/ui/offline')).text()).includes('There is no connection')"
+        eventually(lambda: page.evaluate(kept), "the page is kept in the other language", 20, 0.05)
+        assert [each for each in on.wrong if "net::ERR_" not in each] == []
 
 
 def test_an_address_where_nothing_is(site: Site, browser: Browser) -> None:

@@ -56,6 +56,39 @@ def test_talking_to_the_demo(site: Site, browser: Browser) -> None:
         expect(page.locator("#talk-empty")).to_be_visible()
 
 
+def test_two_tabs_of_one_dialogue(site: Site, browser: Browser) -> None:
+    """What one adds, answers or stops while the other is asking stays as it is."""
+    with watched(browser, site.home, locale="en-GB") as on:
+        sign_in(on, "owner")
+        page = on.go("/ui/dialogue?with=dialogue")
+        page.fill("#talk-text", "What is Outboard?")
+        page.click("#talk-send")
+        turns = page.locator(".talk-turn")
+        expect(turns.nth(0).locator(".talk-time")).to_be_visible(timeout=20_000)
+        other = on.context.new_page()
+        other.goto(f"{on.home}/ui/dialogue?with=dialogue")
+        page.route("**/generate_stream", lambda route: None)
+        page.fill("#talk-text", "in one tab")
+        page.click("#talk-send")
+        other.fill("#talk-text", "in another")
+        other.click("#talk-send")
+        expect(other.locator(".talk-turn").nth(2).locator(".talk-time")).to_be_visible()
+        other.route("**/generate_stream", lambda route: None)
+        other.fill("#talk-text", "once more")
+        other.click("#talk-send")  # it has the first tab's turn as it was before its end, and is asking when that comes
+        page.click("#talk-stop")
+        expect(turns).to_have_count(4)
+        other.click("#talk-stop")
+        expect(other.locator(".talk-turn").nth(1)).to_contain_text("Stopped by you")
+        page.unroute("**/generate_stream")
+        page.reload()
+        expect(turns).to_have_count(4)
+        expect(turns.nth(1)).to_contain_text("Stopped by you")
+        expect(turns.nth(2).locator(".talk-time")).to_be_visible()
+        other.close()
+        assert not on.wrong
+
+
 def test_talking_to_ones_own_deployment(site: Site, browser: Browser, tmp_path: Path) -> None:
     """It is private: the session of the browser asks, through nginx; once it has ended, that is said, and nothing is lost."""
     echo = identity(tmp_path / "echo.onnx", TensorProto.STRING, (1,))
