@@ -33,8 +33,13 @@ _HARAKIRI_MARGIN_S = 15
 """What a worker may take beyond the longest request before uWSGI ends it: it hangs."""
 
 
-_SLOW = r"^/(v1/(models|models/[^/]+/(versions|test)|uploads|uploads/[^/]+|batches)|uploadmodel|modifymodel|testmodel)$"
-"""Paths that take files in, and have a model host try or load them: nginx/gateway.conf.in has the same."""
+_UPLOADS = r"^/(v1/(models|models/[^/]+/(versions|test)|uploads|uploads/[^/]+|batches)|uploadmodel|modifymodel|testmodel)$"
+"""Paths that take files in, and have a model host try or load them."""
+_SLOW = (
+    r"^/(v1/(batches/[^/]+/failures/file|scripts|scripts/[^/]+/versions|script-checks|deployments/[^/]+/script-trials)"
+    r"|ui/deployments/[^/]+/script|uploadscript)$"
+)
+"""Paths that have a model host try scripts, or read a result from end to end. nginx/gateway.conf.in has both."""
 _STREAMS = r"^/v2/models/[^/]+(/versions/[^/]+)?/generate_stream$"
 """Answers that may take as long as a stream may. A worker has them where the event loops do not: pages, large bodies, what is not here."""
 _STOP_BEHIND_NGINX = """\
@@ -158,7 +163,7 @@ def _listeners(settings: Settings) -> str:
         lines = [f"socket = {_value(settings.socket_path)}", "chmod-socket = 660"]
         # by routes, for the option `harakiri` holds for every request, whatever a route says
         stream_s = math.ceil(settings.stream_timeout_s) + _HARAKIRI_MARGIN_S
-        for path, seconds in ((_SLOW, slow_s), (_STREAMS, stream_s)):
+        for path, seconds in ((_UPLOADS, slow_s), (_SLOW, slow_s), (_STREAMS, stream_s)):
             lines += [f"route = {path} harakiri:{seconds}", f"route = {path} last:"]
         lines.append(f"route-run = harakiri:{harakiri_s}")
         return "\n".join([*lines, *(f"mule = {_value(_MULE)}" for _ in settings.hot_sockets)])

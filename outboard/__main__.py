@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 from outboard.secret_files import FOLDER, InvalidSecret, with_secrets
@@ -98,6 +97,14 @@ class _Parser(argparse.ArgumentParser):
         return parsed, unknown
 
 
+class _Version(argparse.Action):
+    """Looks it up when it is asked for, which takes as long as the rest of the command line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        print(f"outboard {import_module('importlib.metadata').version('outboard')}")
+        parser.exit()
+
+
 VERBS: dict[str, tuple[Verb, str]] = {
     "up": (_up, "everything on this machine: model server, gateway, web server, demo model"),
     "serve": (_serve, "the inference server alone"),
@@ -117,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(prog="outboard", description="A model server: models out of the web application, behind a typed contract.")
-    parser.add_argument("--version", action="version", version=f"outboard {version('outboard')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     run: Callable[[argparse.Namespace], int] | None = None
     for name, (build, text) in VERBS.items():

@@ -42,7 +42,7 @@ WORDS = {
         ("Check the address. If it was a link of ours, tell the operator.", "请检查地址。如果这是本站的链接，请告知运维人员。"),
     ),
     403: Words(
-        ("This address is not open to you", "你无权访问此地址"),
+        ("This address is not open to you", "您无权访问此地址"),
         ("It is for the operators of this server.", "它仅供本服务器的运维人员使用。"),
     ),
     405: Words(("That cannot be done at this address", "此地址不支持该操作"), ("Go back and take another way.", "请返回并换一种方式。")),

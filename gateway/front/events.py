@@ -121,7 +121,9 @@ class LaneEvents(Request):
 
     def _end(self, error: Exception) -> None:
         if self._sock is not None:
-            self._out.append(generate.failure_event(generate.as_told(error)))
+            told = generate.as_told(error)
+            self._front.keep(self._head, self._target, told)
+            self._out.append(generate.failure_event(told))
             self._finish()
             return
         self._front.refuse(self._caller, self._head, self._target, self._started, error, self.trace)

@@ -177,8 +177,8 @@ class Exchanges(Requests):
         """Answers with an error; the request counts among those that have begun. `trace`: where one was begun. `kept`: among the last errors of
         the deployment, which a stranger must not fill.
         """
-        if kept and (deployment_id := self.services.deployed.recall_id(target.model)) is not None:
-            self.services.deployed.errors.note(deployment_id, head.request_id, V2, error)
+        if kept:
+            self.keep(head, target, error)
         if isinstance(error, ServingError):
             answer = problem(error, head.path, head.request_id)
         else:
@@ -188,6 +188,11 @@ class Exchanges(Requests):
             trace = trace or self.services.tracer.begin(head.fields.traceparent, target.model)
             self.tell(trace, head, target, started, answer.status_code, code_of(error))
         caller.reply((heads.failure(answer, head.request_id),))
+
+    def keep(self, head: Head, target: Target, error: Exception) -> None:
+        """Among the last errors of the deployment, where it is one."""
+        if (deployment_id := self.services.deployed.recall_id(target.model)) is not None:
+            self.services.deployed.errors.note(deployment_id, head.request_id, V2, error)
 
     def note(self, head: Head, target: Target, started: float, status: int) -> None:
         observation.end(self.services.metrics, started, head.request_id, target.endpoint, "POST", head.path, status)

@@ -25,6 +25,8 @@ from idl.codes import Code, ServingError
 
 LOOK_S = 0.03
 """How long one look searches for rows that failed."""
+_LOOK_BYTES = 1 << 14
+"""It looks at the clock that often."""
 SUMMARY_ROWS, SUMMARY_BYTES = 5_000, 1 << 20
 MOST_IN_FILE = 10_000
 """Rows in the file of those that failed."""
@@ -101,12 +103,15 @@ def failures(found: Answers, after: int, limit: int) -> FailedRows:
     if not found.end:
         return FailedRows([], None)
     rows: list[FailedRow] = []
-    until = time.monotonic() + LOOK_S
+    until, checked = time.monotonic() + LOOK_S, after
     with _opened(found.path) as file:
-        for count, (row, following) in enumerate(_failed(found, file, max(0, after))):
+        for row, following in _failed(found, file, max(0, after)):
             if row is not None:
                 rows.append(row)
-            if len(rows) >= limit or (count % 256 == 255 and time.monotonic() > until):
+            is_late = False
+            if following - checked >= _LOOK_BYTES:
+                checked, is_late = following, time.monotonic() > until
+            if len(rows) >= limit or is_late:
                 return FailedRows(rows, following if following < found.end else None)
     return FailedRows(rows, None)
 

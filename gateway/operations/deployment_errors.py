@@ -20,8 +20,8 @@ V1, V2, FORM, TASK = "/v1", "/v2", "form", "task"
 _EVERY_S = 0.5
 _MOST_AT_ONCE = 20
 _MOST_TEXT = 500
-_STRANGERS = frozenset({Code.UNAUTHENTICATED, Code.FORBIDDEN})
-"""Whoever may not call it has not called it."""
+_UNTOLD = frozenset({Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.CANCELLED})
+"""Whoever may not call it has not called it, and whoever has gone has given up."""
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class DeploymentErrors:
     def note(self, deployment_id: int, request_id: str, way: str, error: BaseException) -> None:
         """A call of the deployment has failed. Waits for nothing; raises nothing."""
         code, message = (error.code, error.message) if isinstance(error, ServingError) else (Code.INTERNAL, "the server made a mistake")
-        if code in _STRANGERS:
+        if code in _UNTOLD:
             return
         one = CallError(clock.to_text(self._now()), request_id, way, code.value, message[:_MOST_TEXT])
         with self._lock:

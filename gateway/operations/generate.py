@@ -7,10 +7,13 @@ so that `{"text_input": "Hello"}` fits an input of shape [1] or [-1, 1]. Any oth
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from gateway.models_rpc import Answers, Models
 from gateway.operations import inference, tensor_json
+from gateway.operations.deployment_errors import V2, Noting
+from gateway.operations.deployments import Target
 from gateway.operations.inference import Call
 from idl.codes import Code, ServingError
 from idl.messages import InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
@@ -27,7 +30,9 @@ _spell = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 def one(models: Models, call: Call, model: str, version: str, body: bytes) -> bytes:
     """The answer as JSON. Raises ServingError; unsupported where the model gives several."""
-    return _written(models.infer(_asked(models, call, model, version, body), call.connection))
+    target = _callable(models, call, model, version)
+    with _noting(call, target):
+        return _written(models.infer(from_body(models.metadata(model, version), call, model, version, body), call.connection))
 
 
 class Events:
@@ -35,13 +40,15 @@ class Events:
 
     def __init__(self, models: Models, call: Call, model: str, version: str, body: bytes) -> None:
         """Returns when the first answer is there. Raises ServingError: what goes wrong later is an event of its own."""
-        self._answers: Answers = models.stream(_asked(models, call, model, version, body), call.connection)
-        try:
-            first = self._answers.next()
-        except BaseException:
-            self._answers.close()
-            raise
-        self._first = first
+        self._call, self._target = call, _callable(models, call, model, version)
+        with _noting(call, self._target):
+            asked = from_body(models.metadata(model, version), call, model, version, body)
+            self._answers: Answers = models.stream(asked, call.connection)
+            try:
+                self._first = self._answers.next()
+            except BaseException:
+                self._answers.close()
+                raise
 
     def __iter__(self) -> Iterator[bytes]:
         """Events, several at a time where their answers are there."""
@@ -63,6 +70,8 @@ class Events:
                     answer = self._answers.next()
         except Exception as error:  # noqa: BLE001 - the reader must see that it is not the end
             if (told := as_told(error)).code is not Code.CANCELLED:  # else nobody reads it
+                if self._target is not None and self._call.deployed is not None:
+                    self._call.deployed.errors.note(self._target.id, self._call.request_id, V2, told)
                 yield failure_event(told)
         finally:
             self.close()
@@ -72,14 +81,19 @@ class Events:
         self._answers.close()
 
 
-def _asked(models: Models, call: Call, model: str, version: str, body: bytes) -> InferRequest:
+def _callable(models: Models, call: Call, model: str, version: str) -> Target | None:
+    """The deployment that is called; None for a model of the operators'. Raises what `require_callable` does, and unsupported for one with a script."""
     target = inference.require_callable(models, call, model, version)
     if target is not None and target.script_name:
         raise ServingError(Code.UNSUPPORTED, f"deployment {model!r} has a script, which stands around predictions: generate goes past it")
-    given = tensor_json.parse(body)
-    if not isinstance(given, dict):
-        raise _no_object()
-    return asked(models.metadata(model, version), call, model, version, given)
+    return target
+
+
+def _noting(call: Call, target: Target | None) -> Noting | nullcontext[None]:
+    """What fails within it is among the last errors of the deployment."""
+    if target is None or call.deployed is None:
+        return nullcontext()
+    return call.deployed.errors.noting(target.id, call.request_id, V2)
 
 
 def from_body(metadata: ModelMetadata, call: Call, model: str, version: str, body: bytes) -> InferRequest:

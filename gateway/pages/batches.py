@@ -20,7 +20,7 @@ from gateway.operations.deployment_changes import Wanted as WantedDeployments
 from gateway.operations.tasks import is_own
 from gateway.pages import work
 from gateway.pages.deployment_places import Opened, opened, render_tab
-from gateway.pages.frame import Pages, go, is_part, me, ours, render
+from gateway.pages.frame import Pages, go, is_part, me, render
 from gateway.pages.tasks import WORDS, error_code, steps
 from gateway.storage.batches import BatchRecord
 from gateway.storage.task_records import BATCH, RUNNING, STATES, TaskEvent, TaskRecord
@@ -66,11 +66,7 @@ def _list(chosen: work.Filter) -> dict[str, Any]:
 @_pages.page("/ui/batches/several", "POST")
 def batches_several() -> Response:
     """Cancels or deletes those that were chosen."""
-    verb = request.form.get("verb", "")
-    done, left = work.change_all(request.form.getlist("task"), verb)
-    where = ours(request.form.get("next"), work.BATCHES)
-    said = f"{'cancelled' if verb == 'cancel' else 'deleted'}={done}&kept={left}"
-    return go(f"{where}{'&' if '?' in where else '?'}{said}")
+    return work.several(work.BATCHES)
 
 
 # a new one -----------------------------------------------------------------------------------------------------------------------------

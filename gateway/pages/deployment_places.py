@@ -51,6 +51,7 @@ class Tab:
     key: str
     name: str
     where: str
+    picture: str
 
 
 def opened(name: str, wanted: Can = Can.READ) -> Opened:
@@ -71,15 +72,15 @@ def tabs(found: Opened) -> list[Tab]:
     name = found.record.rpc_name
     query = urlencode({"deployment": name})
     known = (
-        ("overview", _("Overview"), deployment_at(name), Can.READ),
-        ("try", _("Try"), deployment_at(name, "try"), Can.CALL),
-        ("use", _("Use"), deployment_at(name, "use"), Can.CALL),
-        ("script", _("Script"), deployment_at(name, "script"), Can.CHANGE),
-        ("tasks", _("Tasks"), f"/ui/tasks?{query}", Can.CALL),
-        ("batch", _("Batch"), f"/ui/batches/new?{query}", Can.CALL),
-        ("settings", _("Settings"), deployment_at(name, "settings"), Can.CHANGE),
+        ("overview", _("Overview"), deployment_at(name), "chart-line", Can.READ),
+        ("try", _("Try"), deployment_at(name, "try"), "flask", Can.CALL),
+        ("use", _("Use"), deployment_at(name, "use"), "code", Can.CALL),
+        ("script", _("Script"), deployment_at(name, "script"), "wand", Can.CHANGE),
+        ("tasks", _("Tasks"), f"/ui/tasks?{query}", "checklist", Can.CALL),
+        ("batch", _("Batch"), f"/ui/batches/new?{query}", "stack-2", Can.CALL),
+        ("settings", _("Settings"), deployment_at(name, "settings"), "settings", Can.CHANGE),
     )
-    return [Tab(key, label, where) for key, label, where, needed in known if needed in found.can]
+    return [Tab(key, label, where, picture) for key, label, where, picture, needed in known if needed in found.can]
 
 
 def render_tab(template: str, found: Opened, tab: str, status: int = 200, **values: Any) -> Response:

@@ -40,7 +40,9 @@ View = Callable[..., "Response | str"]
 
 
 def browsers() -> Browsers:
-    return services().browsers
+    if "browsers" not in g:
+        g.browsers = services().browsers
+    return cast(Browsers, g.browsers)
 
 
 def visitor() -> Principal | None:
@@ -98,7 +100,9 @@ def form_token() -> str:
     """What a form on this page carries."""
     if not holder():
         g.stranger = g.new_stranger = secrets.token_urlsafe(16)
-    return browsers().form_token(holder())
+    if g.get("token_of") != holder():
+        g.token_of, g.token = holder(), browsers().form_token(holder())
+    return cast(str, g.token)
 
 
 def check_form() -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flask import request
 from werkzeug.wrappers import Response
 
 from gateway import clock
@@ -12,7 +11,7 @@ from gateway.errors import STATUS
 from gateway.operations.tasks import is_own
 from gateway.pages import work
 from gateway.pages.deployment_places import render_tab
-from gateway.pages.frame import Pages, go, is_part, me, ours, render
+from gateway.pages.frame import Pages, go, is_part, me, render
 from gateway.storage.task_records import BATCH, STATES, TaskEvent, TaskRecord
 from gateway.storage.webhooks import PENDING
 from idl.codes import Code, ServingError
@@ -57,11 +56,7 @@ WORDS: dict[str, Any] = {"task_at": work.task_at, "span": work.span}
 @_pages.page("/ui/tasks/several", "POST")
 def several() -> Response:
     """Cancels or deletes those that were chosen."""
-    verb = request.form.get("verb", "")
-    done, left = work.change_all(request.form.getlist("task"), verb)
-    where = ours(request.form.get("next"), work.TASKS)
-    said = f"{'cancelled' if verb == 'cancel' else 'deleted'}={done}&kept={left}"
-    return go(f"{where}{'&' if '?' in where else '?'}{said}")
+    return work.several(work.TASKS)
 
 
 @_pages.page("/ui/tasks/<task_id>")

@@ -16,7 +16,7 @@ from gateway.operations.deployment_changes import Wanted as WantedDeployments
 from gateway.operations.tasks import Wanted
 from gateway.pages.deployment_places import Opened, opened
 from gateway.pages.forms import whole
-from gateway.pages.frame import is_part, me
+from gateway.pages.frame import go, is_part, me, ours
 from gateway.storage.task_records import BATCH, PREDICTION, STATES, TaskRecord
 from gateway.types import Role
 from idl.codes import Code, ServingError
@@ -200,6 +200,15 @@ def change_all(ids: Sequence[str], verb: str) -> tuple[int, int]:
                 raise
             left += 1
     return done, left
+
+
+def several(where: str) -> Response:
+    """Cancels or deletes those that were chosen in the list at `where`, and shows it again."""
+    verb = request.form.get("verb", "")
+    done, left = change_all(request.form.getlist("task"), verb)
+    back = ours(request.form.get("next"), where)
+    said = f"{'cancelled' if verb == 'cancel' else 'deleted'}={done}&kept={left}"
+    return go(f"{back}{'&' if '?' in back else '?'}{said}")
 
 
 def _verb(owned: Services, verb: str) -> Callable[..., Any]:
