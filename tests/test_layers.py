@@ -37,7 +37,7 @@ ROOMS = {
         ["pages"],
         ["blueprints", "hot_routes"],
         ["context"],
-        ["wsgi_request", "observation", "query_strings"],
+        ["wsgi_request", "observation", "query_strings", "url_rules"],
         ["operations"],
         ["waiters"],
         ["models_rpc", "storage"],

@@ -93,9 +93,15 @@ class TestPrepare:
         assert "Apache License, Version 2.0" in licence and "Permission is hereby granted, free of charge" in licence
 
     def test_second_time_touches_nothing(self, folder: Path) -> None:
-        before = {path: path.stat() for path in folder.rglob("*")}
+        def seen() -> dict[Path, tuple[int, ...]]:
+            found = {path: path.stat() for path in folder.rglob("*")}
+            return {
+                path: (each.st_ino, each.st_mtime_ns, each.st_size, each.st_mode) for path, each in found.items()
+            }  # not when it was read
+
+        before = seen()
         prepare(folder.parent)
-        assert {path: path.stat() for path in folder.rglob("*")} == before
+        assert seen() == before
 
     @pytest.mark.parametrize("name", ["1/model.onnx", "model.toml", "labels.json", "LICENSE.txt"])
     @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:9] + b"?" + content[10:], None])

@@ -75,7 +75,7 @@ def fill(root: Path) -> None:
     times(file("versions", version=2), 2)
     times(file("secret", "public = false"), 2)
     times(file("unloaded"), 2)
-    slow(file("slow"), 2000)
+    slow(file("slow"), 1000)
     identity(file("scalar"), TensorProto.FLOAT, ())
     copies(file("pair"), ("age", "a", TensorProto.FLOAT, ("n", 1)), ("name", "b", TensorProto.STRING, ("n", 1)))
     copies(file("rows"), ("features", "same", TensorProto.FLOAT, ("n", 4)))

@@ -43,6 +43,10 @@ def test_a_call_that_fails_is_told_of_with_its_id(stage: Stage) -> None:
     assert stage.nobody.http.post("/predict", data=form, headers={"X-Request-Id": "abc-3"}).get_json()["status"] != "success"
     within(5, lambda: len(errors(stage.ann)) == 3)
     assert [(one["request_id"], one["way"]) for one in errors(stage.ann, limit=2)] == [("abc-3", "form"), ("abc-2", "/v2")]
+    for verb, number in (("generate", 4), ("generate_stream", 5)):
+        given = stage.ann("POST", f"/v2/models/ann.d/{verb}", {"x": "no number"}, headers={"X-Request-Id": f"abc-{number}"})
+        assert given.status_code == 400
+    within(5, lambda: [(one["request_id"], one["way"]) for one in errors(stage.ann, limit=2)] == [("abc-5", "/v2"), ("abc-4", "/v2")])
     stage.ann("PATCH", "/v1/deployments/d", {"desired_state": "paused"})
     stage.until("d", "paused")
     assert predict(stage.ann)[1] == "deployment_paused" and infer(stage.ann)[0] == 409

@@ -206,7 +206,7 @@ class TestTokens:
 def slow_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """One model that takes a while."""
     folder = tmp_path_factory.mktemp("slow")
-    slow(folder / "models" / "slow" / "1" / "model.onnx", 3000)
+    slow(folder / "models" / "slow" / "1" / "model.onnx", 1000)
     times(folder / "models" / "triple" / "1" / "model.onnx", 3)
     made = start_server(folder / "models", folder, "--thrift-socket", str(folder / "t"))
     made.addresses["socket"] = str(folder / "t")

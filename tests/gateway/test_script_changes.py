@@ -55,6 +55,8 @@ def test_no_call_fails_and_none_is_of_two_scripts(plain: Stage) -> None:
             script = None if name is None else {"name": name}
             assert plain.ann("PATCH", "/v1/deployments/d", {"script": script}).status_code == 200
             plain.until("d")
+            done = len(answers)
+            eventually(lambda done=done: len(answers) >= done + 4, "each of them asks once more", 30)  # type: ignore[misc]
     finally:
         stop.set()
         for thread in threads:

@@ -121,12 +121,13 @@ def test_rows_that_failed_of_each_kind_of_file(gateway: Working) -> None:
 def test_a_look_for_rows_that_failed_ends_and_goes_on(gateway: Working, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_, _ = answered(gateway, "numbers.csv", b"a,b\n" + b"1,2\n" * 1000 + b"x,1\n")
     monkeypatch.setattr(batch_views, "LOOK_S", 0.0)
+    monkeypatch.setattr(batch_views, "_LOOK_BYTES", 1 << 10)
     path, looks, cursor = f"/v1/batches/{batch_['id']}/failures", 0, ""
     rows: list[int] = []
     while looks == 0 or cursor:
         found = read(gateway, f"{path}?cursor={cursor}" if cursor else path).get_json()
         rows, cursor, looks = rows + [row["row"] for row in found["items"]], found["next"], looks + 1
-    assert rows == [1001] and looks == 4
+    assert rows == [1001] and looks > 4
     for wrong in ("WyJ4Il0", "W10", "WzEsMl0"):
         assert read(gateway, f"{path}?cursor={wrong}", 400)
     assert read(gateway, f"{path}?cursor=WzEwMDAwMDAwMDBd").get_json() == {"items": [], "next": None}

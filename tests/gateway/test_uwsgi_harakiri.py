@@ -43,9 +43,13 @@ def test_what_takes_files_in_may_take_longer(tmp_path: Path) -> None:
             for line in process.stderr:
                 if line.startswith("spawned uWSGI worker 1"):
                     break
-            for path in ("/v1/models", "/v1/models/a/versions", "/v1/models/a/test", "/v1/uploads/0", "/uploadmodel", "/v1/batches"):
+            for path in (
+                *("/v1/models", "/v1/models/a/versions", "/v1/models/a/test", "/v1/uploads/0", "/uploadmodel", "/v1/batches"),
+                *("/v1/batches/b/failures/file", "/v1/scripts", "/v1/scripts/s/versions", "/v1/script-checks", "/uploadscript"),
+                *("/v1/deployments/a.d/script-trials", "/ui/deployments/a.d/script"),
+            ):
                 assert asked(port, f"{path}?0.01") == 200, path
-            assert asked(port, "/v1/models?3.5") == asked(port, "/v2/models/a.b/generate_stream?3.5") == 200
+            assert asked(port, "/v1/deployments/a.d/script-trials?3.5") == asked(port, "/v2/models/a.b/generate_stream?3.5") == 200
             assert asked(port, "/v1/models/a/predictions?6") == 0, "the worker was ended"
         finally:
             process.terminate()
@@ -66,5 +70,5 @@ def asked(port: int, path: str) -> int:
 
 def test_nginx_and_uwsgi_name_the_same_paths() -> None:
     nginx = (Path(__file__).parents[2] / "nginx" / "gateway.conf.in").read_text()
-    ours = re.search(r"route = (\S+) harakiri", "\n".join(lines_of(Settings(socket="/tmp/g.sock"))))
-    assert ours is not None and f"location ~ {ours[1]} {{" in nginx
+    ours = re.findall(r"route = (\S+) harakiri:615", "\n".join(lines_of(Settings(socket="/tmp/g.sock"))))
+    assert len(ours) == 2 and all(f"location ~ {each} {{" in nginx for each in ours)

@@ -33,7 +33,7 @@ def start(folder: Path) -> Process:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("l")
     times(folder / "models" / "double" / "1" / "model.onnx", 2)
-    slow(folder / "models" / "slow" / "1" / "model.onnx", 3000)
+    slow(folder / "models" / "slow" / "1" / "model.onnx", 1500)
     made = start(folder)
     yield made
     assert made.stop() == 0, made.log.read_text()

@@ -22,7 +22,7 @@ def nothing_left_over(zygote: Zygote, watcher: Watcher) -> Iterator[None]:
     before = threads(), descriptors(), children(zygote)
     yield
     for thread in threading.enumerate():
-        if thread.name.startswith(("retire-", "mend-", "reap-")):
+        if thread.name.startswith(("retire-", "mend-", "reap-", "control-")):
             thread.join(10)
     deadline = time.monotonic() + 5
     while not children(zygote) <= before[2] and time.monotonic() < deadline:

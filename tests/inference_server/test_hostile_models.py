@@ -52,6 +52,9 @@ def outcomes(root: Path) -> Outcomes:
     tried = [each for each in ALL if not each.code or has_box()]
     with ThreadPoolExecutor(2) as pool:
         errors = dict(zip((each.name for each in tried), pool.map(error, tried), strict=True))
+    until = time.monotonic() + 10
+    while processes(root) and time.monotonic() < until:
+        time.sleep(0.05)  # killed, and on its way out
     left = [str(path) for path in root.rglob("*")] + [f"process {pid}" for pid in processes(root)]
     host.close()
     limits.close()

@@ -1,7 +1,6 @@
 """One site for all tests of pages, with things to look at, a mail server, and a browser."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from playwright.sync_api import Browser
 from tests.e2e.test_deployments import BOUNDARY, PASSWORD, Caller, upload, upload_rows
 from tests.eventually import eventually
 from tests.gateway.deployed_host import within
-from tests.needs import has_box, needs
+from tests.needs import has_box, needs, program
 from tests.onnx_models import times
-from tests.pages.browser import chromium
+from tests.pages.browser import CHROMIUM, chromium
 from tests.processes import Process, descendants, free_port, start_up, wait_until_gone
 
 
@@ -26,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
-            for mark in (needs("nginx"), needs("chromium")):
+            for mark in (needs("nginx"), needs(CHROMIUM)):
                 item.add_marker(mark)
 
 
@@ -131,5 +130,5 @@ def seed(site: Site, folder: Path) -> None:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    with chromium(shutil.which("chromium") or "") as made:
+    with chromium(program(CHROMIUM)) as made:
         yield made

@@ -22,12 +22,13 @@ ADMINISTRATORS = (
     "/ui/admin/storage",
 )
 """Pages that only an administrator sees; the others are looked at as the owner of what `seed` made."""
-ANYONES = ("/", "/ui/sign-in", "/ui/register", "/ui/verify", "/ui/reset", "/ui/<path:anything>")
+ANYONES = ("/", "/ui/sign-in", "/ui/register", "/ui/verify", "/ui/reset", "/ui/offline", "/ui/<path:anything>")
 """Pages that need no sign-in."""
 PIECES = (
     "/ui/home/now",
     "/ui/models/<owner>/<name>/result",
     "/ui/form-token",
+    "/ui/service-worker.js",
     "/ui/sign-in/openid",
     "/ui/sign-in/openid/back",
     "/ui/tasks/now",

@@ -4,7 +4,6 @@
 
 import argparse
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -19,11 +18,13 @@ from tests.e2e.pages.conftest import Site, running
 from tests.e2e.pages.examples import ADMINISTRATORS, ANYONES, addresses, rules
 from tests.e2e.pages.people import sign_in
 from tests.e2e.pages.showcase import BUSY, Traffic, furnish
-from tests.pages.browser import Watched, chromium, watched
+from tests.needs import program
+from tests.pages.browser import CHROMIUM, Watched, chromium, watched
 from tests.processes import ROOT
 
 WIDTHS = (ViewportSize(width=1440, height=900), ViewportSize(width=375, height=800))
 LOCALES = {"en": "en-GB", "zh": "zh-CN"}
+README_SIZE = ViewportSize(width=1280, height=1000)
 IMAGES = ROOT / "docs" / "images"
 README = {
     "model.webp": "/ui/models/owner/photos/test",
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = rules(Settings(data_dir=folder / "rules"))
-        with running(folder) as site, chromium(shutil.which("chromium") or "chromium") as browser:
+        with running(folder) as site, chromium(program(CHROMIUM) or CHROMIUM) as browser:
             furnish(site, folder)
             with Traffic(site.owner):
                 time.sleep(90 if options.readme else 10)  # charts need something to show
@@ -99,10 +100,11 @@ def settle(page: Page) -> None:
 
 def for_readme(site: Site, browser: Browser) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    with watched(browser, site.home, viewport=ViewportSize(width=1280, height=1000), color_scheme="light", locale="en-GB") as on:
+    with watched(browser, site.home, viewport=README_SIZE, color_scheme="light", locale="en-GB") as on:
         sign_in(on, site.owner.name)
         for name, path in README.items():
             page = on.go(path)
+            page.set_viewport_size(README_SIZE)
             settle(page)
             if name in SHOWN:
                 SHOWN[name](page)
@@ -118,6 +120,9 @@ def _tried(page: Page) -> None:
     page.set_input_files("form[data-try] input[type=file]", ROOT / "docs" / "coffee.jpg")
     page.click("form[data-try] button[type=submit]")
     expect(page.locator("[data-answer]")).to_contain_text("espresso", timeout=30_000)
+    with page.expect_response("**/v1/**"):  # the first try has loaded the model
+        page.click("form[data-try] button[type=submit]")
+    settle(page)
     page.set_viewport_size(ViewportSize(width=1280, height=1240))
 
 

@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ViewportSize
+from playwright.sync_api import Browser, ViewportSize, expect
 
 from gateway.settings import Settings
 from tests.e2e.pages.conftest import Site
 from tests.e2e.pages.examples import ADMINISTRATORS, ANYONES, addresses, rules
 from tests.e2e.pages.people import sign_in
-from tests.pages.browser import watched
+from tests.e2e.test_deployments import Caller
+from tests.pages.browser import AXE, watched
 
 WIDE, NARROW = ViewportSize(width=1440, height=900), ViewportSize(width=375, height=800)
 
@@ -26,7 +27,7 @@ def pages(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     ids=["en light wide", "zh dark narrow"],
 )
 def test_every_page(site: Site, browser: Browser, pages: dict[str, str], language: str, colours: str, viewport: ViewportSize) -> None:
-    """No violation of WCAG AA, none of the policy, nothing from elsewhere, nothing that is wider than the window, at either width."""
+    """No violation of WCAG AA in either colours, none of the policy, nothing from elsewhere, nothing wider than the window at either width."""
     locale = {"en": "en-GB", "zh": "zh-CN"}[language]
     found: dict[str, list[str]] = {}
     groups = {
@@ -35,14 +36,22 @@ def test_every_page(site: Site, browser: Browser, pages: dict[str, str], languag
         "admin": [rule for rule in pages if rule in ADMINISTRATORS],
     }
     for name, seen in groups.items():
-        with watched(browser, site.home, viewport=viewport, color_scheme=colours, locale=locale) as on:
+        with watched(browser, site.home, viewport=viewport, color_scheme=colours, locale=locale, reduced_motion="reduce") as on:
+            if viewport == WIDE:
+                on.context.add_init_script(path=AXE)  # once, and not as a message for each page
             if name:
                 sign_in(on, name)
             for rule in seen:
                 page = on.go(pages[rule])
                 assert page.get_attribute("html", "data-bs-theme") == colours
                 assert (page.get_attribute("html", "lang") or "").startswith(language)
-                problems = on.axe("" if viewport == WIDE else "color-contrast")  # the other rules do not look at colours
+                problems: list[str] = []
+                if viewport == WIDE:
+                    problems += on.axe()
+                    page.emulate_media(color_scheme="dark")
+                    expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
+                    problems += [f"dark: {each}" for each in on.axe("color-contrast")]  # the other rules do not look at colours
+                    page.emulate_media(color_scheme="light")
                 for size in (NARROW, WIDE) if viewport == WIDE else (WIDE, NARROW):  # back to its own
                     page.set_viewport_size(size)
                     problems += [f"too wide for {size['width']} px"] if on.too_wide() > 0 else []
@@ -87,6 +96,17 @@ def test_the_first_visit_is_light(site: Site, browser: Browser) -> None:
             on.go("/ui" if name else "/")
             on.page.wait_for_load_state("networkidle") if not name else on.page.wait_for_timeout(500)
             assert 50_000 < sum(sizes) < 300_000, (name, sum(sizes))
+
+
+def test_what_somebody_new_sees_fits_a_phone(site: Site, browser: Browser) -> None:
+    """Lists with nothing in them, which say how to begin."""
+    Caller(site.up, "novice")
+    with watched(browser, site.home, viewport=NARROW, locale="en-GB") as on:
+        sign_in(on, "novice")
+        for path in ("/ui", "/ui/models", "/ui/deployments", "/ui/tasks", "/ui/batches", "/ui/teams", "/ui/account/keys"):
+            on.go(path)
+            assert on.too_wide() <= 0, path
+        assert on.page.get_by_text("No key yet").is_visible() and not on.wrong
 
 
 def test_no_page_is_forgotten(tmp_path: Path) -> None:

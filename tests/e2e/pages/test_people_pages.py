@@ -17,7 +17,7 @@ from tests.pages.browser import watched
 def test_a_picture_and_a_key(site: Site, browser: Browser) -> None:
     with watched(browser, site.home, locale="en-GB") as on:
         sign_in(on, "owner")
-        page = on.page
+        page = on.go("/ui")
         page.click("a.me")
         page.click("[data-picture]")
         page.set_input_files("#picture-file", Path(pictures.__file__).parent / "coffee.png")
@@ -99,5 +99,6 @@ def test_an_administrator_at_work(site: Site, browser: Browser) -> None:
         page.click("#register [type=submit]")
         page.wait_for_url("**/ui/sign-in?*")
         sign_in(on, "invited")
+        on.go("/ui")
         expect(page.locator("nav.places >> text=Hosts")).to_be_visible()
         assert not on.wrong
