@@ -4,12 +4,12 @@ The same keys may come as JSON, with a load request or inside a `config.pbtxt`; 
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from idl import toml_text
 from inference_server import input_declarations, label_files, pipeline_steps, provider_options, version_labels, warmup_samples
 from inference_server.setting_checks import (
     InvalidModelSettings,
@@ -149,15 +149,17 @@ def read_toml(folder: Path) -> dict[str, Any]:
     try:
         with (folder / FILE).open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
-        if len(raw) > _MAX_BYTES:
-            raise InvalidModelSettings(f"{FILE} has more than {_MAX_BYTES} bytes")
-        return values(FILE, tomllib.loads(raw.decode()), folder)
     except FileNotFoundError:
         return {}
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidModelSettings(f"{FILE} is not TOML: {error}") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
         raise InvalidModelSettings(f"{FILE} cannot be read: {type(error).__name__}") from error
+    if len(raw) > _MAX_BYTES:
+        raise InvalidModelSettings(f"{FILE} has more than {_MAX_BYTES} bytes")
+    try:
+        given = toml_text.loads(raw)
+    except ValueError as error:
+        raise InvalidModelSettings(f"{FILE} is not TOML: {error}") from error
+    return values(FILE, given, folder)
 
 
 def values(source: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:

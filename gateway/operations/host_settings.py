@@ -2,10 +2,10 @@
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from idl import toml_text
 from idl.codes import Code, ServingError
 
 _DELETE = chr(127)
@@ -17,8 +17,8 @@ def merged(declared: bytes, versions: Sequence[int], cpus: float | None, memory:
     `declared` is TOML, b"" for nothing. Raises invalid_model where it is not.
     """
     try:
-        said = tomllib.loads(declared.decode())
-    except (ValueError, RecursionError) as error:
+        said = toml_text.loads(declared)
+    except ValueError as error:
         raise ServingError(Code.INVALID_MODEL, f"model.toml cannot be read: {error}") from None
     for key in ("instances", "version_labels", "canary_percent", "public", "version_policy"):
         said.pop(key, None)

@@ -1,7 +1,6 @@
 """What a model takes and gives, as pages show it: from the record of a user's version, or from what a model host says."""
 
 import math
-import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from gateway import model_declaration
 from gateway.model_declaration import Declaration, ImageDeclaration
 from gateway.storage import Storage
 from gateway.storage.model_records import VersionRecord
+from idl import toml_text
 from idl.codes import ServingError
 from idl.messages import ModelMetadata
 
@@ -123,7 +123,7 @@ def _fixed(axis: Axis) -> bool:
 def _declared(storage: Storage, version: VersionRecord) -> Declaration:
     """Which inputs take pictures and which outputs have labels; nothing where it cannot be read: then it is not needed for anything."""
     try:
-        given = tomllib.loads(_settings(storage, version).decode())
+        given = toml_text.loads(_settings(storage, version))
     except (OSError, ServingError, ValueError, zipfile.BadZipFile):
         return Declaration()
     inputs, labels = given.get("inputs", {}), given.get("labels", {})

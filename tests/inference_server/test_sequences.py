@@ -1,6 +1,7 @@
 """Sequences: the server carries a model's state from one request to the next, for many at a time, and never mixes them up."""
 
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,13 @@ def test_each_instance_keeps_its_own_and_is_found_again(engine: Engine, reposito
         assert floats(ask(engine, (1, 1), number)) == [number + 1, 1]
     used = [executor.board.kind("success")[0] for executor in engine._served["m"].versions[1].executors]
     assert sum(used) == 60 and min(used) > 0 and all(count % 2 == 0 for count in used)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_instances_get_equally_many(count: int) -> None:
+    names = [(f"/run/outboard/x{number}.lane", number) for number in range(8, 8 + count)]  # as executors are named
+    shares = Counter(affinity.choose(names, str(sequence)) for sequence in range(3000))
+    assert all(0.85 < shares[number] * count / 3000 < 1.15 for _, number in names), shares
 
 
 def test_a_number_and_its_text_are_one_sequence_everywhere() -> None:

@@ -142,7 +142,7 @@ def test_queued_requests_survive(engine: Engine, repository: Path, lane: LocalLa
 def test_a_batch_fails_as_a_whole_and_nobody_else(engine: Engine, repository: Path) -> None:
     executor = executor_of(load_probe(engine, repository, rows=4))
     with ThreadPoolExecutor(10) as pool:
-        plug = pool.submit(engine.model_infer, probe_request("m", 0, rounds=1000))
+        plug = pool.submit(engine.model_infer, probe_request("m", 0, rounds=4000))
         eventually(lambda: executor.board.cells[boards.RUNNING] == 1, "it runs")
         several = [pool.submit(engine.model_infer, probe_request("m", 100 * place, rounds=3000)) for place in range(1, 7)]
         eventually(lambda: executor.board.in_flight == 7, "the others wait")
