@@ -11,11 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 import skimage
 
-from tests.gateway import hostile
 from tests.gateway.model_host import ADMINISTRATOR, fill
-from tests.gateway.test_hostile import COUNT, SEED, TARGETS
 from tests.needs import needs
-from tests.processes import ROOT, Process, descendants, start_up
+from tests.processes import ROOT, Process, start_up
 
 pytestmark = needs("nginx", "curl")
 
@@ -44,18 +42,6 @@ def test_official_client(up: Process) -> None:
     command = [sys.executable, str(program), urlsplit(up["http"]).netloc, token]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_hostile_bodies(up: Process) -> None:
-    before = descendants(up.process.pid)
-    address = urlsplit(up["http"])
-    assert address.hostname and address.port
-    statuses = hostile.run(address.hostname, address.port, hostile.stream(SEED, COUNT, TARGETS))
-    assert statuses["400"] > COUNT / 2, statuses
-    assert descendants(up.process.pid) == before, "a process died"
-    with urllib.request.urlopen(up["http"] + "/readyz", timeout=30) as answer:
-        assert json.load(answer)["status"] == "ready"
-    assert ask(up, hostile.v1("triple"), {"inputs": {"x": [[1, 2]]}})["outputs"] == {"y": [[3.0, 6.0]]}
 
 
 def test_a_photograph_with_curl(up: Process) -> None:
