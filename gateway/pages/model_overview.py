@@ -15,6 +15,7 @@ from gateway.pages import signatures
 from gateway.pages.frame import Pages, render
 from gateway.pages.model_calls import of_host, wanted_version
 from gateway.pages.model_places import model_at, model_head
+from gateway.pages.sentences import said
 from gateway.pages.signatures import Axis, Tensor
 
 _pages = Pages("model_overview")
@@ -70,7 +71,7 @@ def overview(owner: str, name: str) -> Response:
     else:
         version = wanted_version(found)
         body, signature = model_bodies.model_version(version), signatures.of_version(services().storage, version)
-    description = found.description if isinstance(found, HostModel) else found.model.description
+    description = said(found.description) if isinstance(found, HostModel) else found.model.description
     values: dict[str, Any] = {
         "describe": described,
         "algorithm": lambda name: _ALGORITHMS.get(name, name),

@@ -9,6 +9,9 @@ from flask_babel import gettext
 from flask_babel import lazy_gettext as later
 
 KNOWN = (
+    # what the demonstration models say of themselves
+    later("A small dialogue in English and Chinese: the nearest known question's answer, word by word"),
+    later("EfficientNet-Lite0: says which of 1,000 ImageNet classes a picture shows"),
     later("a version of its model is not kept any more"),
     later("an account with this address exists"),
     later("answered {}"),

@@ -1,6 +1,7 @@
 """Every sentence of the pages is there in every language, and what operations say is found again."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from babel.messages.pofile import read_po
 from flask import Flask
 
 from gateway.pages import languages, sentences
+from outboard import demo
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGS = sorted((ROOT / "gateway" / "translations").glob("*/LC_MESSAGES/messages.po"))
@@ -58,6 +60,11 @@ def test_templates_say_nothing_that_is_not_marked() -> None:
         ("the username or the password is wrong", "用户名或密码错误"),
         ("must have 8 to 256 characters, not 3", "须有 8 到 256 个字符，现在是 3 个"),
         ("'ann' is taken", "'ann' 已被占用"),
+        (tomllib.loads(demo._MODEL_TOML)["description"], "EfficientNet-Lite0：判断图片属于 ImageNet 的 1,000 个类别中的哪一个"),
+        (
+            tomllib.loads((ROOT / "outboard" / "dialogue" / "model.toml").read_text())["description"],
+            "中英文小对话：给出最接近的已知问题的答案，逐词输出",
+        ),
         ("what nobody has translated: 'x' {0} {}", "what nobody has translated: 'x' {0} {}"),
         ("", ""),
     ],
