@@ -129,6 +129,7 @@ def test_registering_and_signing_in_without_leaving_the_first_page(site: Site, b
         page.keyboard.press("Enter")
         expect(dialog).to_contain_text("Your address is confirmed")
         assert page.url == f"{site.home}/", "it is still the first page"
+        expect(page.locator("#field-password")).to_be_focused()  # the name is there already
         page.fill("#field-password", "wrong wrong")
         page.keyboard.press("Enter")
         expect(dialog.get_by_role("alert")).to_contain_text("the password is wrong")
