@@ -58,6 +58,11 @@ class NearModels:
         self._told = (self._told & self._last) | frozenset(given)
         return given
 
+    @property
+    def count(self) -> int:
+        """How many the last look found, told or not."""
+        return len(self._last)
+
 
 def near_models(root: Path) -> list[NearModel]:
     """What of the repository `root` is nearly a model, sorted by name. What cannot be read is passed over."""

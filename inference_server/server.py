@@ -272,9 +272,17 @@ class Server:
         gc.freeze()  # what is there now stays: the collector need not walk it in the middle of a request
         log.info("ready" if self.engine.server_ready() else "not ready: see the index", extra={"fields": addresses})
         if not self._stopping.is_set():
-            print("ready", *(f"{name}={address}" for name, address in addresses.items() if address), file=self._output, flush=True)
+            said = [f"{name}={address}" for name, address in addresses.items() if address]
+            if not_served := self._not_served():
+                said.append(f"not_served={not_served}")
+            print("ready", *said, file=self._output, flush=True)
         while self._poll is not None and not self._stopping.is_set():
             self._follow_once()
+
+    def _not_served(self) -> int:
+        """How many versions cannot be loaded, and folders are nearly models."""
+        failed = [entry for entry in self.engine.repository_index(False) if entry.state == "UNAVAILABLE" and entry.reason != "not loaded"]
+        return len(failed) + self._near_models.count
 
     def _follow_once(self) -> None:
         """Waits for the time of the next look at the repositories, and does what follows from it."""

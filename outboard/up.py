@@ -130,6 +130,7 @@ class Up(Foreground):
         self._options = options
         self._server_ready = threading.Event()
         self._addresses: dict[str, str] = {}
+        self._not_served = 0
 
     def run(self) -> int:
         self._prepare_folders()
@@ -173,7 +174,8 @@ class Up(Foreground):
         self._start_web()
         self._await("the model server", self._server_ready.is_set)
         self._await("the gateway", self._gateway_answers)
-        self._warn_of_failed_models()
+        if self._not_served:
+            self._warn_of_failed_models()
 
     def _prepare_demo(self) -> None:
         from outboard import demo
@@ -234,7 +236,9 @@ class Up(Foreground):
 
     def _server_said(self, line: str) -> None:
         if line.startswith("ready "):
-            self._addresses |= dict(pair.split("=", 1) for pair in line.split()[1:])
+            said = dict(pair.split("=", 1) for pair in line.split()[1:])
+            self._not_served = int(said.pop("not_served", "0"))
+            self._addresses |= said
             self._server_ready.set()
 
     def _start_web(self) -> None:
