@@ -12,6 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from idl import numpy_alone
+
+numpy_alone.load()  # before anybody else imports it
+
 from inference_server import logs, run_folders
 from inference_server.front.choice import KINDS
 from inference_server.server import Server

@@ -54,6 +54,7 @@ def _health(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 
 def _models(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    import_module("idl.numpy_alone").load()
     models = import_module("outboard.models")
     models.register(parser.add_subparsers(dest="models_verb", required=True, metavar="VERB"))
     return lambda arguments: int(arguments.run(arguments))

@@ -21,7 +21,7 @@ from tests.proofs.open_loop import rounds_for
 from tests.proofs.process_trees import Holdings, everybody, holdings, shared_memory, tree
 from tests.proofs.wires import WIRES, LaneWire, Pending, Wire
 
-PLUG_S = 0.45
+PLUG_S = 0.2
 """How long the model is kept busy while something else happens."""
 
 

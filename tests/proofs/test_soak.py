@@ -62,7 +62,7 @@ def in_flight(up: Process) -> float:
 
 
 def test_a_soak(up: Process, tmp_path: Path, long: bool, figure: Record, pytestconfig: pytest.Config) -> None:
-    seconds = float(pytestconfig.getoption("--soak-s")) if long else 20.0
+    seconds = float(pytestconfig.getoption("--soak-s")) if long else 12.0
     run_dir, chance = tmp_path / "data" / "run", random.Random(SEED)
     addresses = [f"grpc://{up['grpc']}", f"thrift://{up['thrift']}", up["http"], f"thrift+unix://{run_dir / 'thrift.sock'}"]
     steady = [Soaker(address, tmp_path / f"steady{n}", (*EXACT, "hasty"), n) for n, address in enumerate(addresses)]
