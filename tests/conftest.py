@@ -39,14 +39,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.path.relative_to(tests).as_posix().startswith(FIRST))
 
 
-TOGETHER = ("tests/e2e/pages/",)
-"""Folders whose files share what takes long to start: one process runs all of them."""
+TOGETHER = {
+    "tests/e2e/pages: site": ("tests/e2e/pages/",),
+    "tests/e2e: stack": (
+        "tests/e2e/test_accounts_http.py",
+        "tests/e2e/test_hostile.py",
+        "tests/e2e/test_official_clients.py",
+        "tests/e2e/test_tasks.py",
+    ),
+    "tests/gateway: host": (
+        "tests/gateway/test_administration.py",
+        "tests/gateway/test_api_keys.py",
+        "tests/gateway/test_batch_runs.py",
+        "tests/gateway/test_batches.py",
+        "tests/gateway/test_hidden_reasons.py",
+        "tests/gateway/test_hostile.py",
+        "tests/gateway/test_hot_routes.py",
+        "tests/gateway/test_predictions.py",
+        "tests/gateway/test_task_trouble.py",
+        "tests/gateway/test_task_views.py",
+        "tests/gateway/test_task_waits.py",
+        "tests/gateway/test_tasks.py",
+        "tests/gateway/test_v2.py",
+        "tests/gateway/test_v2_client.py",
+        "tests/gateway/test_v2_models_rpc.py",
+    ),
+}
+"""The fixture that takes long to start, and the files that share it: one process runs all of them, and starts it once."""
 
 
 class _Together(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+        return next((group for group, files in TOGETHER.items() if file.startswith(files)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
