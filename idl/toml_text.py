@@ -9,11 +9,16 @@ import tomllib
 from typing import Any
 
 DEEPEST = 100
-"""Lists and inline tables inside each other."""
+"""Lists and tables inside each other."""
 
 _TEXTS_AND_COMMENTS = re.compile(
-    r'"""(?:\\[\s\S]|[^\\])*?"""|\'\'\'[\s\S]*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*',
+    r'"""(?:\\[\s\S]|[^\\"]|"(?!""))*+(?:"{3,5}|\\?\Z)'  # up to two quotes may stand before the three that end it
+    r"|'''(?:[^']|'(?!''))*+(?:'{3,5}|\Z)"
+    r'|"(?:\\.|[^"\\\n])*+"?'
+    r"|'[^'\n]*+'?"
+    r"|#[^\n]*+"
 )
+"""What begins and never ends is taken too, up to where it would have to: nothing is read twice, whatever the text."""
 
 
 def loads(data: bytes) -> dict[str, Any]:
@@ -23,5 +28,24 @@ def loads(data: bytes) -> dict[str, Any]:
     for bracket in re.findall(r"[\[\]{}]", _TEXTS_AND_COMMENTS.sub("", text)):
         depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
         if depth > DEEPEST:
-            raise ValueError(f"more than {DEEPEST} lists and tables inside each other")
-    return tomllib.loads(text)
+            raise _deep()
+    try:
+        given = tomllib.loads(text)
+    except RecursionError:
+        raise _deep() from None
+    if _is_deep(given):  # by keys with dots
+        raise _deep()
+    return given
+
+
+def _deep() -> ValueError:
+    return ValueError(f"more than {DEEPEST} lists and tables inside each other")
+
+
+def _is_deep(given: dict[str, Any]) -> bool:
+    level: list[Any] = [given]
+    for _ in range(DEEPEST + 1):
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each) if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True

@@ -1,6 +1,6 @@
 # Sourced by the other scripts: makes a virtual environment from lock files, or does nothing when it is up to date.
-#   ensure_venv DIR LOCK...   DIR gets what the lock files name, and this project, editable. What the locks after the first name is fetched
-#                             while that one is installed; what only tests need is not compiled before it is used, most of it never is
+#   ensure_venv DIR LOCK...   DIR gets what the lock files name, and this project, editable. Where DIR is made anew, what the later locks name
+#                             is fetched while the first is installed; what only tests need is not compiled before it is used: most never is
 # Needs python3 3.11 or later with its venv module, and pip's own configuration for the package index.
 ensure_venv() {
   local dir=$1; shift
@@ -25,29 +25,33 @@ ensure_venv() {
   fi
   ( # a lock of its own: two scripts started together must not build the same folder
     flock 9
+    local made='' ahead=$dir.ahead fetching=() how
     if [ "$(cat "$dir/.python" 2>/dev/null)" != "$made_by" ]; then
-      rm -rf "$dir"
-      "$python" -m venv "$dir"
+      rm -rf "$dir" "$ahead"
+      "$python" -m venv "$dir" || exit 1  # also where this function is called with `||`
       echo "$made_by" >"$dir/.python"
+      made=anew
     fi
-    local first=$1 fetching=() fetched; fetched=$(mktemp -d)
-    trap 'kill "${fetching[@]}" 2>/dev/null || true; rm -rf "$fetched"' EXIT
-    for lock in "${@:2}"; do
-      if _locked "$dir" "$lock" "$base"; then continue; fi
-      "$dir/bin/python" -m pip download -qq --disable-pip-version-check --no-deps --dest "$fetched" -r "$lock" 9>&- & fetching+=($!)
-    done
+    local pip=("$dir/bin/python" -m pip -qq --disable-pip-version-check)
+    if [ "$made" ]; then
+      trap 'kill "${fetching[@]}" 2>/dev/null || true; wait; rm -rf "$ahead"' EXIT
+      for lock in "${@:2}"; do
+        "${pip[@]}" wheel --no-deps --wheel-dir "$ahead" -r "$lock" 9>&- & fetching+=($!)
+      done
+    fi
     for lock in "$@"; do
       if _locked "$dir" "$lock" "$base"; then continue; fi
       echo "outboard: preparing ${dir##*/} ($(basename "$lock" .txt), once)" >&2
-      local pip=("$dir/bin/python" -m pip install -qq --disable-pip-version-check --no-deps)
-      if [ "$lock" = "$first" ]; then
-        "${pip[@]}" -r "$lock" || exit 1  # also where this is called with `||`
-        "${pip[@]}" --no-build-isolation --editable "$root" || exit 1
-      else
+      how=(install --no-deps)
+      if [ "$made" ] && [ "$lock" != "$1" ]; then
         wait "${fetching[0]}" || exit 1
         fetching=("${fetching[@]:1}")
-        [ "${lock##*/}" != dev.txt ] || pip+=(--no-compile)
-        "${pip[@]}" --no-index --find-links "$fetched" -r "$lock" || exit 1
+        how+=(--no-index --find-links "$ahead")
+      fi
+      if [ "${lock##*/}" = dev.txt ]; then how+=(--no-compile); fi
+      "${pip[@]}" "${how[@]}" -r "$lock" || exit 1
+      if [ "$lock" = "$1" ]; then
+        "${pip[@]}" install --no-deps --no-build-isolation --editable "$root" || exit 1
       fi
       _mark "$lock" "$base" >"$dir/.locked-$(basename "$lock")"
     done

@@ -161,6 +161,13 @@ OUTCOMES: dict[str, Callable[[Bench], dict[str, int]]] = {
 }
 
 
+def still(stack: Stack) -> bool:
+    """Whether the counts stay as they are for a while."""
+    before = stack.counts()
+    time.sleep(0.3)
+    return stack.counts() == before
+
+
 def done(stack: Stack, bench: Bench, name: str, happen: Callable[[Bench], dict[str, int]]) -> tuple[Counter[str], Counter[str]]:
     """What was counted before it happened, and what must be counted after."""
     for patience in (1, 4, 16):
@@ -170,7 +177,7 @@ def done(stack: Stack, bench: Bench, name: str, happen: Callable[[Bench], dict[s
         eventually(lambda: stack.board.in_flight == 0, f"{name}: accepted == finished")
         if added is not None:
             return counted, counted + Counter(added)
-        time.sleep(0.5)  # until what came too late is counted too
+        eventually(lambda: still(stack), "what came too late is counted")
     raise AssertionError(f"{name}: the model's run was always over before, or the call late, or its place not free while the model ran")
 
 
