@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from xdist.scheduler.loadfile import LoadFileScheduling
 
+from tests import stolen
 from tests.alone import ALONE
 
 FIGURES = pytest.StashKey[list[str]]()
+AGAIN: list[str] = []
+"""What is said of tests that were run again."""
 
 Record = Callable[[str], None]
 
@@ -83,6 +86,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # thousands of tests need not be walked through at every collection
 
 
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    stolen.run(item, nextitem)
+    return True
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    AGAIN.extend(stolen.notes(report))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FIGURES] = []
 
@@ -100,6 +112,8 @@ def figure(pytestconfig: pytest.Config) -> Record:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for note in AGAIN:
+        terminalreporter.line(f"AGAIN {note}")
     lines = config.stash[FIGURES]
     if lines and config.getoption("--long"):
         terminalreporter.section("figures")
