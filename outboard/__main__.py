@@ -12,6 +12,12 @@ from outboard.secret_files import FOLDER, InvalidSecret, with_secrets
 Verb = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
 
 
+def _calling(module: str) -> Any:
+    """A verb that calls servers: it has arrays, and computes nothing with them."""
+    import_module("idl.numpy_alone").load()
+    return import_module(module)
+
+
 def _serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     server = import_module("inference_server.__main__")
     server.add_arguments(parser)
@@ -47,28 +53,27 @@ def _web(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]
 
 
 def _health(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    health = import_module("outboard.health")
+    health = _calling("outboard.health")
     health.add_arguments(parser)
     run: Callable[[argparse.Namespace], int] = health.run
     return run
 
 
 def _models(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    import_module("idl.numpy_alone").load()
-    models = import_module("outboard.models")
+    models = _calling("outboard.models")
     models.register(parser.add_subparsers(dest="models_verb", required=True, metavar="VERB"))
     return lambda arguments: int(arguments.run(arguments))
 
 
 def _top(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    top = import_module("outboard.top")
+    top = _calling("outboard.top")
     top.add_arguments(parser)
     run: Callable[[argparse.Namespace], int] = top.run
     return run
 
 
 def _doctor(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    doctor = import_module("outboard.doctor")
+    doctor = _calling("outboard.doctor")
     doctor.add_arguments(parser)
     run: Callable[[argparse.Namespace], int] = doctor.run
     return run

@@ -8,6 +8,7 @@ import pytest
 from tests.processes import ROOT, environment
 
 _TELL = "import os; print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
+HEALTH = "from outboard.__main__ import main; main(['health', 'thrift://127.0.0.1:1'])"
 
 
 def threads(code: str, **env: str) -> list[str]:
@@ -16,7 +17,7 @@ def threads(code: str, **env: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("code", ["import inference_server.__main__", "from idl import numpy_alone as n; n.load(); n.load()"])
+@pytest.mark.parametrize("code", ["import inference_server.__main__", "from idl import numpy_alone as n; n.load(); n.load()", HEALTH])
 def test_numpy_has_no_threads_and_the_environment_says_nothing(code: str) -> None:
     assert threads(code) == ["1", "None"]
 
