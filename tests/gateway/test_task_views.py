@@ -118,6 +118,23 @@ def test_rows_that_failed_of_each_kind_of_file(gateway: Working) -> None:
     assert answer.mimetype == "text/csv" and b'2,b.png,"invalid_input: ' in answer.data
 
 
+def test_the_file_of_failed_rows_is_sent_again_as_it_is(gateway: Working) -> None:
+    batch_, _ = answered(gateway, "numbers.csv", MIXED)
+    file = read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data
+    assert file.count(b",x,4\r\n") == 1 and file.endswith(b",7\r\n")
+    batch_, result = answered(gateway, "numbers-failed.csv", file.replace(b",x,4\r\n", b",5,4\r\n").removesuffix(b"\r\n") + b",8\r\n")
+    assert batch_["rows_failed"] == 0 and b"15" in result and b"24" in result
+
+    batch_, _ = answered(gateway, "lines.jsonl", b'[1, 2]\n{"z": 1}\n{"inputs": {"z": [[1, 2]]}}\nnot json\n')
+    file = read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data
+    corrected = file.replace(b'"z":1', b'"x":[2,3]').replace(b'"z"', b'"x"').replace(b'"not json"', b"[4,5]")
+    batch_, result = answered(gateway, "lines-failed.jsonl", corrected)
+    assert batch_["rows_failed"] == 0
+    assert [json.loads(line)["outputs"]["y"] for line in result.splitlines()] == [[6, 9], [[3, 6]], [12, 15]]
+    batch_, _ = answered(gateway, "lines.jsonl", b'{"row": 1, "error": "mine", "input": [1, 2]}\n')
+    assert batch_["rows_failed"] == 1, "no file of ours"
+
+
 def test_a_look_for_rows_that_failed_ends_and_goes_on(gateway: Working, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_, _ = answered(gateway, "numbers.csv", b"a,b\n" + b"1,2\n" * 1000 + b"x,1\n")
     monkeypatch.setattr(batch_views, "LOOK_S", 0.0)
