@@ -187,9 +187,9 @@ class Users:
         """The caller's sign-ins that have not ended, newest first."""
         return self._sessions.page(principal.user_id, self._now(), count)
 
-    def end_session(self, principal: Principal, session_id: str) -> None:
+    def end_session(self, principal: Principal, session_id: str, doer: Doer = SELF) -> None:
         """Ends one of the caller's. Raises not_found for one that is somebody else's, or has ended."""
-        if not self._sessions.revoke_of(principal.user_id, session_id, self._now()):
+        if not self._sessions.revoke_of(principal.user_id, session_id, self._now(), doer):
             raise ServingError(Code.NOT_FOUND, "this sign-in has ended already")
 
     def end_other_sessions(self, principal: Principal, doer: Doer = SELF) -> None:

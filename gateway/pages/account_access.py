@@ -46,7 +46,7 @@ def end_sessions() -> Response:
     one = field("session")
     try:
         if one:
-            users.end_session(mine, one)
+            users.end_session(mine, one, doer())
         else:
             users.end_other_sessions(mine, doer())
     except ServingError as error:

@@ -8,6 +8,8 @@ from typing import Any
 from sqlite_utils import Database as SqliteDatabase
 
 from gateway.clock import to_text
+from gateway.storage import account_rows
+from gateway.storage.audit import Doer
 from gateway.storage.database import Database
 from gateway.storage.marks import Mark
 from gateway.types import Principal, Role
@@ -107,12 +109,15 @@ class Sessions:
             _revoke(db, session_id, now)
         self._principals.change()
 
-    def revoke_of(self, user_id: int, session_id: str, now: datetime) -> bool:
+    def revoke_of(self, user_id: int, session_id: str, now: datetime, doer: Doer) -> bool:
         """Ends one of the user's; False where there is no such one, or it has ended."""
         with self._database.write() as db:
-            row = db.execute("select 1 from sessions where id = ? and user_id = ? and revoked_at is null", [session_id, user_id]).fetchone()
+            row = db.execute(
+                "select created_at, address, agent from sessions where id = ? and user_id = ? and revoked_at is null", [session_id, user_id]
+            ).fetchone()
             if row is not None:
                 _revoke(db, session_id, now)
+                account_rows.note(db, doer, "user.sign_out_session", user_id, now, dict(row))
         if row is not None:
             self._principals.change()
         return row is not None

@@ -123,6 +123,7 @@ def test_sessions_are_listed_and_ended(ann: Person, bob: Person, app: Flask, ser
     for each in ids:
         ann.post("/ui/account/sessions", session=each)
     assert phone.get("/ui").status_code == 303 and ann.is_in and bob.is_in
+    assert audited(services, "user.sign_out_session") == [("ann", "ann")] * 2
     sign_in(phone, "ann")
     ann.post("/ui/account/sessions")
     assert phone.get("/ui").status_code == 303 and ann.is_in
