@@ -1,12 +1,18 @@
-"""What operations say in English and pages in the reader's language. {} stands for a number or for something in quotes.
+"""What operations say in English and pages in the reader's language. {} stands for what is put there.
 
-A sentence that is not here is shown as it is: tests/pages/test_languages.py lists those of accounts, which everybody meets.
+A sentence that is neither here nor in `gateway.pages.model_sentences` is shown as it is.
 """
 
+import functools
 import re
 
-from flask_babel import gettext
-from flask_babel import lazy_gettext as later
+from babel import Locale
+from flask_babel import get_locale, gettext
+
+from gateway.pages import model_sentences
+from gateway.pages.model_sentences import later
+
+_ENGLISH = Locale("en")
 
 KNOWN = (
     # what the demonstration models say of themselves
@@ -142,15 +148,35 @@ KNOWN = (
     later("{} is taken"),
 )
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")
+_DEEPEST = 4
+"""Sentences inside each other."""
+_LONGEST = 800
+"""Characters of one that is looked for by its parts."""
 
 
 def said(text: str) -> str:
-    """A sentence that an operation said, in the reader's language where that has it."""
-    if not text:
-        return ""
+    """A sentence that an operation or a model host said, in the reader's language where that has it; of one inside another, what is known."""
+    return _said(text, _DEEPEST) if text and get_locale() not in (None, _ENGLISH) else text
+
+
+def _said(text: str, deepest: int) -> str:
     for key in (text, _VALUE.sub("{}", text)):
         found = str(gettext(key))
         if found != key:
             values = _VALUE.findall(text) if key != text else []
             return found.format(*values) if values else found
-    return text
+    if not deepest or len(text) > _LONGEST:
+        return text
+    for sentence, pattern in _patterns():
+        if match := pattern.fullmatch(text):
+            return str(gettext(sentence)).format(*(_said(value, deepest - 1) for value in match.groups()))
+    whose, colon, what = text.partition(": ")
+    return f"{whose}: {_said(what, deepest - 1)}" if colon else text
+
+
+@functools.cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """Of the sentences with places, the one that says most first: of two that fit, it is the one that was meant."""
+    places = [sentence for sentence in (*KNOWN, *model_sentences.KNOWN) if "{}" in sentence]
+    places.sort(key=lambda sentence: -len(sentence.replace("{}", "")))
+    return [(sentence, re.compile("(.+?)".join(map(re.escape, sentence.split("{}"))), re.DOTALL)) for sentence in places]

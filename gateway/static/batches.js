@@ -1,5 +1,5 @@
 // A new batch: looks into the chosen file, compares its columns with what the model takes, and sends it with its progress.
-import { draftName, formToken } from "./lib.js";
+import { draftName, formToken, inWords } from "./lib.js";
 import { size } from "./values.js";
 
 const PEEK_BYTES = 256 << 10;
@@ -173,9 +173,9 @@ function busy(is) {
   bar.hidden = !is;
 }
 
-function refused(status, said) {
+async function refused(status, said) {
   if (status === 401) alarm(words.expired, "warning", "/ui/sign-in");
-  else alarm(`${words.failed}: ${said?.detail ?? status}`);
+  else alarm(`${words.failed}: ${await inWords(said?.detail ?? String(status))}`);
 }
 
 form.addEventListener("submit", (event) => {

@@ -1,5 +1,5 @@
 // The example on the first page: a picture to the demo model, its answer as bars.
-import { ask } from "./lib.js";
+import { ask, inWords } from "./lib.js";
 
 const form = document.querySelector("form[data-classify]");
 if (form) {
@@ -40,7 +40,7 @@ if (form) {
     body.append("image", file);
     try {
       const [status, said] = await ask("POST", `/v1/models/${form.dataset.classify}/predictions`, body);
-      if (status !== 200) throw new Error(said?.detail ?? String(status));
+      if (status !== 200) throw new Error(await inWords(said?.detail ?? String(status)));
       show(said.labels[0], said.timing_ms?.compute);
     } catch (error) {
       preview.hidden = true;

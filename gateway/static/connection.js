@@ -1,5 +1,5 @@
 // The connection to the server: pieces that are asked for again and again stay as they are while it is away, a line says so, and it goes by itself.
-import { notice } from "./lib.js";
+import { inWords, notice } from "./lib.js";
 import { polls } from "./live.js";
 
 const box = document.getElementById("offline");
@@ -42,7 +42,7 @@ export function refuses({ xhr, requestConfig }) {
   else if (!isPage) {
     let said = {};
     try { said = JSON.parse(xhr.responseText); } catch { /* whatever it is, it is not shown */ }
-    notice(said.detail ?? box.dataset.trouble, "danger");
+    inWords(said.detail).then((text) => notice(text ?? box.dataset.trouble, "danger"));
   } else return false;
   return true;
 }

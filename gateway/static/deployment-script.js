@@ -1,6 +1,6 @@
 // The script of a deployment: its editor, what it may begin with, a look at it, and the form that tries it before it is kept.
 import { Editor } from "./editor.js";
-import { formToken } from "./lib.js";
+import { formToken, inWords } from "./lib.js";
 
 const form = document.getElementById("script-form");
 const editor = new Editor(form.querySelector(".editor"));
@@ -41,7 +41,7 @@ document.getElementById("script-check").addEventListener("click", async (event) 
     });
     const told = await answer.json();
     if (answer.ok) tell(words.fine.replace("{}", told.functions.join(", ")), "success");
-    else tell(answer.status === 401 ? words.ended : told.detail, answer.status === 401 ? "warning" : "danger", lineIn(told.detail));
+    else tell(answer.status === 401 ? words.ended : await inWords(told.detail), answer.status === 401 ? "warning" : "danger", lineIn(told.detail));
   } catch {
     tell(words.offline, "warning");
   } finally {
@@ -56,7 +56,7 @@ trial.addEventListener("try:ask", (event) => {
 });
 trial.addEventListener("try:told", ({ detail }) => {
   const line = detail.status === 200 ? 0 : lineIn(detail.said?.detail);
-  if (line) tell(detail.said.detail, "danger", line);
+  if (line) inWords(detail.said.detail).then((text) => tell(text, "danger", line));
   else if (detail.status === 200) said.hidden = true;
 });
 

@@ -1,6 +1,6 @@
 // The overview of a deployment: its statistics, asked for again and again, as figures, charts and a table.
 import { Chart, bytes, number, when } from "./charts.js";
-import { ask } from "./lib.js";
+import { ask, inWords } from "./lib.js";
 
 const EVERY_MS = 1500; // with the host's counters read at most every 0.4 s, a call is seen within 2 s
 const WHOLE_EVERY_MS = 60000;
@@ -138,7 +138,7 @@ async function look() {
     const [status, said] = await ask("GET", `${root.dataset.stats}?${query}`);
     if (mine !== turn) return; // another range was chosen meanwhile
     if (status === 401) complain(root.dataset.ended, root.dataset.signin);
-    else if (status !== 200) complain(root.dataset.late.replace("{}", said?.detail ?? status));
+    else if (status !== 200) complain(root.dataset.late.replace("{}", await inWords(said?.detail ?? String(status))));
     else {
       complain("");
       if (isWhole) [points, total, wholeAt] = [new Map(), said.total, now];

@@ -1,5 +1,5 @@
 // The pages of deployments: asks before one is deleted, fills in what is proposed, shows the share of a canary, pins requests.
-import { ask, notice } from "./lib.js";
+import { ask, inWords, notice } from "./lib.js";
 
 document.addEventListener("click", (event) => {
   const opener = event.target.closest("[data-delete]");
@@ -44,7 +44,8 @@ async function pin(form) {
       htmx.ajax("GET", words.again, { target: "#part-golden", swap: "outerHTML" });
       return;
     }
-    wrong.textContent = status === 401 ? words.wordsEnded : answer?.errors?.map((each) => `${each.field}: ${each.message}`).join("; ") || answer?.detail || status;
+    const reasons = await Promise.all((answer?.errors ?? []).map(async ({ field, message }) => `${field}: ${await inWords(message)}`));
+    wrong.textContent = status === 401 ? words.wordsEnded : reasons.join("; ") || await inWords(answer?.detail) || status;
   } catch {
     wrong.textContent = words.wordsAway;
   } finally {

@@ -18,6 +18,18 @@ export const draftName = (form) => `draft ${user} ${location.pathname}${location
 
 export const formToken = () => document.querySelector("meta[name=form-token]").content;
 
+/** What the server said in English, in the page's language where that has it. */
+export async function inWords(text) {
+  if (document.documentElement.lang === "en" || !text) return text;
+  try {
+    const body = new URLSearchParams({ text });
+    const answer = await fetch("/ui/sentence", { method: "POST", headers: { "X-Form-Token": formToken() }, body, credentials: "same-origin" });
+    return answer.ok ? await answer.text() : text;
+  } catch {
+    return text;
+  }
+}
+
 /** A request to the REST interface, as whoever is signed in. Resolves to [status, body]. */
 export async function ask(method, path, body) {
   const headers = { "X-Form-Token": formToken() };

@@ -1,5 +1,5 @@
 // The account and administration: choosing a part of a picture, forms whose page stays, dates in the reader's zone.
-import { formToken } from "./lib.js";
+import { formToken, inWords } from "./lib.js";
 
 // What an answer says that is no answer of the form stands in the form, and what was typed stays.
 document.addEventListener("htmx:beforeSwap", (event) => {
@@ -95,7 +95,7 @@ if (form) {
     const answer = await fetch("/v1/me/avatar", { method: "PUT", headers, body, credentials: "same-origin" });
     if (answer.ok) return location.reload();
     const said = await answer.json().catch(() => ({}));
-    say(answer.status === 401 ? form.dataset.expired : `${form.dataset.failed}: ${said.detail ?? answer.status}`);
+    say(answer.status === 401 ? form.dataset.expired : `${form.dataset.failed}: ${await inWords(said.detail) ?? answer.status}`);
   };
   form.addEventListener("submit", async (event) => {
     event.preventDefault();

@@ -1,5 +1,5 @@
 // The page of a dialogue.
-import { notice } from "./lib.js";
+import { inWords, notice } from "./lib.js";
 import { asked } from "./talk-ask.js";
 import { Kept } from "./talk-kept.js";
 
@@ -201,7 +201,8 @@ async function answered(turn, content, signal) {
   } catch (error) {
     turn.whole = performance.now() - begun;
     if (error.name === "AbortError") return { code: "stopped" };
-    return { code: error.code ?? "", message: error.code ? error.message : String(error), request: error.request || request, wait: error.wait };
+    const message = !error.code ? String(error) : ["offline", "broken"].includes(error.code) ? error.message : await inWords(error.message);
+    return { code: error.code ?? "", message, request: error.request || request, wait: error.wait };
   }
 }
 

@@ -1,5 +1,5 @@
 // The form that tries a model: made from its signature, in step with the JSON beside it, its answer below.
-import { ask, formToken, user } from "./lib.js";
+import { ask, formToken, inWords, user } from "./lib.js";
 import { answer, times } from "./try_answer.js";
 import { field } from "./try_fields.js";
 import { base64, cells, make, number, spell } from "./try_values.js";
@@ -98,13 +98,18 @@ function begin(form) {
     return text;
   }
 
-  function refuse(text, heading = words.failed) {
-    const named = /^input (?:'((?:[^'\\]|\\.)*)'|"([^"]*)")/.exec(text);
+  async function refuse(english, heading = words.failed) {
+    const named = /^input (?:'((?:[^'\\]|\\.)*)'|"([^"]*)")/.exec(english);
+    const text = await inWords(english);
     const where = named && fields.find((each) => each.input.name === (named[1] ?? named[2]));
     if (where) {
       where.wrong(text);
       where.focus();
     }
+    complain(text, heading);
+  }
+
+  function complain(text, heading = words.failed) {
     problem.replaceChildren(make("div", { className: "alert alert-danger", role: "alert" }, make("div", {}, make("div", { className: "alert-heading", textContent: heading }), make("div", { className: "text-break", textContent: text }))));
   }
 
@@ -179,7 +184,7 @@ function begin(form) {
     try {
       await run();
     } catch (error) {
-      refuse(error instanceof TypeError ? words.offline : error.message);
+      complain(error instanceof TypeError ? words.offline : error.message);
     } finally {
       button.disabled = false;
       button.lastChild.textContent = text;

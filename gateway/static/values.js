@@ -1,4 +1,6 @@
 // Shows what went into a prediction or came out of it: tables, labels as bars, pictures, text, and JSON; of what is large the beginning.
+import { inWords } from "./lib.js";
+
 const MOST_BYTES = 8 << 20;
 const MOST_TEXT = 50_000;
 const MOST_ROWS = 100;
@@ -227,7 +229,7 @@ async function show(box) {
   const tools = make("div", undefined, "view-tools");
   try {
     const answer = await fetch(words.view, { credentials: "same-origin" });
-    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail ?? String(answer.status));
+    if (!answer.ok) throw new Error(await inWords((await answer.json().catch(() => ({}))).detail ?? String(answer.status)));
     const [text, count, isWhole] = await beginning(answer);
     let value;
     try { value = isWhole ? JSON.parse(text) : undefined; } catch { value = undefined; }

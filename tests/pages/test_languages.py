@@ -10,7 +10,7 @@ from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 from flask import Flask
 
-from gateway.pages import languages, sentences
+from gateway.pages import languages, model_sentences, sentences
 from outboard import demo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +65,19 @@ def test_templates_say_nothing_that_is_not_marked() -> None:
             tomllib.loads((ROOT / "outboard" / "dialogue" / "model.toml").read_text())["description"],
             "中英文小对话：给出最接近的已知问题的答案，逐词输出",
         ),
+        (
+            "input 'x' has shape [1, 3], the model takes [-1, 2] (-1: any size)",
+            "输入 'x' 的形状为 [1, 3]，模型需要 [-1, 2]（-1 表示任意大小）",
+        ),
+        (
+            "model 'ann.m' has no input 'z'; its inputs are 'x', 'y'",
+            "模型 'ann.m' 没有输入 'z'，它的输入是 'x', 'y'",
+        ),
+        ("the model's file: model.onnx is empty: it has 0 bytes", "模型文件：model.onnx 为空：0 字节"),
+        ("photo.png: the file is empty", "photo.png: 文件为空"),
+        ("the columns do not fit the model: input 'x' has no column", "列与模型不符：输入 'x' 没有对应的列"),
+        ("the model failed: {0} is taken {}", "模型运行失败：{0} is taken {}"),
+        (f"the model failed: {'a: ' * 2000}", f"the model failed: {'a: ' * 2000}"),
         ("what nobody has translated: 'x' {0} {}", "what nobody has translated: 'x' {0} {}"),
         ("", ""),
     ],
@@ -74,6 +87,30 @@ def test_what_operations_say(app: Flask, text: str, chinese: str) -> None:
         assert sentences.said(text) == chinese
     with app.test_request_context(headers={"Accept-Language": "fr"}):
         assert sentences.said(text) == text
+
+
+def test_what_model_hosts_say_is_what_they_say() -> None:
+    """Each piece of each sentence stands in the code of what says it."""
+    rooms = ("idl", "inference_client", "inference_server", "gateway/operations", "gateway/worker")
+    code = "\n".join(path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py"))
+    code = re.sub(r'"\s*f?"', "", code)
+    code += re.sub(r"\{[^{}]*\}", "", code)  # where something may stand, or not
+    pieces = {
+        sentence: [piece.strip(" ;:,()").removesuffix("s") for piece in re.split(r"\{\}|; | \(", sentence)]
+        for sentence in model_sentences.KNOWN
+    }
+    assert not [sentence for sentence, parts in pieces.items() if not all(piece in code for piece in parts)]
+
+
+def test_a_script_of_a_page_gets_a_sentence(app: Flask) -> None:
+    client = app.test_client()
+    token = re.search(r'name="form-token" content="([^"]+)"', client.get("/").text)
+    assert token
+    text, headers = "model 'm' is not ready", {"Accept-Language": "zh", "X-Form-Token": token[1]}
+    answer = client.post("/ui/sentence", data={"text": text}, headers=headers)
+    assert (answer.text, answer.mimetype) == ("模型 'm' 尚未就绪", "text/plain")
+    assert client.post("/ui/sentence", data={"text": "<b>"}, headers=headers).text == "<b>"
+    assert client.post("/ui/sentence", data={"text": text}).status_code == 403
 
 
 @pytest.mark.parametrize(

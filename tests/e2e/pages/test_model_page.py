@@ -55,6 +55,21 @@ def test_the_form_and_the_json_are_one(site: Site, browser: Browser) -> None:
         assert [each for each in on.wrong if "400" not in each] == []
 
 
+def test_what_the_server_refuses_is_said_in_the_pages_language(site: Site, browser: Browser) -> None:
+    with watched(browser, site.home, locale="zh-CN") as on:
+        sign_in(on, "owner")
+        page = on.go("/ui/models/owner/m/test?version=1")
+        page.fill("#try-json", _BODY % "[[1, 2, 3]]")
+        page.click("form.try button[type=submit]")
+        expect(page.locator(".try-field .invalid-feedback")).to_contain_text("的形状为 [1, 3]，模型需要")
+        page = on.go("/ui/models/-/efficientnet-lite0/test")
+        page.set_input_files(
+            ".try-field input[type=file]", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": COFFEE.read_bytes()[:999]}
+        )
+        page.click("form.try button[type=submit]")
+        expect(page.locator("[data-problem]")).to_contain_text("文件不完整或已损坏")
+
+
 def test_a_picture_and_a_session_that_has_ended(site: Site, browser: Browser) -> None:
     with watched(browser, site.home, locale="en-GB") as on:
         sign_in(on, "owner")
