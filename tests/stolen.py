@@ -4,6 +4,7 @@ Whole tenths of a second in which nothing of ours ran are no finding about ours:
 them. What fails on a machine that has its processors fails at once, and what is wrong for another reason fails again.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -13,22 +14,33 @@ from _pytest.runner import runtestprotocol
 STAT = Path("/proc/stat")
 TAKEN = 0.10
 """The share of the processors' time from which on a failure may come from there."""
+TAKEN_S = 1.0
+"""Of processors' time: in a long test that is no great share, and may have been one moment that counted."""
 MOST = 3
 """Times that a test is run again."""
 LONGEST_WAIT_S = 30.0
 """For a second in which less than that is taken."""
 NOTE = "run again"
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Meter:
-    """The share of all processors' time that was taken since it was made; 0 where the system does not say."""
+    """How much of all processors' time was taken since it was made; 0 where the system does not say."""
 
     def __init__(self) -> None:
         self._begun = _ticks()
 
     def share(self) -> float:
-        taken, total = (now - then for now, then in zip(_ticks(), self._begun, strict=True))
+        taken, total = self._since()
         return taken / total if total else 0.0
+
+    def is_much(self) -> bool:
+        taken, _ = self._since()
+        return self.share() >= TAKEN or taken / _TICKS_A_SECOND >= TAKEN_S
+
+    def _since(self) -> tuple[int, int]:
+        taken, total = (now - then for now, then in zip(_ticks(), self._begun, strict=True))
+        return taken, total
 
 
 def _ticks() -> tuple[int, int]:
@@ -48,10 +60,10 @@ def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
         meter = Meter()
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
         failed = next((report for report in reports if report.failed), None)
-        if failed is None or meter.share() < TAKEN or len(notes) == MOST:
+        if failed is None or not meter.is_much() or len(notes) == MOST:
             break
         notes.append(f"{item.nodeid} failed while {meter.share():.0%} of the processors' time was taken from this machine: {_why(failed)}")
-        _forget_failed_fixtures(item)
+        notes[-1] += _begin_anew(item)
         _wait()
     reports[0].user_properties += [(NOTE, note) for note in notes]
     for report in reports:
@@ -65,12 +77,18 @@ def _why(report: pytest.TestReport) -> str:
     return str(lines[0][:200]) if lines else ""
 
 
-def _forget_failed_fixtures(item: pytest.Item) -> None:
-    """A module's or a session's would else give its error again."""
+def _begin_anew(item: pytest.Item) -> str:
+    """Ends the fixtures that other tests share too: what the failed one has left in them would make it fail again. What went wrong there."""
+    said = ""
+    try:
+        item.session._setupstate.teardown_exact(None)
+    except Exception as error:  # noqa: BLE001 - of a fixture that the failure has left in whatever state
+        said = f"; then, at the end of its fixtures: {error!r:.200}"
     for fixtures in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
         for fixture in fixtures:
             if fixture.cached_result is not None and fixture.cached_result[2] is not None:
                 fixture.cached_result = None
+    return said
 
 
 def _wait() -> None:

@@ -98,7 +98,7 @@ def test_a_dead_instance_is_declined_until_it_is_back(engine: Engine, local: Loc
 
 
 def test_a_killed_process_fails_what_it_had_begun(engine: Engine, local: LocalLane, tmp_path: Path) -> None:
-    slow(tmp_path / "models" / "s" / "1" / "model.onnx", 800)
+    slow(tmp_path / "models" / "s" / "1" / "model.onnx", 2000)
     engine.repository_model_load("s", {})
     (executor,) = engine._served["s"].versions[1].executors
     caught: list[ServingError] = []
@@ -123,7 +123,7 @@ def lane_routes_running() -> int:
 
 
 def test_a_hang_up_of_the_watched_descriptor_ends_the_call(engine: Engine, local: LocalLane, tmp_path: Path) -> None:
-    slow(tmp_path / "models" / "s" / "1" / "model.onnx", 800)
+    slow(tmp_path / "models" / "s" / "1" / "model.onnx", 2000)
     engine.repository_model_load("s", {})
     (executor,) = engine._served["s"].versions[1].executors
     ours, theirs = socket.socketpair()
@@ -158,7 +158,7 @@ def test_a_deadline_is_kept(engine: Engine, local: LocalLane, tmp_path: Path) ->
 
 
 def test_least_outstanding_instance_is_chosen(engine: Engine, local: LocalLane, tmp_path: Path) -> None:
-    slow(tmp_path / "models" / "s" / "1" / "model.onnx", 300)
+    slow(tmp_path / "models" / "s" / "1" / "model.onnx", 1000)
     engine.repository_model_load("s", {})
     engine.set_instances("s", "", 2)
     executors = engine._served["s"].versions[1].executors

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import stolen
+
 pytest_plugins = ["pytester"]
 
 CONFTEST = f"""
@@ -50,6 +52,28 @@ def test_third_time(own):
 def test_never():
     assert False, "wrong"
 
+left = []
+
+@pytest.fixture(scope="module")
+def served():
+    left.clear()
+    yield left
+    if "wrong" in left:
+        raise RuntimeError("of no use any more")
+
+def test_before(served):
+    served.append("before")
+
+def test_what_is_left_in_a_fixture(served):
+    assert "wrong" not in served
+    served.append("wrong")
+    asked.append(1)
+    assert len(asked) == 5, "too early"
+
+def test_after(served):
+    assert served == ["wrong"]
+    served.clear()
+
 def test_right():
     assert made.count(2) == made.count(-2)
 
@@ -68,12 +92,23 @@ def outcome(pytester: pytest.Pytester, share: int) -> tuple[dict[str, int], list
 
 def test_where_it_is_taken_a_failure_is_run_again(pytester: pytest.Pytester) -> None:
     counts, again = outcome(pytester, 50)
-    assert counts == {"passed": 3, "failed": 1}
+    assert counts == {"passed": 6, "failed": 1}
     assert sum("test_third_time" in line for line in again) == 2 and sum("test_never" in line for line in again) == 3
     assert sum("test_a_fixture_of_the_module" in line for line in again) == 1
+    assert sum("at the end of its fixtures: RuntimeError('of no use any more')" in line for line in again) == 1
     assert "too early" in "".join(again) and "of the processors' time was taken" in again[0]
 
 
 def test_where_nothing_is_taken_it_stands(pytester: pytest.Pytester) -> None:
     counts, again = outcome(pytester, 0)
-    assert counts == {"passed": 1, "failed": 2, "errors": 1} and not again
+    assert counts == {"passed": 2, "failed": 4, "errors": 2} and not again
+
+
+def test_a_moment_of_a_long_test_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stolen, "STAT", tmp_path / "stat")
+    taken = stolen._TICKS_A_SECOND * stolen.TAKEN_S
+    for ticks, is_much in ((taken, True), (taken - 1, False)):
+        stolen.STAT.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
+        meter = stolen.Meter()
+        stolen.STAT.write_text(f"cpu  999999 0 0 0 0 0 0 {ticks:.0f} 0 0\n")
+        assert meter.is_much() == is_much

@@ -52,12 +52,12 @@ def quick(zygote: Zygote, watcher: Watcher, tmp_path: Path) -> Iterator[ProcessE
 
 @pytest.fixture
 def rounds() -> int:
-    return 1000
+    return 1800
 
 
 @pytest.fixture
 def busy(rounds: int, zygote: Zygote, watcher: Watcher, tmp_path: Path) -> Iterator[ProcessExecutor]:
-    """One run of it takes so long that the doorkeeper stands by: about half a second."""
+    """One run of it takes so long that the doorkeeper stands by: about half a second, and more where others are at work."""
     executor = start(zygote, watcher, slow(tmp_path / "m.onnx", rounds))
     executor.call(request("m", [1]))
     yield executor
@@ -110,7 +110,7 @@ def test_who_hangs_up_leaves_the_queue_whatever_its_number(busy: ProcessExecutor
     assert busy.call(request("m", [1])).outputs
 
 
-@pytest.mark.parametrize("rounds", [3000])
+@pytest.mark.parametrize("rounds", [6000])
 def test_bodies_of_those_who_gave_up_are_let_go_of(busy: ProcessExecutor) -> None:
     before = descriptors(busy.pid)
     large = request("m", [1])

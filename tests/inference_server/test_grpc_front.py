@@ -40,6 +40,8 @@ from tests.onnx_models import identity, looping, times
 
 BUSY = 20_000
 """Rounds of `looping`: some tenths of a second."""
+LONG = 4 * BUSY
+"""What goes on while others come and go, also on a busy machine."""
 
 
 @pytest.fixture(name="nothing_left_over", autouse=True)
@@ -214,7 +216,7 @@ def test_a_full_queue_is_overloaded_with_a_time_to_wait(front: GrpcFront, stub: 
 
 def test_a_deadline_that_passes_in_the_queue_is_never_executed(world: World, stub: Any) -> None:
     before = statistics(stub, "busy").execution_count
-    running = stub.ModelInfer.future(ask("busy", [BUSY]), timeout=60)
+    running = stub.ModelInfer.future(ask("busy", [LONG]), timeout=60)
     inside(world, 1)
     error = refused(lambda: stub.ModelInfer(ask("busy", [1]), timeout=0.05))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -224,7 +226,7 @@ def test_a_deadline_that_passes_in_the_queue_is_never_executed(world: World, stu
 
 def test_a_cancelled_request_in_the_queue_is_never_executed(world: World, stub: Any) -> None:
     before = statistics(stub, "busy")
-    running = stub.ModelInfer.future(ask("busy", [BUSY]), timeout=60)
+    running = stub.ModelInfer.future(ask("busy", [LONG]), timeout=60)
     inside(world, 1)
     waiting = stub.ModelInfer.future(ask("busy", [1]), timeout=60)
     inside(world, 2)
@@ -238,7 +240,7 @@ def test_a_cancelled_request_in_the_queue_is_never_executed(world: World, stub: 
 
 def test_a_connection_that_breaks_takes_its_requests_along(world: World, front: GrpcFront, stub: Any) -> None:
     before = statistics(stub, "busy").execution_count
-    running = stub.ModelInfer.future(ask("busy", [BUSY]), timeout=60)
+    running = stub.ModelInfer.future(ask("busy", [LONG]), timeout=60)
     inside(world, 1)
     with calling(front) as (other, _):
         waiting = other.ModelInfer.future(ask("busy", [1]), timeout=60)

@@ -27,7 +27,7 @@ from tests.inference_server.grpc_peer import outboard, refused
 from tests.needs import need
 from tests.onnx_models import looping, times
 
-BUSY = 20_000
+BUSY, LONG = 20_000, 80_000
 
 
 @pytest.fixture(name="nothing_left_over", autouse=True)
@@ -124,7 +124,7 @@ def test_a_call_inside_a_front_process_that_is_killed_fails_at_once_and_is_not_r
     with serving(engine, zygote, "nginx") as front, calling(front) as (stub, _):
         stub.ModelInfer(ask("busy", [BUSY]))
         before = engine.model_statistics("busy", "")[0].execution_count
-        running = stub.ModelInfer.future(ask("busy", [BUSY]), timeout=60)
+        running = stub.ModelInfer.future(ask("busy", [LONG]), timeout=60)
         eventually(lambda: engine.in_flight() == 1, "it runs")
         os.kill(pid_of(front, "front-1"), signal.SIGKILL)
         error = running.exception(20)
@@ -135,7 +135,7 @@ def test_a_call_inside_a_front_process_that_is_killed_fails_at_once_and_is_not_r
 
 
 def test_a_front_process_that_hangs_is_ended_and_started_again(engine: Engine, zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "SILENT_S", 1.0)
+    monkeypatch.setattr(processes, "SILENT_S", 2.0)
     monkeypatch.setattr(keeper, "ASK_EVERY_S", 0.1)
     with serving(engine, zygote, "nginx") as front, calling(front) as (stub, _):
         first = pid_of(front, "front-1")
@@ -256,7 +256,7 @@ def test_a_release_of_grpcio_without_the_fast_way_serves_in_the_ordinary_one(
 
 def test_stop_lets_calls_in_flight_finish_and_takes_no_others(engine: Engine, zygote: Zygote) -> None:
     with serving(engine, zygote, "nginx") as front, calling(front) as (stub, _):
-        running = stub.ModelInfer.future(ask("busy", [BUSY]), timeout=60)
+        running = stub.ModelInfer.future(ask("busy", [LONG]), timeout=60)
         eventually(lambda: engine.in_flight() == 1, "it runs")
         address = ("127.0.0.1", front.ports[0])
         stopping = threading.Thread(target=front.stop, args=(20,), name="stop")

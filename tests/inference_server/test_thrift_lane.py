@@ -27,8 +27,8 @@ from tests.inference_server.test_thrift_server import serving
 from tests.inference_server.thrift_peer import Peer, frame
 from tests.onnx_models import identity, save, slow, times
 
-ROUNDS = 500
-"""Of `slow`: a hundred milliseconds and more."""
+ROUNDS = 2000
+"""Of `slow`: about half a second."""
 
 
 class Watched:
