@@ -16,6 +16,8 @@ TAKEN = 0.10
 """The share of the processors' time from which on a failure may come from there."""
 TAKEN_S = 1.0
 """Of processors' time: in a long test that is no great share, and may have been one moment that counted."""
+TAKEN_AT_LEAST = 0.03
+"""The share below which it is not asked how long that was."""
 MOST = 3
 """Times that a test is run again."""
 LONGEST_WAIT_S = 30.0
@@ -36,7 +38,7 @@ class Meter:
 
     def is_much(self) -> bool:
         taken, _ = self._since()
-        return self.share() >= TAKEN or taken / _TICKS_A_SECOND >= TAKEN_S
+        return self.share() >= TAKEN or (self.share() >= TAKEN_AT_LEAST and taken / _TICKS_A_SECOND >= TAKEN_S)
 
     def _since(self) -> tuple[int, int]:
         taken, total = (now - then for now, then in zip(_ticks(), self._begun, strict=True))
@@ -82,7 +84,7 @@ def _begin_anew(item: pytest.Item) -> str:
     said = ""
     try:
         item.session._setupstate.teardown_exact(None)
-    except Exception as error:  # noqa: BLE001 - of a fixture that the failure has left in whatever state
+    except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - of a fixture that the failure has left in whatever state
         said = f"; then, at the end of its fixtures: {error!r:.200}"
     for fixtures in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
         for fixture in fixtures:

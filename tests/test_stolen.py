@@ -107,8 +107,8 @@ def test_where_nothing_is_taken_it_stands(pytester: pytest.Pytester) -> None:
 def test_a_moment_of_a_long_test_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(stolen, "STAT", tmp_path / "stat")
     taken = stolen._TICKS_A_SECOND * stolen.TAKEN_S
-    for ticks, is_much in ((taken, True), (taken - 1, False)):
+    for ticks, others, is_much in ((taken, 20 * taken, True), (taken - 1, 20 * taken, False), (taken, 40 * taken, False)):
         stolen.STAT.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
         meter = stolen.Meter()
-        stolen.STAT.write_text(f"cpu  999999 0 0 0 0 0 0 {ticks:.0f} 0 0\n")
+        stolen.STAT.write_text(f"cpu  {others:.0f} 0 0 0 0 0 0 {ticks:.0f} 0 0\n")
         assert meter.is_much() == is_much

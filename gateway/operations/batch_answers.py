@@ -1,8 +1,7 @@
 """The rows of a batch as a model takes them: several in one request where its batch axis is free, and an answer for each.
 
 A row is one sample: a csv row or an object with a value for each input, a list for the only input, a file for the only input. A line of
-JSON with `inputs` is a whole request, as a prediction's body is. The file of an earlier batch's failed rows (`batch_views.failed_file`) may
-be sent as it is, once its rows are corrected.
+JSON with `inputs` is a whole request, as a prediction's body is.
 """
 
 import json
@@ -25,9 +24,6 @@ from idl.messages import ModelMetadata, TensorSpec
 from idl.tensors import invalid
 
 MOST_TOGETHER = 256
-_WHY = ("row", "error")
-_FAILED = {"row", "error", "input"}
-"""What `batch_views.failed_file` puts before a csv row, and around a JSON value."""
 Answer = Mapping[str, Any]
 """`outputs` and perhaps `labels`, each of one sample; or `error` with `code` and `message`."""
 
@@ -35,8 +31,7 @@ Answer = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Signature:
     """What a batch needs to know of its model. `together`: rows that go into one request at most, 1 where it must not be shared.
-    `columns`: of a csv file. `outputs`, `top_k`: what the answers hold, as in a prediction. `again`: before a csv row's own cells are those
-    that say why it failed in another batch."""
+    `columns`: of a csv file. `outputs`, `top_k`: what the answers hold, as in a prediction."""
 
     model: str
     version: str
@@ -47,7 +42,6 @@ class Signature:
     outputs: tuple[str, ...] | None = None
     top_k: int | None = None
     target: Target | None = None
-    again: bool = False
 
     @property
     def labelled(self) -> str:
@@ -77,29 +71,9 @@ def signature(
     free = all(spec.shape and spec.shape[0] == -1 for spec in (*metadata.inputs, *metadata.outputs))
     plain = target is None or not target.script_name
     together = min(MOST_TOGETHER, int(config.get("max_batch_size", 0) or 0)) if free and plain else 1
-    again = _are_failed_rows(columns, metadata.inputs)
-    columns = columns[len(_WHY) :] if again else columns
-    made = Signature(model, version, metadata, models.declaration(model, version), max(1, together), columns, outputs, top_k, target, again)
+    made = Signature(model, version, metadata, models.declaration(model, version), max(1, together), columns, outputs, top_k, target)
     predictions.wanted_outputs(metadata, made.body({}), made.labelled)  # raises for an output that it has not
     return made
-
-
-def _are_failed_rows(columns: tuple[str, ...], specs: Sequence[TensorSpec]) -> bool:
-    """Whether the first columns of a csv file are not the model's."""
-    if columns[: len(_WHY)] != _WHY or any(spec.name in _WHY for spec in specs):
-        return False
-    return len(specs) > 1 or not specs or not specs[0].shape or specs[0].shape[-1] != len(columns)
-
-
-def as_sent(known: Signature, row: Row) -> Row:
-    """Of a row that failed in another batch and comes with the reason: the row alone. Every other one as it is."""
-    value = row.value
-    if known.again and isinstance(value, list):
-        return replace(row, value=value[len(_WHY) :])
-    if not isinstance(value, dict) or value.keys() != _FAILED or {spec.name for spec in known.metadata.inputs} == _FAILED:
-        return row
-    error = value["error"]
-    return replace(row, value=value["input"]) if isinstance(error, dict) and error.keys() == {"code", "message"} else row
 
 
 def stands_alone(row: Row) -> bool:

@@ -2,10 +2,13 @@
 
 Each row comes with where the next one begins: bytes of the file for lines, the number of the file for archives. What is wrong with one
 row is that row's error, and the next one is read.
+
+The file of an earlier batch's rows that failed (`batch_views.failed_file`) is read as the rows alone: what says why they failed is left out.
 """
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,11 @@ MOST_ROWS = 1_000_000
 MOST_ROW_BYTES = 1 << 20
 """Of a line; a file of an archive may have as much as a request's body."""
 _BOM = b"\xef\xbb\xbf"
+_WHY_HEAD = re.compile(rb'\s*"?row"?\s*,\s*"?error"?\s*,')
+_WHY_CODES = "|".join(code.value for code in Code).encode()
+_WHY_FIRST = re.compile(rb'\s*\d+\s*,(?:\s*,|""\s*,|"?(?:' + _WHY_CODES + rb"): )")
+_WHY = re.compile(rb'\s*\d*\s*,(?:"(?:[^"]|"")*"|[^",]*),')
+"""Before the columns, and before the cells of a row: its number and its error, which may have been emptied."""
 _SKIPPED = ("__MACOSX/", ".")
 csv.field_size_limit(
     max(csv.field_size_limit(), MOST_ROW_BYTES)
@@ -39,25 +47,50 @@ class Row:
     name: str = ""
 
 
-def of_csv(file: IO[bytes], offset: int) -> tuple[tuple[str, ...], Iterator[Row]]:
-    """(columns, rows), the rows from `offset` on, 0: from the first. Raises invalid_input for a file without a usable first line."""
+def of_csv(file: IO[bytes], offset: int, *, is_result: bool = False) -> tuple[tuple[str, ...], Iterator[Row]]:
+    """(columns, rows), the rows from `offset` on, 0: from the first. `is_result`: a batch's own, whose rows say why they failed.
+
+    Raises invalid_input for a file without a usable first line.
+    """
     file.seek(0)
     head = read_record(file)
     if head is None:
         raise invalid("the file is empty: its first line must name the columns")
     if len(head) > MOST_ROW_BYTES:
         raise ServingError(Code.TOO_LARGE, f"the first line has over {MOST_ROW_BYTES} bytes")
-    columns = tuple(cell.strip() for cell in _cells(head.removeprefix(_BOM)))
+    again, begin = not is_result and is_of_failed_rows(file, head), file.tell()
+    columns = tuple(cell.strip() for cell in _cells(without_head(head) if again else head.removeprefix(_BOM)))
     if len(set(columns)) != len(columns) or not all(columns):
         raise invalid("the first line must name the columns, each with a name of its own")
-    file.seek(max(offset, file.tell()))
-    return columns, _csv_rows(file, len(columns))
+    file.seek(max(offset, begin))
+    return columns, _csv_rows(file, len(columns), again)
 
 
-def _csv_rows(file: IO[bytes], width: int) -> Iterator[Row]:
+def is_of_failed_rows(file: IO[bytes], head: bytes) -> bool:
+    """Whether a csv file with this first line is one of rows that failed, by its first row; `file` stays where it is, behind that line."""
+    if not _WHY_HEAD.match(head.removeprefix(_BOM)):
+        return False
+    begin = file.tell()
+    first = next((record for record in iter(lambda: read_line(file), None) if record.strip()), b"")
+    file.seek(begin)
+    return _WHY_FIRST.match(first) is not None
+
+
+def without_head(head: bytes) -> bytes:
+    """The first line of such a file without what is not of the row's."""
+    return _WHY_HEAD.sub(b"", head.removeprefix(_BOM), count=1)
+
+
+def without_why(record: bytes) -> bytes:
+    """A row of such a file as it was sent before."""
+    found = _WHY.match(record)
+    return record[found.end() :] if found else record
+
+
+def _csv_rows(file: IO[bytes], width: int, again: bool) -> Iterator[Row]:
     while (record := read_record(file)) is not None:
         if record.strip():
-            yield _csv_row(record, width, file.tell())
+            yield _csv_row(without_why(record) if again else record, width, file.tell())
 
 
 def _csv_row(record: bytes, width: int, following: int) -> Row:
@@ -120,9 +153,20 @@ def of_jsonl(file: IO[bytes], offset: int) -> Iterator[Row]:
             yield Row(following, MOST_ROW_BYTES, error=ServingError(Code.TOO_LARGE, f"the line has over {MOST_ROW_BYTES} bytes"))
             continue
         try:
-            yield Row(following, len(line), tensor_json.parse(text, "the line"))
+            yield Row(following, len(line), as_sent(tensor_json.parse(text, "the line")))
         except ServingError as error:
             yield Row(following, len(line), error=error)
+
+
+def as_sent(value: Any) -> Any:
+    """A line's JSON value, of a file of rows that failed without what is around it."""
+    while isinstance(value, dict) and value.keys() == {"row", "error", "input"} and _is_error(value["error"]):
+        value = value["input"]
+    return value
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"code", "message"}
 
 
 def of_zip(path: Path, offset: int, most_bytes: int) -> tuple[int, Iterator[Row]]:

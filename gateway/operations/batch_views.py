@@ -196,9 +196,11 @@ def _csv_file(source: IO[bytes], rows: Iterator[FailedRow]) -> Iterator[bytes]:
     """The rows themselves stay as they are: they are to be corrected and sent again."""
     with source:
         head = batch_rows.read_record(source) or b""
-        yield b"row,error," + head.removeprefix(b"\xef\xbb\xbf").strip() + b"\r\n"
+        again = batch_rows.is_of_failed_rows(source, head)
+        yield b"row,error," + (batch_rows.without_head(head) if again else head.removeprefix(b"\xef\xbb\xbf")).strip() + b"\r\n"
         records = (record for record in iter(lambda: batch_rows.read_record(source), None) if record.strip())
-        for row, record in _matched(rows, records):
+        for row, sent in _matched(rows, records):
+            record = batch_rows.without_why(sent) if again else sent
             yield _cells([row.number, batch_results.safe(f"{row.code}: {row.message}")]).rstrip(b"\r\n") + b"," + record.strip() + b"\r\n"
 
 
@@ -207,7 +209,7 @@ def _json_file(source: IO[bytes], rows: Iterator[FailedRow]) -> Iterator[bytes]:
         lines = (line.strip() for line in iter(lambda: batch_rows.read_line(source), None) if line.removeprefix(b"\xef\xbb\xbf").strip())
         for row, line in _matched(rows, lines):
             try:
-                given = json.dumps(json.loads(line), separators=(",", ":"))
+                given = json.dumps(batch_rows.as_sent(json.loads(line)), separators=(",", ":"))
             except (ValueError, RecursionError):  # it failed for this reason, maybe
                 given = json.dumps(line.decode(errors="replace"))
             error = json.dumps({"code": row.code, "message": row.message}, separators=(",", ":"))
@@ -256,7 +258,7 @@ def summary(found: Answers) -> Summary:
 
 def _csv_values(file: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
     try:
-        columns, rows = batch_rows.of_csv(file, 0)
+        columns, rows = batch_rows.of_csv(file, 0, is_result=True)
     except ServingError:  # two columns of one name: an output that is called error, say
         return
     first = columns.index("error") + 1

@@ -1,6 +1,7 @@
 """What model hosts say of files and requests, and the gateway of inputs, files and scripts, for `gateway.pages.sentences`.
 
-Only what somebody meets who uploads, tries, deploys or asks a model on the pages. {} stands for whatever is put there, a sentence too.
+Only what somebody meets who uploads, tries, deploys or asks a model on the pages. {} stands for whatever is put there, one of these sentences
+too.
 """
 
 
@@ -10,7 +11,15 @@ def later(sentence: str) -> str:
 
 
 KNOWN = (
-    # whose sentence it is
+    # whose sentence it is, and what stands inside of one
+    later("{}: {}"),
+    later("a list"),
+    later("a number"),
+    later("a text"),
+    later("an object"),
+    later("the cell"),
+    later("{} inputs"),
+    later("{} outputs"),
     later("deployment {} failed: {}"),
     later("file {}: {}"),
     later("model {} version {}: {}"),
@@ -24,7 +33,6 @@ KNOWN = (
     later("at most {} files are taken"),
     later("file {} came twice"),
     later("it cannot be loaded"),
-    later("it cannot be loaded ({})"),
     later("it does not take {} rows at once: {}"),
     later("it has {}, of which {} are told"),
     later("it needs more memory than a trial may take"),
@@ -62,10 +70,8 @@ KNOWN = (
     later("{} is a zip archive without {}"),
     later("{} is empty: it has 0 bytes"),
     later("{} is no model"),
-    later("{} is not TOML: {}"),
     later("{} is not a name of {}"),
     later("{} is not an ONNX file, or is cut off"),
-    later("{} is not an ONNX file, or is cut off (onnxruntime: {})"),
     later("{} is {}; ONNX, PMML, TorchScript, torch.export or a zip archive with {} is wanted"),
     # a request
     later("an input has no name"),
@@ -95,16 +101,14 @@ KNOWN = (
     later("model {} has no output {}; its outputs are {}"),
     later("model {}: input {} is missing"),
     later("the JSON is nested too deeply"),
+    later("the body has more than {} bytes, or the file more than is taken"),
     later("the answer has {} bytes, at most {} are sent"),
     later("the body is not a JSON object"),
     later("the deadline passed while the model ran"),
     later("the form has no input: neither a file nor a field with an input's name"),
-    later("the model failed: {}"),
     later("the model has {} inputs: a row must be an object with a value for each"),
-    later("the model refuses its input: {}"),
     later("the request has {} rows, and model {} takes at most {} (max_batch_size)"),
     later("the table does not fit model {}: {}; {}"),
-    later("{} is not JSON: {}"),
     later("{}: b64 is not base64"),
     # files and their rows
     later("input {} has no column"),
@@ -126,7 +130,6 @@ KNOWN = (
     later("the picture ({} x {}) is too narrow to be resized to {} x {}"),
     later("the row has over {} bytes"),
     later("the row is not UTF-8"),
-    later("the row is not csv: {}"),
     later("the {} file is cut off or damaged"),
     later("{} has a column twice: {}"),
     later("{} has a header and no rows"),
@@ -138,14 +141,10 @@ KNOWN = (
     later("a script has at most {} bytes, this one has {}"),
     later("it has neither {} nor {}"),
     later("scripts only run in a sandbox, and there is none here: {}"),
-    later("the script could not be run: {}"),
     later("the script gave more than {} bytes, which is the most that is sent"),
-    later("the script raised {}"),
-    later("the script refuses its input: {}"),
     later("the script took longer than {} s"),
     later("the script used more memory than {}"),
     later("the script used more memory than there is for its model, or on its host"),
-    later("the script's answer cannot be used: {}"),
     later("the script's process died of {}"),
     later("{} gave a {}, not a dict of name -> array"),
     later("{} gave no output {}; it gave {}"),
@@ -153,6 +152,7 @@ KNOWN = (
     # a model that does not serve, or not now
     later("deployment {} is being put on a model host"),
     later("deployment {} is paused"),
+    later("there is no deployment {} any more"),
     later("its process died while loading it"),
     later("its process died {} times in a row; load it again"),
     later("its process died {} times in a row (the last one was {}); load it again"),
@@ -165,8 +165,23 @@ KNOWN = (
     later("model {} has no version {}"),
     later("model {} is not in the repository"),
     later("model {} is not ready"),
+    later("model {} is private: sign in to use it"),
     later("model {} needs {} bytes, models that are tried have {} together: deploy it"),
     later("the model host cannot be reached: {}"),
     later("the model host did not answer within the time allowed"),
     later("the model is being loaded: try again in a moment"),
 )
+QUOTING = (
+    later("it cannot be loaded ({})"),
+    later("the model failed: {}"),
+    later("the model refuses its input: {}"),
+    later("the row is not csv: {}"),
+    later("the script could not be run: {}"),
+    later("the script raised {}"),
+    later("the script refuses its input: {}"),
+    later("the script's answer cannot be used: {}"),
+    later("{} is not JSON: {}"),
+    later("{} is not TOML: {}"),
+    later("{} is not an ONNX file, or is cut off (onnxruntime: {})"),
+)
+"""What ends in somebody else's words, which stay as they are."""

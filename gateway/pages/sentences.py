@@ -4,6 +4,7 @@ A sentence that is neither here nor in `gateway.pages.model_sentences` is shown 
 """
 
 import functools
+import itertools
 import re
 
 from babel import Locale
@@ -148,35 +149,66 @@ KNOWN = (
     later("{} is taken"),
 )
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:\.\d+)?")
+_PLACE = re.compile(r"(?:(?<=\bmodel )|(?<=\bversion )|(?<=\bdeployment )|(?<=\bfile )|(?<=\binput )|(?<=\boutput ))\{\}")
+"""Of a name, which is quoted, or one word."""
 _DEEPEST = 4
 """Sentences inside each other."""
 _LONGEST = 800
-"""Characters of one that is looked for by its parts."""
+"""Characters of one that is looked for at all."""
 
 
 def said(text: str) -> str:
     """A sentence that an operation or a model host said, in the reader's language where that has it; of one inside another, what is known."""
-    return _said(text, _DEEPEST) if text and get_locale() not in (None, _ENGLISH) else text
+    locale = get_locale()
+    if not text or len(text) > _LONGEST or locale in (None, _ENGLISH):
+        return text
+    return _said(text, str(locale))
 
 
-def _said(text: str, deepest: int) -> str:
-    for key in (text, _VALUE.sub("{}", text)):
-        found = str(gettext(key))
-        if found != key:
-            values = _VALUE.findall(text) if key != text else []
-            return found.format(*values) if values else found
-    if not deepest or len(text) > _LONGEST:
+@functools.lru_cache(1024)
+def _said(text: str, language: str) -> str:
+    """In this context's language, which is that one."""
+    found = str(gettext(text))
+    return found if found != text else _known(text, _DEEPEST)
+
+
+def _known(text: str, deepest: int) -> str:
+    key = _VALUE.sub("{}", text)
+    for sentence, values in ((text, []), (key, _VALUE.findall(text))):
+        if sentence in _sentences() and sentence.count("{}") == len(values):
+            return _filled(sentence, values)
+    if not deepest:
         return text
     for sentence, pattern in _patterns():
         if match := pattern.fullmatch(text):
-            return str(gettext(sentence)).format(*(_said(value, deepest - 1) for value in match.groups()))
+            values = list(match.groups())
+            own = len(values) - (sentence in model_sentences.QUOTING)
+            return _filled(sentence, [*(_known(value, deepest - 1) for value in values[:own]), *values[own:]])
     whose, colon, what = text.partition(": ")
-    return f"{whose}: {_said(what, deepest - 1)}" if colon else text
+    found = _known(what, deepest - 1) if colon else what
+    return _filled("{}: {}", [whose, found]) if found != what else text
+
+
+def _filled(sentence: str, values: list[str]) -> str:
+    """A known sentence with its values, which may hold braces."""
+    pieces = str(gettext(sentence)).split("{}")
+    return "".join(itertools.chain.from_iterable(itertools.zip_longest(pieces, values, fillvalue="")))
+
+
+@functools.cache
+def _sentences() -> frozenset[str]:
+    return frozenset((*KNOWN, *model_sentences.KNOWN, *model_sentences.QUOTING))
 
 
 @functools.cache
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
-    """Of the sentences with places, the one that says most first: of two that fit, it is the one that was meant."""
-    places = [sentence for sentence in (*KNOWN, *model_sentences.KNOWN) if "{}" in sentence]
+    """Of the model hosts' sentences with places, the one that says most first: of two that fit, it is the one that was meant."""
+    places = [sentence for sentence in (*model_sentences.KNOWN, *model_sentences.QUOTING) if "{}" in sentence and sentence != "{}: {}"]
     places.sort(key=lambda sentence: -len(sentence.replace("{}", "")))
-    return [(sentence, re.compile("(.+?)".join(map(re.escape, sentence.split("{}"))), re.DOTALL)) for sentence in places]
+    return [(sentence, _pattern(sentence)) for sentence in places]
+
+
+def _pattern(sentence: str) -> re.Pattern[str]:
+    named = _PLACE.sub("\0", sentence)
+    escaped = re.escape(named).replace(re.escape("{}"), "(.+?)").replace(re.escape("\0"), r"('[^']*'|\"[^\"]*\"|\S+?)")
+    return re.compile(re.sub(r"\(\.\+\?\)$", "(.*)", escaped), re.DOTALL)

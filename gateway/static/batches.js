@@ -72,6 +72,9 @@ function table(columns, rows) {
   return [make("p", fill(words.rows, rows.length), "small text-secondary mb-1"), wide];
 }
 
+/** Whether it is the file of another batch's failed rows: the server leaves out what says why they failed. */
+const isOfFailedRows = ([row, error], [number, why] = []) => row === "row" && error === "error" && /^\d+$/.test(number) && /^$|^[a-z_]+: /.test(why);
+
 /** What does not fit between the columns of the file and the inputs, "" for nothing; null where it is not known. */
 function misfit(columns) {
   const expected = document.getElementById("expected");
@@ -137,8 +140,9 @@ async function look(file) {
   const text = (await file.slice(0, PEEK_BYTES).text()).replace(/^\ufeff/, "");
   if (format === "csv") {
     const [columns = [], ...rows] = records(text, ROWS + 1);
-    head = columns.map((name) => name.trim());
-    preview.replaceChildren(...table(head, rows));
+    const names = columns.map((name) => name.trim());
+    head = isOfFailedRows(names, rows[0]) ? names.slice(2) : names;
+    preview.replaceChildren(...table(names, rows));
     judge();
     return;
   }

@@ -138,7 +138,10 @@ async function look() {
     const [status, said] = await ask("GET", `${root.dataset.stats}?${query}`);
     if (mine !== turn) return; // another range was chosen meanwhile
     if (status === 401) complain(root.dataset.ended, root.dataset.signin);
-    else if (status !== 200) complain(root.dataset.late.replace("{}", await inWords(said?.detail ?? String(status))));
+    else if (status !== 200) {
+      const words = await inWords(said?.detail ?? String(status));
+      if (mine === turn) complain(root.dataset.late.replace("{}", words));
+    }
     else {
       complain("");
       if (isWhole) [points, total, wholeAt] = [new Map(), said.total, now];

@@ -18,16 +18,20 @@ export const draftName = (form) => `draft ${user} ${location.pathname}${location
 
 export const formToken = () => document.querySelector("meta[name=form-token]").content;
 
-/** What the server said in English, in the page's language where that has it. */
+const worded = new Map();
+
+/** What the server said in English, in the page's language where that has it; at once, or as it is. */
 export async function inWords(text) {
-  if (document.documentElement.lang === "en" || !text) return text;
+  if (document.documentElement.lang === "en" || !text || text.length > 800) return text;
+  if (worded.has(text)) return worded.get(text);
   try {
-    const body = new URLSearchParams({ text });
-    const answer = await fetch("/ui/sentence", { method: "POST", headers: { "X-Form-Token": formToken() }, body, credentials: "same-origin" });
-    return answer.ok ? await answer.text() : text;
-  } catch {
-    return text;
-  }
+    const answer = await fetch("/ui/sentence", {
+      method: "POST", headers: { "X-Form-Token": formToken() }, body: new URLSearchParams({ text }), credentials: "same-origin",
+      signal: AbortSignal.timeout(2000),
+    });
+    if (answer.ok) worded.set(text, await answer.text());
+  } catch { /* it is told in English */ }
+  return worded.get(text) ?? text;
 }
 
 /** A request to the REST interface, as whoever is signed in. Resolves to [status, body]. */

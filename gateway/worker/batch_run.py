@@ -127,7 +127,7 @@ class BatchRun:
             )
             if batch.result_offset == 0:
                 result.write(lines.head())
-            batch = self._answer_all(batch, result, lines, known, (batch_answers.as_sent(known, row) for row in rows))
+            batch = self._answer_all(batch, result, lines, known, rows)
         batch = replace(batch, rows_total=batch.rows_done, result_offset=result.settle())
         self._checkpoint(batch)
         if batch.rows_done == 0:

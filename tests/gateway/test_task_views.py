@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.clock import to_text
-from gateway.operations import batch_views
+from gateway.operations import batch_rows, batch_views
 from gateway.storage.task_records import first_task_id, new_task_id
 from gateway.worker import deploying
 from gateway.worker.task_runner import TaskRunner
@@ -122,17 +122,47 @@ def test_the_file_of_failed_rows_is_sent_again_as_it_is(gateway: Working) -> Non
     batch_, _ = answered(gateway, "numbers.csv", MIXED)
     file = read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data
     assert file.count(b",x,4\r\n") == 1 and file.endswith(b",7\r\n")
-    batch_, result = answered(gateway, "numbers-failed.csv", file.replace(b",x,4\r\n", b",5,4\r\n").removesuffix(b"\r\n") + b",8\r\n")
+    batch_, _ = answered(gateway, "numbers-failed.csv", file)
+    assert (batch_["rows_total"], batch_["rows_failed"]) == (2, 2)
+    again = read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data
+    assert again.startswith(b"row,error,a,b\r\n1,") and again.count(b"row,error") == 1 and again.endswith(b",7\r\n")
+    corrected = again.replace(b",x,4\r\n", b",5,4\r\n").removesuffix(b"\r\n") + b",8\r\n"
+    batch_, result = answered(gateway, "numbers-failed-failed.csv", corrected)
     assert batch_["rows_failed"] == 0 and b"15" in result and b"24" in result
+    found = read(gateway, f"/v1/batches/{batch_['id']}/summary").get_json()
+    assert found["rows"] == 2 and [each["name"] for each in found["outputs"]] == ["y"]
 
     batch_, _ = answered(gateway, "lines.jsonl", b'[1, 2]\n{"z": 1}\n{"inputs": {"z": [[1, 2]]}}\nnot json\n')
     file = read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data
-    corrected = file.replace(b'"z":1', b'"x":[2,3]').replace(b'"z"', b'"x"').replace(b'"not json"', b"[4,5]")
-    batch_, result = answered(gateway, "lines-failed.jsonl", corrected)
+    batch_, _ = answered(gateway, "lines-failed.jsonl", file)
+    again = read(gateway, f"/v1/batches/{batch_['id']}/failures/file").data
+    assert [json.loads(line)["input"] for line in again.splitlines()] == [{"z": 1}, {"inputs": {"z": [[1, 2]]}}, "not json"]
+    corrected = again.replace(b'"z":1', b'"x":[2,3]').replace(b'"z"', b'"x"').replace(b'"not json"', b"[4,5]")
+    batch_, result = answered(gateway, "lines-failed-failed.jsonl", corrected)
     assert batch_["rows_failed"] == 0
     assert [json.loads(line)["outputs"]["y"] for line in result.splitlines()] == [[6, 9], [[3, 6]], [12, 15]]
     batch_, _ = answered(gateway, "lines.jsonl", b'{"row": 1, "error": "mine", "input": [1, 2]}\n')
     assert batch_["rows_failed"] == 1, "no file of ours"
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "rows"),
+    [
+        ("row,error,x\n7,invalid_input: a,[1]\n8,,2\n", ("x",), [["[1]"], ["2"]]),
+        ('row,error,row,error\n7,"invalid_input: a ""b"", c",1,2\n', ("row", "error"), [["1", "2"]]),
+        ('\ufeffrow,error,a\n\n7,"",1\n9\n', ("a",), [["1"], ["9"]]),
+        ("row,error,x\n7,0.5,1\n", ("row", "error", "x"), [["7", "0.5", "1"]]),
+        ("row,error,x\n7,what: else,1\n", ("row", "error", "x"), [["7", "what: else", "1"]]),
+        ("row,error,x\n", ("row", "error", "x"), []),
+    ],
+)
+def test_which_files_are_of_failed_rows(text: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    found, read_rows = batch_rows.of_csv(io.BytesIO(text.encode()), 0)
+    each = list(read_rows)
+    assert (found, [row.value for row in each]) == (columns, rows)
+    for place, row in enumerate(each):  # after a pause it goes on there
+        later = batch_rows.of_csv(io.BytesIO(text.encode()), row.following)
+        assert (later[0], [one.value for one in later[1]]) == (columns, rows[place + 1 :])
 
 
 def test_a_look_for_rows_that_failed_ends_and_goes_on(gateway: Working, monkeypatch: pytest.MonkeyPatch) -> None:

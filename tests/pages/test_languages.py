@@ -71,12 +71,26 @@ def test_templates_say_nothing_that_is_not_marked() -> None:
         ),
         (
             "model 'ann.m' has no input 'z'; its inputs are 'x', 'y'",
-            "模型 'ann.m' 没有输入 'z'，它的输入是 'x', 'y'",
+            "模型 'ann.m' 没有输入 'z'；它的输入有 'x', 'y'",
         ),
         ("the model's file: model.onnx is empty: it has 0 bytes", "模型文件：model.onnx 为空：0 字节"),
-        ("photo.png: the file is empty", "photo.png: 文件为空"),
+        ("photo.png: the file is empty", "photo.png：文件为空"),
+        ("the cell is not JSON: Home", "单元格 不是 JSON：Home"),
+        (
+            "deployment 'd' failed: model 'm' version '2': its process died while loading it",
+            "部署 'd' 失败：模型 'm' 版本 '2'：加载时其进程终止",
+        ),
         ("the columns do not fit the model: input 'x' has no column", "列与模型不符：输入 'x' 没有对应的列"),
-        ("the model failed: {0} is taken {}", "模型运行失败：{0} is taken {}"),
+        ("the model failed: '{0}' is taken {}", "模型运行失败：'{0}' is taken {}"),
+        ("the script raised ValueError: Home", "脚本抛出异常 ValueError: Home"),
+        ("the script refuses its input: ", "脚本拒绝了输入："),
+        ("deployment {} failed: {}", "部署 {} 失败：{}"),
+        ("model.py, line 3: must have {} to 5 characters", "model.py, line 3: must have {} to 5 characters"),
+        ("the body has more than 5 bytes, or the file more than is taken", "请求体超过 5 字节，或文件超出上限"),
+        ("there is no task 'v1' of anybody", "there is no task 'v1' of anybody"),
+        ("must have 1 to 255 printable ASCII characters", "must have 1 to 255 printable ASCII characters"),
+        ("model 'v1' is in the operator's repository: x", "model 'v1' is in the operator's repository: x"),
+        ("file not found: x", "file not found: x"),
         (f"the model failed: {'a: ' * 2000}", f"the model failed: {'a: ' * 2000}"),
         ("what nobody has translated: 'x' {0} {}", "what nobody has translated: 'x' {0} {}"),
         ("", ""),
@@ -91,14 +105,12 @@ def test_what_operations_say(app: Flask, text: str, chinese: str) -> None:
 
 def test_what_model_hosts_say_is_what_they_say() -> None:
     """Each piece of each sentence stands in the code of what says it."""
-    rooms = ("idl", "inference_client", "inference_server", "gateway/operations", "gateway/worker")
+    rooms = ("idl", "inference_client", "inference_server", "gateway/operations", "gateway/worker", "outboard")
+    known = (*model_sentences.KNOWN, *model_sentences.QUOTING)
     code = "\n".join(path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py"))
     code = re.sub(r'"\s*f?"', "", code)
     code += re.sub(r"\{[^{}]*\}", "", code)  # where something may stand, or not
-    pieces = {
-        sentence: [piece.strip(" ;:,()").removesuffix("s") for piece in re.split(r"\{\}|; | \(", sentence)]
-        for sentence in model_sentences.KNOWN
-    }
+    pieces = {sentence: [piece.strip(" ;:,()").removesuffix("s") for piece in re.split(r"\{\}|; | \(", sentence)] for sentence in known}
     assert not [sentence for sentence, parts in pieces.items() if not all(piece in code for piece in parts)]
 
 

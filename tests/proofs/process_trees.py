@@ -94,7 +94,8 @@ def _kept_connections() -> set[str]:
     """What /proc/PID/fd calls the machine's TCP connections, and what was accepted from the nginx that fronts gRPC. proc(5), unix(7)."""
     found = set()
     for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+        file = Path(f"/proc/net/{table}")
+        for line in file.read_text().splitlines()[1:] if file.exists() else ():
             fields = line.split()
             if fields[3] == _ESTABLISHED:
                 found.add(f"socket:[{fields[9]}]")
