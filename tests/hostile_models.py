@@ -23,6 +23,8 @@ from tests.onnx_models import OPSET
 SEED = 20_261_121
 CANARY = "/tmp/outboard-canary-of-hostile-models"
 TOML = b'[inputs.x]\ndatatype = "FP32"\nshape = [-1]\n[outputs.y]\ndatatype = "FP32"\nshape = [-1]\n'
+TOO_SLOW = "it was not loaded and run within"
+"""What is said of one whose trial took too long: of any, where the machine stood still meanwhile."""
 Files = list[tuple[str, bytes]]
 
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,36 @@ def alive(pids: set[int]) -> set[int]:
             if fields[0] != "Z" or fields[17] != "1":
                 living.add(pid)
     return living
+
+
+def command(pid: int) -> bytes:
+    """What a process was started as; b"" of one that has gone meanwhile."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def executors(pid: int, model: str) -> set[int]:
+    """The processes below `pid` that run a model."""
+    found = set()
+    for each in descendants(pid):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{each}/comm").read_text().strip() == f"outboard:{model}"[:15]:
+                found.add(each)
+    assert found, model
+    return found
+
+
+@contextlib.contextmanager
+def stopped(pids: set[int]) -> Iterator[None]:
+    """While these stand still: what they are at is not over before the test has done its part."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def wait_until_gone(pids: set[int], seconds: float = 10) -> set[int]:

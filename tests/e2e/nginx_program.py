@@ -38,6 +38,7 @@ class Nginx:
             with contextlib.suppress(ConnectionRefusedError), self.connect():
                 return
             assert self.program.process.poll() is None and time.monotonic() < deadline, self.program.log
+            time.sleep(0.01)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)

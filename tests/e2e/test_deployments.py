@@ -133,7 +133,6 @@ def test_over_every_way(stack: Process, ann: Caller) -> None:
     ann.settled("paused")
     ann("PATCH", "/v1/deployments/d", {"desired_state": "running", "sleep_after_s": 1})
     assert ann.infer() == (200, 4.0)
-    ann.settled()
     ann.settled("sleeping")
     started = time.monotonic()
     assert ann.infer() == (200, 4.0) and time.monotonic() - started < 10

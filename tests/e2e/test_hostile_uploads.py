@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_models_http import PASSWORD, Client, kept
-from tests.hostile_models import CANARY, Hostile, everything
+from tests.hostile_models import CANARY, TOO_SLOW, Hostile, everything
 from tests.needs import has_box, needs
 from tests.processes import Process, descendants, start_up, wait_until_gone
 
@@ -57,6 +57,9 @@ def test_hostile_uploads_are_refused_and_leave_nothing(up: Process, ann: Client,
     before, resident = kept(data), _resident(up)
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda each: sent(ann, each), files))
+    for place, (hostile, (_, refused)) in enumerate(zip(files, answers, strict=True)):
+        if TOO_SLOW in (said := refused.get("detail", "")) and hostile.says not in said:
+            answers[place] = sent(ann, hostile)  # alone
     for hostile, (status, refused) in zip(files, answers, strict=True):
         # a name that no file may have is the sender's mistake, and said before anything is tried
         assert status == 422 or (status == 400 and refused["code"] == "invalid_input"), (hostile.name, status, refused)

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from tests.eventually import eventually
 from tests.gateway.test_metrics import parse, value
 from tests.needs import needs
 from tests.onnx_models import identity, slow, times
-from tests.processes import Process, alive, descendants, start_up, wait_until_gone
+from tests.processes import Process, alive, executors, start_up, stopped, wait_until_gone
 
 pytestmark = needs("nginx")
 INFER = "/v2/models/m/infer"
@@ -58,24 +58,6 @@ def processes(up: Process, event: str) -> list[int]:
     return [json.loads(line)["pid"] for line in lines if f'"{event}"' in line]
 
 
-@contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
-def executors(up: Process, model: str) -> list[int]:
-    """The processes that run a model."""
-    found = [pid for pid in descendants(up.process.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == f"outboard:{model}"]
-    assert found
-    return found
-
-
 def is_known_to_a_loop(up: Process) -> bool:
     """Whether a loop answers, while no worker does."""
     with closing(connect(up, 0.5)) as connection:
@@ -87,7 +69,7 @@ def is_known_to_a_loop(up: Process) -> bool:
 
 
 def test_no_worker_is_needed(up: Process) -> None:
-    with stopped(processes(up, "gateway_worker_ready")):
+    with stopped(set(processes(up, "gateway_worker_ready"))):
         eventually(lambda: all(is_known_to_a_loop(up) for _ in range(4)), "both loops know the model", 30)
         status, headers, body = ask(up, INFER, BODY, X_Request_Id="mine")
     assert (status, headers["x-request-id"], headers["content-type"]) == (200, "mine", "application/json")
@@ -134,7 +116,7 @@ def test_a_caller_that_goes_away_is_not_served(up: Process) -> None:
     with Client(f"thrift://{up['thrift']}") as host, closing(connect(up)) as first:
         before = host.model_statistics("slow")[0].success.count
         gone = [connect(up) for _ in range(5)]
-        with stopped(executors(up, "slow")):  # so that none of them is run before it has gone
+        with stopped(executors(up.process.pid, "slow")):  # so that none of them is run before it has gone
             first.request("POST", "/v2/models/slow/infer", body)
             for connection in gone:
                 connection.request("POST", "/v2/models/slow/infer", body)

@@ -13,14 +13,14 @@ import pytest
 from idl.codes import Code, ServingError
 from inference_client import Client
 from tests.eventually import eventually
-from tests.onnx_models import slow, times
+from tests.onnx_models import looping, slow, times
 from tests.processes import alive, descendants, start_server, wait_until_gone
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     times(tmp_path / "models" / "m" / "1" / "model.onnx", 2)
-    slow(tmp_path / "models" / "slow" / "1" / "model.onnx", 1500)
+    looping(tmp_path / "models" / "slow" / "1" / "model.onnx")
     return tmp_path / "models"
 
 
@@ -32,22 +32,23 @@ def test_sigterm_finishes_what_is_inside_and_exits_0(models: Path, tmp_path: Pat
     below = descendants(server.process.pid)
     assert len(below) >= 3, "a zygote and an executor for each model"
     with Client(f"grpc://{server['grpc']}") as grpc, Client(f"thrift://{server['thrift']}") as thrift:
-        answers: list[object] = []
+        answers: dict[int, object] = {}
 
-        def ask(client: Client) -> None:
+        def ask(client: Client, rounds: int) -> None:
             try:
-                answers.append(client.infer("slow", {"x": np.float32([3])}).outputs["y"].tolist())
+                answers[rounds] = client.infer("slow", {"x": np.int64([rounds])}).outputs["y"].tolist()
             except ServingError as error:
-                answers.append(error)
+                answers[rounds] = error
 
-        inside = [threading.Thread(target=ask, args=(client,)) for client in (grpc, thrift)]
-        for thread in inside:
+        ask(grpc, 30_000)  # from now on it is known to take long, and somebody counts who waits meanwhile
+        inside = [threading.Thread(target=ask, args=each) for each in ((grpc, 150_000), (thrift, 1))]
+        for count, thread in enumerate(inside, 1):
             thread.start()
-        wait_for_in_flight(server["metrics"], 2)
+            wait_for_in_flight(server["metrics"], count)
         server.process.send_signal(signal.SIGTERM)
         for thread in inside:
             thread.join()
-        assert answers == [[3.0], [3.0]]
+        assert answers == {rounds: [rounds] for rounds in (30_000, 150_000, 1)}
         assert server.process.wait(30) == 0
         server.stop()
         with pytest.raises(ServingError) as caught:
@@ -64,7 +65,7 @@ def wait_for_in_flight(metrics: str, count: int) -> None:
             lines = response.read().decode().splitlines()
         return sum(float(line.split()[1]) for line in lines if line.startswith("outboard_in_flight_requests{"))
 
-    eventually(lambda: inside() >= count, "the requests arrive", 20)
+    eventually(lambda: inside() >= count, "the requests arrive", 20, 0.02)
 
 
 def test_a_second_sigterm_ends_it_at_once(models: Path, tmp_path: Path) -> None:

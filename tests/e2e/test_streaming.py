@@ -102,12 +102,16 @@ def test_our_client_gives_up_in_the_middle(client: Client, up: Process) -> None:
     for _ in range(5):
         with client.stream("tokens", {"count": np.int32([100_000])}) as answers:
             assert texts([next(answers), next(answers)]) == ["t0", "t1"]
-    eventually(lambda: in_flight(up, "tokens") == 0, "nothing is left inside")
+    until_nothing_is_inside(up, "tokens")
 
 
 def in_flight(up: Process, model: str) -> int:
     with Client(f"grpc://{up['grpc']}") as operator:
         return next(each.in_flight for each in operator.capacity().models if each.name == model)
+
+
+def until_nothing_is_inside(up: Process, model: str) -> None:
+    eventually(lambda: in_flight(up, model) == 0, "nothing is left inside", every_s=0.02)
 
 
 # the official client ---------------------------------------------------------------------------------------------------------------
@@ -221,7 +225,7 @@ def test_the_official_client_cancels(up: Process) -> None:
         client.async_stream_infer("paced", asked(100_000), parameters={"pause": 0.001})
         replies.wait(3)
         client.stop_stream(cancel_requests=True)
-    eventually(lambda: in_flight(up, "paced") == 0, "nothing is left inside")
+    until_nothing_is_inside(up, "paced")
 
 
 def _plain() -> Any:
@@ -318,8 +322,8 @@ def test_a_stream_that_is_cut_off_does_not_look_as_if_it_had_ended(up: Process) 
         os.kill(front, signal.SIGKILL)
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             response.read()
-        eventually(lambda: in_flight(up, "paced") == 0, "nothing is left inside")
-        eventually(lambda: post(up, "/v2/models/tokens/generate_stream", {"count": 1}).status == 200, "the next one is there")
+        until_nothing_is_inside(up, "paced")
+        eventually(lambda: post(up, "/v2/models/tokens/generate_stream", {"count": 1}).status == 200, "the next one is there", every_s=0.02)
 
 
 def gateway_log(up: Process) -> list[dict[str, Any]]:
@@ -340,7 +344,7 @@ def test_no_more_streams_than_the_setting_says(tmp_path: Path) -> None:
         refused = post(up, "/v2/models/paced/generate_stream", {"count": 1})
         assert refused.status == 429 and "3 streams are open already" in json.loads(refused.read())["error"]
         open_ones[0].close()
-        eventually(lambda: post(up, "/v2/models/paced/generate_stream", {"count": 1}).status == 200, "there is a place again")
+        eventually(lambda: post(up, "/v2/models/paced/generate_stream", {"count": 1}).status == 200, "there is a place again", every_s=0.02)
     finally:
         for each in open_ones:
             each.close()
@@ -353,7 +357,7 @@ def test_who_goes_away_ends_the_model(up: Process) -> None:
     assert next(events(response))["token"] == "t0"
     assert in_flight(up, "paced") == 1
     response.close()
-    eventually(lambda: in_flight(up, "paced") == 0, "nothing is left inside")
+    until_nothing_is_inside(up, "paced")
 
 
 @needs("nginx")
@@ -368,7 +372,7 @@ def test_a_slow_reader_slows_its_own_stream_only(up: Process) -> None:
             assert len(list(events(post(up, "/v2/models/tokens/generate_stream", {"count": 100})))) == 100
         assert post(up, "/v2/models/tokens/generate", {"count": 1}).status == 200
         assert in_flight(up, "tokens") == 1
-    eventually(lambda: in_flight(up, "tokens") == 0, "nothing is left inside")
+    until_nothing_is_inside(up, "tokens")
 
 
 @needs("nginx")

@@ -16,7 +16,7 @@ from inference_client import Client
 from outboard import demo
 from tests.needs import needs
 from tests.onnx_models import times
-from tests.processes import ROOT, Process, alive, descendants, environment, start_up, wait_until_gone
+from tests.processes import ROOT, Process, alive, command, descendants, environment, start_up, wait_until_gone
 
 READY = re.compile(r"http=http://127\.0\.0\.1:\d+ grpc=127\.0\.0\.1:\d+ thrift=127\.0\.0\.1:\d+ metrics=http://127\.0\.0\.1:\d+/metrics")
 
@@ -87,7 +87,7 @@ def test_a_killed_up_takes_everything_along(models: Path, tmp_path: Path) -> Non
 def test_a_part_that_dies_ends_the_whole_and_is_named(models: Path, tmp_path: Path) -> None:
     up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
     below = descendants(up.process.pid)
-    servers = [pid for pid in below if b"inference_server\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    servers = [pid for pid in below if b"inference_server\0" in command(pid)]
     os.kill(servers[0], signal.SIGKILL)
     assert up.process.wait(60) == 1
     up.stop()
@@ -99,8 +99,8 @@ def test_a_part_that_dies_ends_the_whole_and_is_named(models: Path, tmp_path: Pa
 def test_a_killed_web_server_leaves_no_worker_behind(models: Path, tmp_path: Path) -> None:
     up = start_up(tmp_path / "data", "--no-demo", "--models", str(models))
     below = descendants(up.process.pid)
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below}
-    (master,) = [pid for pid, command in commands.items() if b"nginx: master" in command and b"/run/nginx.conf" in command]
+    commands = {pid: command(pid) for pid in below}
+    (master,) = [pid for pid, line in commands.items() if b"nginx: master" in line and b"/run/nginx.conf" in line]
     os.kill(master, signal.SIGKILL)
     assert up.process.wait(60) == 1
     up.stop()

@@ -146,7 +146,7 @@ def test_a_batch_that_fails_as_a_whole(gateway: Working) -> None:
 
 def test_pause_resume_and_a_new_worker_go_on_where_it_was(gateway: Working, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_run, "CHECKPOINT_S", 0.0)
-    count = 4000
+    count = 20_000
     rows = "a,b\n" + "".join(f"{number},{number}\n" for number in range(count))
 
     def look() -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The event loop behind nginx, spoken to as nginx speaks: what it answers, what it hands back, and what it does with bad company."""
 
+import contextlib
 import gzip
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tests.gateway.model_host import Served
 from tests.gateway.test_metrics import parse, value
 from tests.gateway.through_front import UnixConnection
 from tests.onnx_models import slow, times
-from tests.processes import Process, start_server
+from tests.processes import Process, executors, start_server, stopped
 
 ENDPOINT = "/v2/models/<model>/infer"
 
@@ -225,30 +226,36 @@ def busy(served: Served, slow_host: Process, tmp_path: Path) -> Iterator[Fronted
     services.models.close()
 
 
+def held(slow_host: Process) -> AbstractContextManager[None]:
+    """While the slow model's process stands still: none of its requests is over before the test has seen what it waits for."""
+    return stopped(executors(slow_host.process.pid, "slow"))
+
+
 def successes(front: Fronted) -> int:
     return front.services.models.statistics("slow")[0].success.count
 
 
 class TestWaiting:
-    def test_slow_requests_hold_nobody_up(self, busy: Fronted) -> None:
-        waiting = [busy.send("slow", tensor(number)) for number in range(20)]
-        begun = time.monotonic()
-        assert busy.answer("triple", PAIR).data == [3.0, 6.0]
-        took = time.monotonic() - begun
+    def test_slow_requests_hold_nobody_up(self, busy: Fronted, slow_host: Process) -> None:
+        with held(slow_host):
+            waiting = [busy.send("slow", tensor(number)) for number in range(20)]
+            assert busy.answer("triple", PAIR).data == [3.0, 6.0], "before the first of the slow ones"
         assert b'"data":[0.0]' in waiting[0].recv(1000)
-        assert took < time.monotonic() - begun, "the quick one was answered before the first of the slow ones"
         for sock in waiting:
             sock.close()
 
-    def test_who_goes_away_is_not_served(self, busy: Fronted) -> None:
+    def test_who_goes_away_is_not_served(self, busy: Fronted, slow_host: Process) -> None:
         before = successes(busy)
-        with busy.send("slow", tensor(1)) as first:
+        with held(slow_host):
+            first = busy.send("slow", tensor(1))
             waiting = [busy.send("slow", tensor(number)) for number in range(10)]
             eventually(lambda: busy.counted("requests_in_flight") == 11, "all are asked")
             for sock in waiting:
                 sock.close()
+            gone = {"endpoint": ENDPOINT, "method": "POST", "status": "499"}
+            eventually(lambda: busy.counted("requests_total", **gone) == 10, "their going is noticed")
+        with first:
             assert b"200 OK" in first.recv(1000)
-        eventually(lambda: busy.counted("requests_total", endpoint=ENDPOINT, method="POST", status="499") == 10, "their going is noticed")
         busy.answer("slow", tensor(1))
         # those that had begun to run when their callers went were run; with a queue before them, that is one at most
         assert successes(busy) - before <= 3
@@ -267,9 +274,11 @@ class TestWaiting:
         services.models.renew_declaration("slow")
         thread = threading.Thread(target=front.serve)
         thread.start()
-        with made.send("slow", tensor(7)) as sock, made.connect() as idle:
-            eventually(lambda: made.counted("requests_in_flight") == 1, "it is asked")
-            front.leave(30)
+        with contextlib.ExitStack() as opened:
+            with held(slow_host):
+                sock, idle = opened.enter_context(made.send("slow", tensor(7))), opened.enter_context(made.connect())
+                eventually(lambda: made.counted("requests_in_flight") == 1, "it is asked")
+                front.leave(30)
             assert b'"data":[7.0]' in sock.recv(1000)
             thread.join(30)
             assert not thread.is_alive() and idle.recv(1) == b"" and not made.path.exists()
@@ -312,8 +321,8 @@ class TestBadCompany:
             assert sock.recv(1000) == b""
         assert front.answer("triple", PAIR).status == 200
 
-    def test_two_requests_at_once(self, busy: Fronted) -> None:
-        with busy.send("slow", tensor(1)) as sock:
+    def test_two_requests_at_once(self, busy: Fronted, slow_host: Process) -> None:
+        with held(slow_host), busy.send("slow", tensor(1)) as sock:
             eventually(lambda: busy.counted("requests_in_flight") == 1, "it is asked")
             sock.sendall(request("slow", tensor(1)))
             assert sock.recv(1000) == b""

@@ -21,6 +21,17 @@ def preprocess(inputs):
 def postprocess(outputs):
     return {"both": outputs["y"] + 1}
 """
+UNHURRIED = """
+import time
+
+def preprocess(inputs):
+    time.sleep(0.05)
+    return {"x": inputs["x"] * 10}
+
+def postprocess(outputs):
+    return {"both": outputs["y"] + 1}
+"""
+"""Its batch would take 15 s and more: the next script comes long before its end."""
 AFTER = """
 def postprocess(outputs):
     return {"after": outputs["y"] + 2}
@@ -72,7 +83,7 @@ def test_no_call_fails_and_none_is_of_two_scripts(plain: Stage) -> None:
 
 
 def test_a_batch_goes_on_with_the_script_that_serves(plain: Stage) -> None:
-    put(plain, "both", BOTH)
+    put(plain, "both", UNHURRIED)
     put(plain, "after", AFTER)
     plain.deploy(script={"name": "both"})
     services = plain.over.services

@@ -226,14 +226,16 @@ def test_hundreds_wait_in_one_thread(services: Services) -> None:
             over = is_late or state(services, self.task_id) == "cancelled"
             return (b"late" if is_late else b"over") if over else b"", over
 
-    before, pairs = threading.active_count(), []
-    for number in range(200):
+    before, pairs, watches = threading.active_count(), [], [Watch(ids[number % 3], time.monotonic() + 60) for number in range(200)]
+    for watch in watches:
         ours, theirs = socket.socketpair()
-        waiters.take(theirs.detach(), Watch(ids[number % 3], time.monotonic() + (0.3 if number % 3 == 2 else 60)))
+        waiters.take(theirs.detach(), watch)
         pairs.append(ours)
     assert threading.active_count() <= before + 1
     with pytest.raises(ServingError):
         waiters.take(0, Watch(ids[0], 0))
+    for watch in watches[2::3]:
+        watch.until = time.monotonic() + 0.3  # and not before all are there
     services.tasks.cancel(ANN, ids[0])
     pairs[1].close()  # a caller that goes
     for number, ours in enumerate(pairs):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.eventually import eventually
 from tests.gateway.working import Working, working
-from tests.processes import Process
+from tests.processes import Process, executors, stopped
 
 
 @pytest.fixture
@@ -147,12 +147,13 @@ def test_cancel_retry_delete(gateway: Working) -> None:
     assert gateway.client.get(f"/v1/tasks/{task_id}", headers=gateway.ann).status_code == 404
 
 
-def test_a_running_task_is_taken_back_from_the_model(running: Working) -> None:
-    ids = [running.submit(running.ann, model="slow").get_json()["id"] for _ in range(2)]
-    eventually(lambda: all(running.task(running.ann, each)["state"] == "running" for each in ids), "they run", 20)
-    for each in ids:
-        running.client.post(f"/v1/tasks/{each}/cancel", headers=running.ann)
-    assert {running.ended(running.ann, each)["state"] for each in ids} == {"cancelled"}
+def test_a_running_task_is_taken_back_from_the_model(running: Working, host: Process) -> None:
+    with stopped(executors(host.process.pid, "slow")):  # so that none ends before it is cancelled
+        ids = [running.submit(running.ann, model="slow").get_json()["id"] for _ in range(2)]
+        eventually(lambda: all(running.task(running.ann, each)["state"] == "running" for each in ids), "they run", 20)
+        for each in ids:
+            running.client.post(f"/v1/tasks/{each}/cancel", headers=running.ann)
+        assert {running.ended(running.ann, each)["state"] for each in ids} == {"cancelled"}
 
 
 def events_of(body: bytes) -> list[tuple[int, str, dict[str, Any]]]:

@@ -64,6 +64,7 @@ def test_a_stop_lets_requests_in_flight_finish(busy: tuple[Gateway, socket.socke
     deadline = time.monotonic() + 20
     while len(session_of(gateway)) == running:
         assert time.monotonic() < deadline, "the idle worker did not end"
+        time.sleep(0.02)
     sock.sendall(REGISTRATION[10:])
     status, _, body = exchange(sock)
     assert status == 201 and json.loads(body)["username"] == "ann"
@@ -92,7 +93,7 @@ def test_a_stop_during_the_start_is_not_lost(settings: Settings, tmp_path: Path,
         "workers": lambda: "spawned uWSGI worker 1" in program.log,
     }
     try:
-        eventually(awaited[moment], moment)
+        eventually(awaited[moment], moment, 30)
         began = time.monotonic()
         program.stop(signal.SIGTERM, 10)
         assert time.monotonic() - began < 5

@@ -51,7 +51,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return replace(settings, webhook_addresses="any", webhook_timeout_s=2.0, access_token_ttl_s=10_000_000)
+    return replace(settings, webhook_addresses="any", webhook_timeout_s=20.0, access_token_ttl_s=10_000_000)
 
 
 @pytest.fixture

@@ -38,7 +38,11 @@ def send(gateway: Gateway, head: str, *pieces: bytes) -> tuple[int, dict[str, st
 
 def wait_in_flight(gateway: Gateway, count: int) -> None:
     """Until `count` requests besides the asking one are being answered."""
-    eventually(lambda: value(parse(gateway.text("/metrics")), "requests_in_flight") == count + 1, "the requests reached workers", 20)
+
+    def inside() -> bool:
+        return value(parse(gateway.text("/metrics")), "requests_in_flight") == count + 1
+
+    eventually(inside, "the requests reached workers", 20, 0.02)
 
 
 def half_a_request(gateway: Gateway) -> socket.socket:
@@ -65,7 +69,7 @@ def session_of(gateway: Gateway) -> set[int]:
 
 
 def wait_until_gone(gateway: Gateway) -> None:
-    eventually(lambda: not session_of(gateway), "its processes have gone", 20)
+    eventually(lambda: not session_of(gateway), "its processes have gone", 20, 0.02)
 
 
 def uwsgi_request(path: str, variables: dict[str, str], body: bytes = b"") -> socket.socket:
@@ -88,5 +92,5 @@ def half_a_request_from_nginx(gateway: Gateway) -> socket.socket:
         with uwsgi_request(gateway.settings.socket, {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}) as asking:
             return value(parse(exchange(asking)[2].decode()), "requests_in_flight") == 2
 
-    eventually(inside, "the request reached a worker", 20)
+    eventually(inside, "the request reached a worker", 20, 0.02)
     return sock

@@ -39,7 +39,7 @@ def test_trap_1_the_stock_client_takes_a_late_reply_for_the_next_calls_answer() 
             Inference,
             "127.0.0.1",
             peer.port,
-            timeout=100,
+            timeout=1000,  # of the second call too, which is answered
             proto_factory=TBinaryProtocolFactory(),
             trans_factory=TFramedTransportFactory(),
         )

@@ -12,7 +12,7 @@ import pytest
 from idl.codes import Code, ServingError
 from inference_server.executors.memory_limit import MemoryLimits
 from inference_server.validation.validations import ValidationLimits, Validations
-from tests.hostile_models import CANARY, Hostile, everything, thought_of
+from tests.hostile_models import CANARY, TOO_SLOW, Hostile, everything, thought_of
 from tests.inference_server.test_validation import parts
 from tests.needs import has_box, need_box
 
@@ -52,6 +52,9 @@ def outcomes(root: Path) -> Outcomes:
     tried = [each for each in ALL if not each.code or has_box()]
     with ThreadPoolExecutor(2) as pool:
         errors = dict(zip((each.name for each in tried), pool.map(error, tried), strict=True))
+    for each in tried:
+        if TOO_SLOW in str(errors[each.name]) and each.says not in str(errors[each.name]):
+            errors[each.name] = error(each)  # alone
     until = time.monotonic() + 10
     while processes(root) and time.monotonic() < until:
         time.sleep(0.05)  # killed, and on its way out

@@ -165,8 +165,11 @@ def test_the_queue_is_what_waits(engine: Engine, repository: Path) -> None:
     looping(repository / "slow" / "1" / "model.onnx")
     engine.load_all()
     assert Made(engine).ask("slow", 30_000) == "ok"  # from now on it is known to take long, and somebody keeps the door meanwhile
-    asked = [threading.Thread(target=Made(engine).ask, args=("slow", 30_000)) for _ in range(3)]
-    for thread in asked:
+    (executor,) = engine._served["slow"].versions[1].executors
+    asked = [threading.Thread(target=Made(engine).ask, args=("slow", count)) for count in (200_000, 1, 1)]
+    asked[0].start()
+    eventually(lambda: executor.board.cells[boards.RUNNING] == 1, "it runs, and goes on while the others come")
+    for thread in asked[1:]:
         thread.start()
 
     def waits() -> float:

@@ -152,11 +152,14 @@ def test_requests_of_one_sequence_run_in_their_order(engine: Engine, repository:
 
 
 def test_idle_ones_are_forgotten_and_there_is_a_most(engine: Engine, repository: Path) -> None:
-    load(engine, repository, STATE + "[sequence]\nidle_timeout_s = 0.2\nmax_sequences = 2\n")
+    load(engine, repository, STATE + "[sequence]\nmax_sequences = 2\n")
     ask(engine, (1, 1), 1, start=True)
     ask(engine, (1, 1), 2, start=True)
     error = refused(engine, (1, 1), 3, start=True)
     assert error.code is Code.OVERLOADED and error.retry_after_ms
+    load(engine, repository, STATE + "[sequence]\nidle_timeout_s = 0.2\nmax_sequences = 2\n")  # none is forgotten before it is refused
+    ask(engine, (1, 1), 1, start=True)
+    ask(engine, (1, 1), 2, start=True)
     eventually(lambda: floats(ask(engine, (1, 1), 3, start=True)) == [1, 1] if not _full(engine) else False, "the others were forgotten")
     assert "idle for 0.2 s" in refused(engine, (1, 1), 1).message
 

@@ -158,8 +158,8 @@ def test_its_mistakes_come_where_the_answer_would(engine: Engine, repository: Pa
 
 def test_a_deadline_is_for_all_of_them(engine: Engine, repository: Path) -> None:
     load(engine, repository, "import time\ndef infer(inputs):\n  while True:\n    time.sleep(0.01)\n    yield {'token': ['a']}\n")
-    stream = engine.model_stream(asked(1, deadline=time.monotonic() + 0.3))
     begun = time.monotonic()
+    stream = engine.model_stream(asked(1, deadline=begun + 0.3))
     with pytest.raises(ServingError) as caught:
         while stream.next() is not None:
             pass
@@ -221,12 +221,15 @@ def infer(inputs, parameters):
 
 def test_one_that_nobody_reads_ends_at_its_deadline_and_those_in_the_queue_at_theirs(engine: Engine, repository: Path) -> None:
     load(engine, repository, more="max_streams = 1\n")
-    unread = engine.model_stream(asked(1000, deadline=time.monotonic() + 0.5))
-    assert unread.next() is not None
-    short = engine.model_stream(asked(3, deadline=time.monotonic() + 0.1))
+    lasting = engine.model_stream(asked(1000))
+    assert lasting.next() is not None
+    short = engine.model_stream(asked(3, deadline=time.monotonic() + 0.75))
     with pytest.raises(TimeoutError):
         short.next(time.monotonic() + 0.01)
     eventually(lambda: engine.model_statistics("m", "")[0].fail.count == 1, "the one in the queue is refused while the place is taken")
+    lasting.close()
+    unread = engine.model_stream(asked(1000, deadline=time.monotonic() + 0.75))
+    assert unread.next() is not None
     assert everything(engine.model_stream(asked(3, deadline=time.monotonic() + 10))) == ["t0", "t1", "t2"]
     unread.close()
     short.close()

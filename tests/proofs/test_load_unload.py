@@ -124,16 +124,20 @@ def test_through_a_server(tmp_path: Path, long: bool, figure: Record) -> None:
     run_dir = tmp_path / "run"
     server = start_server(tmp_path / "models", tmp_path, "--run-dir", str(run_dir))
     addresses = [f"grpc://{server['grpc']}", f"thrift://{server['thrift']}"]
+
+    def nothing_left() -> bool:
+        return not _published(run_dir) and holdings(server.process.pid).memfds == 0
+
     try:
         with Client(addresses[0]) as grpc, Client(addresses[1]) as thrift:
             _changed_through(grpc, thrift, total)  # makes the threads, the connections and their memory
+            eventually(nothing_left, "what the last loads have replaced has gone too", every_s=0.05)
             before = holdings(server.process.pid)
             _changed_through(grpc, thrift, total)
+            eventually(nothing_left, "what the last loads have replaced has gone too", every_s=0.05)
             with contextlib.suppress(AssertionError):
-                eventually(lambda: not holdings(server.process.pid).over(before), "")
-            now = holdings(server.process.pid)
-            assert not now.over(before)
-            assert now.memfds == 0 and not _published(run_dir)
+                eventually(lambda: not holdings(server.process.pid).over(before), "", every_s=0.05)
+            assert not holdings(server.process.pid).over(before)
             grpc.load_model("m")
             assert grpc.server_live() and grpc.server_ready() and grpc.model_ready("m")
             assert thrift.infer("m", {"x": np.float32([[1, 2]])}).outputs["y"].tolist() == [[3, 6]]
