@@ -110,13 +110,14 @@ def test_a_caller_that_goes_away_is_not_served(up: Process) -> None:
         return value(parse(ask(up, "/metrics", b"", "GET")[2].decode()), "requests_in_flight")
 
     others = in_flight()
-    for _ in range(4):  # whatever a loop does not know yet goes to a worker, which could not see that its caller has gone
-        ask(up, "/v2/models/slow/infer", body)
-    eventually(lambda: in_flight() == others, "they have ended")
+    ask(up, "/v2/models/slow/infer", body)
     with Client(f"thrift://{up['thrift']}") as host, closing(connect(up)) as first:
         before = host.model_statistics("slow")[0].success.count
         gone = [connect(up) for _ in range(5)]
         with stopped(executors(up.process.pid, "slow")):  # so that none of them is run before it has gone
+            # a loop knows a model for two seconds after it was asked of it; else it goes to a worker, who cannot see that its caller has gone
+            assert {ask(up, "/v2/models/slow/infer", b"[]")[0] for _ in range(8)} == {400}
+            eventually(lambda: in_flight() == others, "they have ended")
             first.request("POST", "/v2/models/slow/infer", body)
             for connection in gone:
                 connection.request("POST", "/v2/models/slow/infer", body)
