@@ -49,19 +49,22 @@ def _rollup(pid: int, field: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Counts over a tree. The descriptors are those without connections that are kept for the next call: as many of them are open as calls
-    were ever made at once, which is the callers' doing (and nginx's, whose processes are left out).
+    """Counts over a tree. `connections` are those that are kept for the next call, and no `descriptors`: as many of them are open as calls
+    were made at once of late, which is the callers' doing (and nginx's, whose processes are left out).
     """
 
     processes: int
     threads: int
     descriptors: int
     memfds: int
+    connections: int
 
-    def over(self, before: "Holdings") -> str:
-        """What is more than before, as text; "" where nothing is."""
+    def over(self, before: "Holdings", at_once: int) -> str:
+        """What is more than before, as text; "" where nothing is. Of connections there may be as many more as calls were made `at_once`."""
         more = {
-            name: (getattr(before, name), getattr(self, name)) for name in self.__slots__ if getattr(self, name) > getattr(before, name)
+            name: (getattr(before, name), getattr(self, name))
+            for name in self.__slots__
+            if getattr(self, name) > getattr(before, name) + (at_once if name == "connections" else 0)
         }
         return ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in more.items())
 
@@ -70,7 +73,9 @@ def holdings(pid: int) -> Holdings:
     """Of a tree at this moment."""
     pids = tree(pid)
     kept = _kept_connections()
-    return Holdings(len(pids), sum(map(_threads, pids)), sum(_descriptors(pid, kept) for pid in pids), len(shared_memory(pids)))
+    open_ = [entry for pid in pids for entry in _descriptors(pid)]
+    connections = sum(entry in kept for entry in open_)
+    return Holdings(len(pids), sum(map(_threads, pids)), len(open_) - connections, len(shared_memory(pids)), connections)
 
 
 def _threads(pid: int) -> int:
@@ -79,14 +84,15 @@ def _threads(pid: int) -> int:
     return 0
 
 
-def _descriptors(pid: int, without: set[str]) -> int:
-    found = 0
+def _descriptors(pid: int) -> list[str]:
+    """What each of them is, as proc(5) calls it; none of nginx's."""
+    found: list[str] = []
     with contextlib.suppress(OSError):
         if Path(f"/proc/{pid}/comm").read_text() == "nginx\n":
-            return 0
+            return []
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):  # closed meanwhile
-                found += str(entry.readlink()) not in without
+                found.append(str(entry.readlink()))
     return found
 
 

@@ -136,8 +136,8 @@ def test_through_a_server(tmp_path: Path, long: bool, figure: Record) -> None:
             _changed_through(grpc, thrift, total)
             eventually(nothing_left, "what the last loads have replaced has gone too", every_s=0.05)
             with contextlib.suppress(AssertionError):
-                eventually(lambda: not holdings(server.process.pid).over(before), "", every_s=0.05)
-            assert not holdings(server.process.pid).over(before)
+                eventually(lambda: not holdings(server.process.pid).over(before, THREADS + 1), "", every_s=0.05)
+            assert not holdings(server.process.pid).over(before, THREADS + 1)
             grpc.load_model("m")
             assert grpc.server_live() and grpc.server_ready() and grpc.model_ready("m")
             assert thrift.infer("m", {"x": np.float32([[1, 2]])}).outputs["y"].tolist() == [[3, 6]]

@@ -23,6 +23,8 @@ from tests.proofs.wires import WIRES, LaneWire, Pending, Wire
 
 PLUG_S = 0.2
 """How long the model is kept busy while something else happens."""
+AT_ONCE = 48
+"""Calls, at most."""
 AHEAD_S = 2.0
 """The same, while six calls come over six new connections."""
 
@@ -126,7 +128,7 @@ class Bench:
 
     def many_at_once(self) -> None:
         for _ in range(3):
-            assert {pending.result() for pending in [self._wire.send(self._request(0.005)) for _ in range(48)]} == {"ok"}
+            assert {pending.result() for pending in [self._wire.send(self._request(0.005)) for _ in range(AT_ONCE)]} == {"ok"}
 
     def ok(self) -> dict[str, int]:
         assert self._wire.send(self._request()).result() == "ok"
@@ -207,10 +209,10 @@ def test_every_outcome_frees_all_state(stack: Stack, wire: str, long: bool, figu
     finally:
         sending.close()
     with contextlib.suppress(AssertionError):
-        eventually(lambda: not holdings(stack.process.process.pid).over(before), "")
+        eventually(lambda: not holdings(stack.process.process.pid).over(before, AT_ONCE), "")
     now = holdings(stack.process.process.pid)
     figure(f"outcomes over {wire}: {now}")
-    assert not now.over(before), now.over(before)
+    assert not now.over(before, AT_ONCE), now.over(before, AT_ONCE)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def test_what_is_called_is_seen_within_two_seconds(site: Site, browser: Browser)
             called = time.monotonic()
             expect(requests).to_have_text(f"{before + 1:,}")
             took.append(time.monotonic() - called)
-        assert min(took) < 2, took
+        assert sorted(took)[1] < 2, took
         wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2]}]}
         site.owner.asked("POST", "/v2/models/owner.d/infer", wrong, **{"X-Request-Id": "seen-1"})
         expect(page.locator("#failed tbody tr").first.locator("code").last).to_have_text("seen-1", timeout=5000)

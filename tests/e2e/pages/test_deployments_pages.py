@@ -101,7 +101,7 @@ def test_states_change_while_one_looks(on: Watched, site: Site) -> None:
         expect(page.locator(f"#deployment-now [data-state={on_the_way}], #deployment-now [data-state={wanted}]")).to_be_visible()
         took.append(time.monotonic() - begun)
         state(page, wanted)
-    assert min(took) < 2.5, took
+    assert sorted(took)[1] < 2.5, took
     assert page.evaluate("document.activeElement.id") == "field-pin-name" and page.input_value("#field-pin-name") == "half a na"
     page = on.go("/ui/deployments?q=watched")
     page.click("[data-delete]")

@@ -64,7 +64,7 @@ def test_states_change_while_one_looks(site: Site, browser: Browser) -> None:
             begun = time.monotonic()
             expect(state).to_have_attribute("data-state", wanted)
             took.append(time.monotonic() - begun)
-        assert min(took) < LIVE_S, took
+        assert sorted(took)[1] < LIVE_S, took
         expect(page.locator(f"#pick-{batch}")).to_be_checked()
         expect(page.locator(f"#link-{batch}")).to_be_focused()
         page.keyboard.press("Enter")
